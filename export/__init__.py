@@ -1,0 +1,1 @@
+"""Smoothed classifiers as SavedModels for TensorFlow Serving and other TensorFlow code."""

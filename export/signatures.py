@@ -1,0 +1,158 @@
+"""The signatures of an exported classifier, over a network and its noise.
+
+First dimension the batch everywhere and no scalars, so that TensorFlow Serving may batch requests
+of every signature. Only core TensorFlow ops.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfmacer.records.runs import Smoothing
+from tfmacer.votes.local import count_votes, inference
+
+Tensors = dict[str, tf.Tensor]
+
+
+class SmoothedClassifier(tf.Module):
+    """What is saved: the network's variables and the signatures that read them.
+
+    The Keras network itself is not attached: a SavedModel with one was seen to load eagerly and
+    then fail in a Session, the runtime of TensorFlow Serving, for want of its variables.
+    """
+
+    def __init__(self, network: Any, smoothing: Smoothing, num_samples: int) -> None:
+        """Wraps a network.
+
+        Args:
+          network: Keras model from images `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
+          smoothing: its noise and shapes; its text is what `tfmacer_info` answers.
+          num_samples: draws behind a prediction of `serving_default` and `encoded`.
+        """
+        super().__init__(name="smoothed_classifier")
+        self.v = [variable.value for variable in network.weights]
+        self._network = inference(network)
+        self._smoothing = smoothing
+        self._num_samples = num_samples
+        self._text = smoothing.to_json()
+
+    # tf.Module tracks what hangs on it; the closure over the Keras network must stay invisible.
+    _TF_MODULE_IGNORED_PROPERTIES = frozenset({"_network"})
+
+    def signatures(self) -> dict[str, Callable[..., Tensors]]:
+        """Each signature as a `tf.function` with named, typed inputs."""
+        images = tf.TensorSpec([None, *self._smoothing.input_shape], tf.float32, name="images")
+
+        def per_row(name: str, dtype: tf.DType, *shape: int) -> tf.TensorSpec:
+            return tf.TensorSpec([None, *shape], dtype, name=name)
+
+        def function(body: Callable[..., Tensors], *inputs: tf.TensorSpec) -> Any:
+            return tf.function(body, input_signature=inputs, autograph=False)
+
+        return {
+            "serving_default": function(self.serving_default, images),
+            "sample_under_noise": function(
+                self.sample_under_noise,
+                images,
+                per_row("seeds", tf.int32, 2),
+                per_row("offsets", tf.int32),
+                per_row("num_samples", tf.int32),
+                per_row("beta", tf.float32),
+            ),
+            "logits": function(self.logits, images),
+            "encoded": function(self.encoded, per_row("encoded_images", tf.string)),
+            "tfmacer_info": function(self.tfmacer_info, per_row("probe", tf.int32)),
+        }
+
+    def serving_default(self, images: tf.Tensor) -> Tensors:
+        """Smoothed prediction under noise that is fresh at every call and for every row.
+
+        Args:
+          images: float32 `[B, H, W, C]` in [0, 1].
+
+        Returns:
+          `classes` int64 `[B]`, `counts` int64 `[B, K]`, `probabilities` float32 `[B, K]` (mean
+          softmax over the draws).
+        """
+        rows = tf.shape(images)[0]
+        # The one source of randomness with no seed to bake in: `tf.random` replays the same
+        # noise in every process once whoever exported had set a global seed.
+        seeds = tf.raw_ops.NonDeterministicInts(shape=tf.stack([rows, 2]), dtype=tf.int32)
+        counts, sums, _ = count_votes(
+            self._network,
+            self._smoothing,
+            images,
+            seeds,
+            tf.zeros([rows], tf.int32),
+            tf.fill([rows], self._num_samples),
+            tf.ones([rows]),
+        )
+        return {
+            "classes": tf.argmax(counts, axis=-1),
+            "counts": counts,
+            "probabilities": tf.cast(sums / self._num_samples, tf.float32),
+        }
+
+    def sample_under_noise(
+        self,
+        images: tf.Tensor,
+        seeds: tf.Tensor,
+        offsets: tf.Tensor,
+        num_samples: tf.Tensor,
+        beta: tf.Tensor,
+    ) -> Tensors:
+        """Votes of a reproducible stretch of draws; see `tfmacer.votes.local.count_votes`."""
+        rows = tf.shape(images)[0]
+        checks = [
+            tf.debugging.assert_equal(
+                tf.shape(values)[0], rows, f"{name} must have as many rows as images"
+            )
+            for name, values in {
+                "seeds": seeds,
+                "offsets": offsets,
+                "num_samples": num_samples,
+                "beta": beta,
+            }.items()
+        ]
+        for name, values, limit in (
+            ("offsets", offsets, 2_000_000_000),
+            ("num_samples", num_samples, 1_000_000),
+        ):
+            inside = tf.reduce_all((values >= 0) & (values <= limit))
+            checks.append(
+                tf.debugging.Assert(inside, [f"{name} must lie in [0, {limit}], got", values])
+            )
+        with tf.control_dependencies([check for check in checks if check is not None]):
+            images = tf.identity(images)
+        counts, sums, square_sums = count_votes(
+            self._network, self._smoothing, images, seeds, offsets, num_samples, beta
+        )
+        return {"counts": counts, "sums": sums, "square_sums": square_sums}
+
+    def logits(self, images: tf.Tensor) -> Tensors:
+        """`logits` float32 `[B, K]` of the base network, without noise."""
+        return {"logits": tf.cast(self._network(images), tf.float32)}
+
+    def encoded(self, encoded_images: tf.Tensor) -> Tensors:
+        """As `serving_default`, from PNG or JPEG bytes `[B]`; for REST clients.
+
+        Prediction only: decoders differ, so what is certified is pixels, never a file.
+        """
+        shape = self._smoothing.input_shape
+
+        def decode(data: tf.Tensor) -> tf.Tensor:
+            pixels = tf.io.decode_image(data, channels=shape[2], expand_animations=False)
+            message = f"encoded_images must be {shape[0]} x {shape[1]} pixels (H x W)"
+            right = tf.debugging.assert_equal(tf.shape(pixels), shape, message)
+            with tf.control_dependencies([right]):
+                # Through a slice, since an identity would be optimised away with its dependency.
+                floats = tf.cast(pixels[: shape[0], : shape[1]], tf.float32) / 255.0
+            return tf.ensure_shape(floats, shape)
+
+        images = tf.map_fn(decode, encoded_images, fn_output_signature=tf.float32)
+        return self.serving_default(tf.ensure_shape(images, [None, *shape]))
+
+    def tfmacer_info(self, probe: tf.Tensor) -> Tensors:
+        """`smoothing` string `[B]`: the text of `smoothing.json`, one copy a row of `probe`."""
+        return {"smoothing": tf.fill(tf.shape(probe), self._text)}

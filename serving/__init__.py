@@ -1,0 +1,1 @@
+"""The gRPC contract, the certification sidecar, its client and an embedded model server."""

@@ -1,0 +1,125 @@
+"""What every call of the service has: an id, a client, a deadline, a log line, an honest end."""
+
+import dataclasses
+import logging
+import re
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import grpc
+
+from serving.certifier.limits import Admission, TooManyError
+from serving.certifier.logs import FIELD
+from serving.certifier.metrics import Metrics
+from tfmacer.errors import UserError
+from tfmacer.votes.endpoint import BackendError
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID = "x-request-id"
+# Kept back from a caller's deadline, so that the answer still arrives.
+DEADLINE_MARGIN = 0.15
+_SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclasses.dataclass
+class Call:
+    """One call under way.
+
+    Attributes:
+      method: its name.
+      request_id: the caller's own, or a fresh one.
+      client: whom it counts against: the certificate's subject under mutual TLS, else the peer's
+        address without its port.
+      deadline: on `time.monotonic()`'s clock.
+      outcome: how it ended, for log and metrics.
+      notes: what else the log line says.
+    """
+
+    method: str
+    request_id: str
+    client: str
+    deadline: float
+    outcome: str = ""
+    notes: dict[str, object] = dataclasses.field(default_factory=dict)
+
+
+class Calls:
+    """Opens and ends calls."""
+
+    def __init__(self, admission: Admission, metrics: Metrics, *, max_seconds: float) -> None:
+        self._admission = admission
+        self._metrics = metrics
+        self._max_seconds = max_seconds
+
+    @contextmanager
+    def open(self, context: grpc.ServicerContext, method: str) -> Iterator[Call]:
+        """Runs the body as one admitted call; what it raises becomes a gRPC status."""
+        started = time.monotonic()
+        remaining = context.time_remaining()
+        seconds = self._max_seconds
+        if remaining is not None:
+            seconds = min(seconds, remaining - DEADLINE_MARGIN)
+        call = Call(method, _request_id(context), client_of(context), started + seconds)
+        context.send_initial_metadata(((REQUEST_ID, call.request_id),))
+        failure: tuple[grpc.StatusCode, str] | None = None
+        try:
+            with self._admission.enter(call.client):
+                yield call
+        except GeneratorExit:
+            call.outcome = grpc.StatusCode.CANCELLED.name
+            raise
+        except Exception as error:
+            failure = _status_of(error, call)
+            call.outcome = failure[0].name
+        finally:
+            self._ended(call, time.monotonic() - started, failure)
+        if failure is not None:
+            context.abort(*failure)
+
+    def _ended(
+        self, call: Call, seconds: float, failure: tuple[grpc.StatusCode, str] | None
+    ) -> None:
+        self._metrics.requests.labels(call.method, call.outcome).inc()
+        self._metrics.seconds.labels(call.method).observe(seconds)
+        fields = {
+            "request_id": call.request_id,
+            "client": call.client,
+            "method": call.method,
+            "outcome": call.outcome,
+            "seconds": round(seconds, 6),
+            **call.notes,
+        }
+        logger.info(failure[1] if failure else "answered", extra={FIELD: fields})
+
+
+def client_of(context: grpc.ServicerContext) -> str:
+    """Whom a call counts against."""
+    auth = context.auth_context()
+    for key in ("x509_subject", "x509_common_name"):
+        values: Sequence[bytes] = auth.get(key, ())
+        if values:
+            return f"{key}:{values[0].decode(errors='replace')}"
+    peer = context.peer()
+    kind, _, address = peer.partition(":")
+    return peer if kind == "unix" else f"{kind}:{address.rpartition(':')[0]}"
+
+
+def _request_id(context: grpc.ServicerContext) -> str:
+    for key, value in context.invocation_metadata():
+        if key == REQUEST_ID and isinstance(value, str) and _SAFE_ID.fullmatch(value):
+            return value
+    return uuid.uuid4().hex
+
+
+def _status_of(error: Exception, call: Call) -> tuple[grpc.StatusCode, str]:
+    if isinstance(error, BackendError):
+        return error.code, str(error)
+    if isinstance(error, TooManyError):
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
+    if isinstance(error, UserError):
+        return grpc.StatusCode.INVALID_ARGUMENT, str(error)
+    logger.error("request %s failed", call.request_id, exc_info=error, extra={FIELD: call.notes})
+    return grpc.StatusCode.INTERNAL, f"internal error; request id {call.request_id}"

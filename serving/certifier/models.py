@@ -1,0 +1,168 @@
+"""Which version of the model certificates are drawn from, kept up with the backend."""
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable
+
+import grpc
+
+from tfmacer.errors import UserError
+from tfmacer.guarantee import smoothing
+from tfmacer.guarantee.smoothing import Law
+from tfmacer.votes.endpoint import BackendError, Endpoint, ServedModel, served_model
+
+logger = logging.getLogger(__name__)
+
+# Of one question about the model: short, since it is asked again at the next look.
+POLL_TIMEOUT = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Certifiable:
+    """A served model together with the law of its noise."""
+
+    model: ServedModel
+    law: Law
+
+
+class Models:
+    """Follows the newest available version of one model at an endpoint.
+
+    A failure to look does not forget the version known: the call that uses it retries, and says
+    clearly what is wrong if that does not help.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        model_name: str,
+        *,
+        digest: str = "",
+        on_health: Callable[[bool], None] = lambda healthy: None,
+    ) -> None:
+        """Knows nothing yet; see `refresh`.
+
+        Args:
+          endpoint: who serves the model.
+          model_name: under which name.
+          digest: the only model digest accepted; empty accepts any.
+          on_health: told after every look whether certificates can be given.
+        """
+        self._endpoint = endpoint
+        self._model_name = model_name
+        self._digest = digest
+        self._on_health = on_health
+        self._current: Certifiable | None = None
+        self._error: BackendError | None = None
+        self._look = threading.Event()
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def current(self) -> Certifiable:
+        """The version to use now.
+
+        Raises:
+          BackendError: none could be found yet, or what is served cannot be certified.
+        """
+        if self._current is None:
+            raise self._error or BackendError(
+                grpc.StatusCode.UNAVAILABLE, f"backend {self._endpoint.target}: not asked yet"
+            )
+        return self._current
+
+    def refresh(self) -> None:
+        """Looks once.
+
+        Raises:
+          BackendError: the backend cannot be reached, or what it serves cannot be certified.
+        """
+        try:
+            versions = self._endpoint.available_versions(self._model_name, timeout=POLL_TIMEOUT)
+            if not versions:
+                raise BackendError(
+                    grpc.StatusCode.UNAVAILABLE,
+                    f"backend {self._endpoint.target}: no version of model {self._model_name} "
+                    "is available",
+                )
+            # Asked every time: a restarted server may hold another model by the same number.
+            found = self._describe(versions[-1])
+            if self._current != found:
+                self._current = found
+                logger.info("certifying %s version %d", self._model_name, versions[-1])
+            self._error = None
+        except BackendError as error:
+            self._error = error
+            if error.code is grpc.StatusCode.FAILED_PRECONDITION:
+                self._current = None  # never certify an older version than the one served
+            raise
+        finally:
+            self._on_health(self._error is None)
+
+    def check_unchanged(self, used: Certifiable) -> None:
+        """Asks the backend whether a version number still means the model that was used.
+
+        Raises:
+          BackendError: ABORTED, it does not; or the backend cannot be asked.
+        """
+        model = used.model
+        found = served_model(
+            self._endpoint, model.name, version=model.version, timeout=POLL_TIMEOUT
+        )
+        if found != model:
+            self.look_now()
+            raise BackendError(
+                grpc.StatusCode.ABORTED,
+                f"backend {self._endpoint.target}: model {model.name} version {model.version} was "
+                "exchanged for another one midway; ask again",
+            )
+
+    def start(self, poll_seconds: float) -> None:
+        """Looks again and again, on a thread of its own."""
+
+        def poll() -> None:
+            while not self._stopped.is_set():
+                self._look.wait(poll_seconds)
+                self._look.clear()
+                before = self._error
+                try:
+                    self.refresh()
+                except BackendError as error:
+                    if before is None or str(before) != str(error):
+                        logger.warning("%s", error)
+
+        self._thread = threading.Thread(target=poll, name="models", daemon=True)
+        self._thread.start()
+
+    def look_now(self) -> None:
+        """Hurries the next look, where something suggests that the version has changed."""
+        self._look.set()
+
+    def stop(self) -> None:
+        """Stops looking; health is not told any more."""
+        self._on_health = lambda healthy: None
+        self._stopped.set()
+        self._look.set()
+
+    def _describe(self, version: int) -> Certifiable:
+        model = served_model(
+            self._endpoint, self._model_name, version=version, timeout=POLL_TIMEOUT
+        )
+        found = model.smoothing
+        origin = f"backend {self._endpoint.target}: model {model.name} version {version}"
+        if self._digest and found.model_digest != self._digest:
+            raise BackendError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"{origin} has digest {found.model_digest}, --model_digest is {self._digest}",
+            )
+        try:
+            height, width, channels = found.input_shape
+            law = smoothing.law(
+                found.noise_family,
+                sigma=found.sigma,
+                params=found.noise_params,
+                dimension=height * width * channels,
+            )
+        except UserError as error:
+            raise BackendError(grpc.StatusCode.FAILED_PRECONDITION, f"{origin}: {error}") from error
+        return Certifiable(model, law)

@@ -1,0 +1,127 @@
+"""Reads and checks what a caller sent. Every refusal is a `UserError` naming field and limit."""
+
+import dataclasses
+import hashlib
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from serving import certification_pb2 as pb
+from serving.certifier.limits import Limits
+from tfmacer.errors import UserError
+from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.stopping import StopRule
+
+DEFAULT_N0 = 100
+DEFAULT_N = 10_000
+DEFAULT_ALPHA = 0.001
+DEFAULT_PREDICT_N = 100
+# Valid at every look, so that a stream, a stop rule or a deadline may end the drawing anywhere.
+ANYTIME_BOUND = "beta_binomial"
+FIXED_BOUND = "clopper_pearson"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Image:
+    """The pixels of a request.
+
+    Attributes:
+      values: float32 `[H, W, C]` in [0, 1].
+      sha256: hex digest of the values as little-endian bytes in row-major order.
+    """
+
+    values: npt.NDArray[np.float32]
+    sha256: str
+
+
+def read_image(pixels: pb.Pixels, input_shape: tuple[int, int, int]) -> Image:
+    """The image that `Pixels` describe.
+
+    Raises:
+      UserError: no values, another shape than the model's, a length that does not fit it, or a
+        value outside [0, 1].
+    """
+    shape = tuple(pixels.shape)
+    if shape != input_shape:
+        raise UserError(f"pixels.shape is {list(shape)}, the model takes {list(input_shape)}")
+    kind = pixels.WhichOneof("values")
+    if kind is None:
+        raise UserError("pixels.values is missing: give uint8 or float32")
+    data: bytes = getattr(pixels, kind)
+    dtype = np.dtype("u1" if kind == "uint8" else "<f4")
+    needed = math.prod(shape) * dtype.itemsize
+    if len(data) != needed:
+        raise UserError(f"pixels.{kind} has {len(data)} bytes, shape {list(shape)} needs {needed}")
+    values = np.frombuffer(data, dtype).reshape(shape)
+    if kind == "uint8":
+        values = values.astype(np.float32) / np.float32(255)
+    outside = ~((values >= 0) & (values <= 1))
+    if outside.any():
+        where = np.argwhere(outside)[0]
+        raise UserError(
+            f"pixels.float32 has {values[tuple(where)]} at {where.tolist()}, "
+            "values must lie in [0, 1]"
+        )
+    little = values.astype("<f4")
+    return Image(values.astype(np.float32), hashlib.sha256(little.tobytes()).hexdigest())
+
+
+def read_rule(
+    request: pb.CertifyRequest, limits: Limits, *, block_size: int, anytime: bool
+) -> Rule:
+    """The sampling plan that a request asks for.
+
+    Args:
+      request: from the caller.
+      limits: what is allowed.
+      block_size: of the model's noise stream.
+      anytime: whether the answer must be valid at every look, not only after n draws.
+
+    Raises:
+      UserError: a field outside its limits, or values that do not go together.
+    """
+    n0 = _between("n0", request.n0 if request.HasField("n0") else DEFAULT_N0, 1, limits.max_n0)
+    n = _between("n", request.n if request.HasField("n") else DEFAULT_N, 1, limits.max_n)
+    stop = _stop(request, limits)
+    return Rule(
+        alpha=_alpha(request, limits),
+        bound=ANYTIME_BOUND if anytime or stop != StopRule.parse("fixed") else FIXED_BOUND,
+        bilateral=request.bilateral,
+        n0=int(n0),
+        n=int(n),
+        stop=stop,
+        block_size=block_size,
+    )
+
+
+def read_prediction(request: pb.PredictRequest, limits: Limits) -> tuple[int, float]:
+    """Draws and alpha of a prediction.
+
+    Raises:
+      UserError: a field outside its limits.
+    """
+    n = _between("n", request.n if request.HasField("n") else DEFAULT_PREDICT_N, 1, limits.max_n)
+    return int(n), _alpha(request, limits)
+
+
+def _alpha(request: pb.CertifyRequest | pb.PredictRequest, limits: Limits) -> float:
+    alpha = request.alpha if request.HasField("alpha") else DEFAULT_ALPHA
+    return _between("alpha", alpha, limits.min_alpha, 0.5)
+
+
+def _stop(request: pb.CertifyRequest, limits: Limits) -> StopRule:
+    kind = request.WhichOneof("stop") or "fixed"
+    if kind == "fixed":
+        return StopRule.parse("fixed")
+    value: float = getattr(request, kind)
+    high = {"decide": math.inf, "precision": 1.0, "budget": limits.max_seconds}[kind]
+    if not 0 < value <= high or math.isinf(value):
+        raise UserError(f"{kind} is {value}, it must be positive and at most {high}")
+    return StopRule.parse(f"{kind}:{value!r}")
+
+
+def _between(field: str, value: float, low: float, high: float) -> float:
+    if not low <= value <= high:
+        raise UserError(f"{field} is {value}, it must lie in [{low}, {high}]")
+    return value

@@ -1,0 +1,255 @@
+"""The gRPC service `tfmacer.v1.Certifier`.
+
+Votes come from the backend; what to draw, when to stop and what follows from the counts is the
+library's. This file only carries requests to it and its certificates back.
+"""
+
+import contextlib
+import secrets
+import uuid
+from collections import deque
+from collections.abc import Iterator
+
+import grpc
+import numpy as np
+from typing_extensions import override
+
+from serving import certification_pb2 as pb
+from serving import certification_pb2_grpc
+from serving.certifier.audit import AuditLog, Entry
+from serving.certifier.calls import Call, Calls
+from serving.certifier.limits import FairSlots, Limits
+from serving.certifier.messages import certificate_message, model_message
+from serving.certifier.metrics import Metrics
+from serving.certifier.models import Certifiable, Models
+from serving.certifier.requests import Image, read_image, read_prediction, read_rule
+from tfmacer.guarantee.certificate import Certificate, Rule, predict
+from tfmacer.votes.driver import Task, draw_certificates
+from tfmacer.votes.endpoint import BackendError, Endpoint
+from tfmacer.votes.remote import RemoteVotes
+from tfmacer.votes.source import Seeds
+
+
+class Backend:
+    """Opens votes of a model for one call, on places that all calls share."""
+
+    def __init__(
+        self, endpoint: Endpoint, slots: FairSlots, *, parallelism: int, timeout: float
+    ) -> None:
+        self._endpoint = endpoint
+        self._slots = slots
+        self._parallelism = parallelism
+        self._timeout = timeout
+
+    def votes(self, target: Certifiable, call: Call, context: grpc.ServicerContext) -> RemoteVotes:
+        """Votes that end with the call: at its deadline, or when its caller has gone."""
+        votes = RemoteVotes(
+            self._endpoint,
+            target.model,
+            parallelism=self._parallelism,
+            timeout=self._timeout,
+            slots=self._slots.of(call.client),
+            deadline=call.deadline,
+        )
+        if not context.add_callback(votes.cancel):
+            votes.cancel()
+        return votes
+
+
+class Certifier(certification_pb2_grpc.CertifierServicer):
+    """Answers Predict, Certify, CertifyStream and GetModel."""
+
+    def __init__(
+        self,
+        models: Models,
+        backend: Backend,
+        calls: Calls,
+        metrics: Metrics,
+        *,
+        limits: Limits,
+        audit: AuditLog | None,
+        seed: int | None = None,
+    ) -> None:
+        """Only keeps its arguments.
+
+        Args:
+          models: which version to certify.
+          backend: where votes come from.
+          calls: opens and ends calls.
+          metrics: what is counted.
+          limits: on one request.
+          audit: where seeds are recorded; None nowhere.
+          seed: fixes every request's noise to that of image 0 of a run with this seed. For tests
+            only: whoever knows it can look for images on which the noise is lucky.
+        """
+        self._models = models
+        self._backend = backend
+        self._calls = calls
+        self._metrics = metrics
+        self._limits = limits
+        self._audit = audit
+        self._seed = seed
+
+    @override
+    def GetModel(self, request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.Model:
+        """What is served."""
+        with self._calls.open(context, "GetModel") as call:
+            message = model_message(self._models.current().model)
+            call.outcome = "described"
+        return message
+
+    @override
+    def Predict(self, request: pb.PredictRequest, context: grpc.ServicerContext) -> pb.Prediction:
+        """The smoothed classifier's class, or abstention."""
+        with self._calls.open(context, "Predict") as call:
+            target = self._models.current()
+            n, alpha = read_prediction(request, self._limits)
+            image = read_image(request.pixels, target.model.smoothing.input_shape)
+            votes = self._backend.votes(target, call, context)
+            with self._following_versions():
+                counts = _draw(votes, image, self._task(image).select_seed, n)
+                self._models.check_unchanged(target)
+            self._metrics.draws.inc(n)
+            prediction = predict(counts, alpha)
+            call.outcome = "abstain" if prediction.predict < 0 else "predicted"
+            message = pb.Prediction(
+                predict=prediction.predict,
+                p_value=prediction.p_value,
+                alpha=alpha,
+                n=n,
+                counts=counts,
+                model=model_message(target.model),
+                pixels_sha256=image.sha256,
+            )
+        return message
+
+    @override
+    def Certify(self, request: pb.CertifyRequest, context: grpc.ServicerContext) -> pb.Certificate:
+        """The last certificate of the stream that the rule asks for."""
+        with self._calls.open(context, "Certify") as call:
+            (last,) = deque(self._certificates(request, context, call, anytime=False), maxlen=1)
+        return last
+
+    @override
+    def CertifyStream(
+        self, request: pb.CertifyRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.Certificate]:
+        """A certificate at every look; the radius never falls."""
+        with self._calls.open(context, "CertifyStream") as call:
+            yield from self._certificates(request, context, call, anytime=True)
+
+    def _certificates(
+        self,
+        request: pb.CertifyRequest,
+        context: grpc.ServicerContext,
+        call: Call,
+        *,
+        anytime: bool,
+    ) -> Iterator[pb.Certificate]:
+        target = self._models.current()
+        rule = read_rule(
+            request, self._limits, block_size=target.model.smoothing.block_size, anytime=anytime
+        )
+        image = read_image(request.pixels, target.model.smoothing.input_shape)
+        votes = self._backend.votes(target, call, context)
+        task = self._task(image)
+        certificate_id = uuid.uuid4().hex
+        sent: Certificate | None = None
+        drawn = 0
+        try:
+            for certificate, drawn in self._looks(votes, task, rule, target, monotone=anytime):
+                sent = certificate
+                yield certificate_message(
+                    certificate,
+                    target.model,
+                    certificate_id=certificate_id,
+                    sha256=image.sha256,
+                    drawn=drawn,
+                )
+        finally:
+            votes.cancel()
+            self._metrics.draws.inc(drawn)
+            call.notes |= {"certificate_id": certificate_id, "drawn": drawn}
+            if sent is not None:
+                call.outcome = "abstain" if sent.predict < 0 else "certified"
+                call.notes |= {"predict": sent.predict, "radius": sent.radius}
+                self._metrics.radius.observe(sent.radius)
+                self._record(
+                    context,
+                    Entry(
+                        certificate_id=certificate_id,
+                        request_id=call.request_id,
+                        client=call.client,
+                        image=image,
+                        model=target.model,
+                        rule=rule,
+                        task=task,
+                        certificate=sent,
+                    ),
+                )
+
+    def _looks(
+        self, votes: RemoteVotes, task: Task, rule: Rule, target: Certifiable, *, monotone: bool
+    ) -> Iterator[tuple[Certificate, int]]:
+        """A certificate and the draws so far, at every look; at a deadline the best one again."""
+        best: Certificate | None = None
+        latest: Certificate | None = None
+        drawn = 0
+        with self._following_versions():
+            try:
+                for progress in draw_certificates(votes, [task], rule, target.law):
+                    drawn = progress.n
+                    new = progress.certificate is not latest
+                    if new and progress.certificate is not None:
+                        self._models.check_unchanged(target)
+                        latest = progress.certificate
+                        # Any look so far holds, so the largest radius among them does.
+                        best = latest if best is None or latest.radius >= best.radius else best
+                    if best is not None and latest is not None and progress.done:
+                        yield (best if monotone else latest), drawn
+                    elif best is not None and monotone and new:
+                        yield best, drawn
+            except BackendError as error:
+                if best is None or error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise
+                yield best, drawn
+
+    @contextlib.contextmanager
+    def _following_versions(self) -> Iterator[None]:
+        try:
+            yield
+        except BackendError as error:
+            if error.code is grpc.StatusCode.ABORTED:
+                self._models.look_now()
+            raise
+
+    def _task(self, image: Image) -> Task:
+        """The request's noise: fresh from the operating system, unless an operator fixed it."""
+        if self._seed is not None:
+            return Task.seeded(self._seed, 0, image.values)
+        return Task(0, image.values, _fresh_seed(), _fresh_seed())
+
+    def _record(self, context: grpc.ServicerContext, entry: Entry) -> None:
+        if self._audit is not None:
+            self._audit.after(context, entry)
+
+
+def _fresh_seed() -> Seeds:
+    """64 bits of the operating system's entropy, int32 `[2]`."""
+    return np.frombuffer(secrets.token_bytes(8), dtype="<i4").astype(np.int32)
+
+
+def _draw(votes: RemoteVotes, image: Image, seed: Seeds, n: int) -> tuple[int, ...]:
+    """Counts `[K]` of the first n draws of one stream, in one part for each place."""
+    block = votes.smoothing.block_size
+    part = -(-n // (votes.parallelism * block)) * block
+    offsets = np.arange(0, n, part, dtype=np.int32)
+    sizes = np.minimum(part, n - offsets).astype(np.int32)
+    rows = len(offsets)
+    counted = votes.sample(
+        np.repeat(image.values[np.newaxis], rows, axis=0),
+        np.repeat(seed[np.newaxis], rows, axis=0),
+        offsets,
+        sizes,
+    )
+    return tuple(counted.counts.sum(axis=0).tolist())

@@ -1,0 +1,202 @@
+"""The REST paths of TensorFlow Serving: predict, status, metadata, metrics."""
+
+import json
+import re
+import socket
+import threading
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+import tensorflow as tf
+import uvicorn
+from google.protobuf import json_format
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_pb2,
+    predict_pb2,
+)
+
+from serving.embedded.json_tensors import format_response, parse_request
+from serving.embedded.servable import DEFAULT_SIGNATURE
+from serving.embedded.services import SIGNATURE_DEF, Calls
+from serving.embedded.status import StatusError, invalid
+from tfmacer.errors import UserError
+
+_VERSION = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
+_POST = re.compile(
+    rf"/v1/models/(?P<name>[^/:]+){_VERSION}:(?P<method>classify|regress|predict)", re.IGNORECASE
+)
+_GET = re.compile(rf"/v1/models(?:/(?P<name>[^/:]+))?{_VERSION}(?P<metadata>/metadata)?", re.I)
+_HTTP_STATUS = {
+    grpc.StatusCode.CANCELLED: 499,
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.ALREADY_EXISTS: 409,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.FAILED_PRECONDITION: 400,
+    grpc.StatusCode.ABORTED: 409,
+    grpc.StatusCode.OUT_OF_RANGE: 400,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+}
+MAX_BODY_BYTES = 64 * 2**20
+
+
+def make_app(calls: Calls, *, timeout_ms: int, metrics_path: str | None) -> Starlette:
+    """The ASGI application.
+
+    Args:
+      calls: what the paths do.
+      timeout_ms: limit of one run of the graph.
+      metrics_path: where Prometheus metrics are; None for nowhere.
+    """
+
+    async def metrics(request: Request) -> Response:
+        del request
+        return Response(calls.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def models(request: Request) -> Response:
+        body = await _body(request)
+        path = request.scope["raw_path"].decode("ascii", errors="replace")
+        status, text = await run_in_threadpool(
+            _process, calls, timeout_ms, request.method, path, body
+        )
+        return Response(text, status, media_type="application/json")
+
+    routes = [Route("/{path:path}", models, methods=["GET", "POST", "PUT", "DELETE", "PATCH"])]
+    if metrics_path is not None:
+        routes.insert(0, Route(metrics_path, metrics))
+    return Starlette(routes=routes)
+
+
+class RestServer:
+    """Serves an application on a thread of its own."""
+
+    def __init__(self, app: Starlette, host: str, port: int, flag: str) -> None:
+        """Binds the address.
+
+        Raises:
+          UserError: it is taken or cannot be used; the message names `flag`.
+        """
+        try:
+            self._socket = socket.create_server((host, port))
+        except OSError as error:
+            raise UserError(f"--{flag}={port}: cannot listen on {host}:{port}: {error}") from error
+        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="rest", daemon=True
+        )
+
+    def start(self) -> None:
+        """Starts answering."""
+        self._thread.start()
+
+    def stop(self, grace: float) -> None:
+        """Ends after the calls under way, or after `grace` seconds."""
+        self._server.config.timeout_graceful_shutdown = max(1, int(grace))
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()
+
+
+async def _body(request: Request) -> bytes | None:
+    """The body; None where it is too long."""
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            return None
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _process(
+    calls: Calls, timeout_ms: int, method: str, path: str, body: bytes | None
+) -> tuple[int, str]:
+    if not path.lower().startswith("/v1/"):
+        return 404, ""
+    try:
+        if body is None:
+            return 413, _error(f"Request body is larger than {MAX_BODY_BYTES} bytes")
+        post, get = _POST.fullmatch(path), _GET.fullmatch(path)
+        if method == "POST" and post:
+            return 200, _post(calls, timeout_ms, post, body)
+        if method == "GET" and get:
+            return 200, _get(calls, get)
+        raise invalid(f"Malformed request: {method} {path}")
+    except StatusError as error:
+        return _HTTP_STATUS.get(error.code, 500), _error(error.message)
+
+
+def _post(calls: Calls, timeout_ms: int, match: re.Match[str], body: bytes) -> str:
+    if match["method"].lower() != "predict":
+        raise StatusError(
+            grpc.StatusCode.UNIMPLEMENTED, f"{match['method']} is not supported, only predict"
+        )
+    spec = _model_spec(match)
+    with calls.metrics.request(spec.name, "Predict", "REST"):
+        return _predict(calls, timeout_ms, spec, body)
+
+
+def _predict(calls: Calls, timeout_ms: int, spec: Any, body: bytes) -> str:
+    def inputs_of(signature_name: str) -> Mapping[str, Any]:
+        with calls.registry.use(spec) as (_, servable):
+            name = signature_name or DEFAULT_SIGNATURE
+            if name not in servable.signature_defs:
+                raise invalid(f'Serving signature name: "{name}" not found in signature def')
+            return dict(servable.signature_defs[name].inputs)
+
+    signature, inputs, rows = parse_request(body, inputs_of)
+    request = predict_pb2.PredictRequest(model_spec=spec, inputs=inputs)
+    request.model_spec.signature_name = signature
+    response = calls.predict(request, timeout_ms=timeout_ms)
+    outputs = {name: tf.make_ndarray(proto) for name, proto in response.outputs.items()}
+    return format_response(outputs, rows=rows)
+
+
+def _get(calls: Calls, match: re.Match[str]) -> str:
+    if not match["name"]:
+        raise invalid("Missing model name in request.")
+    spec = _model_spec(match)
+    if match["metadata"]:
+        message = calls.metadata(
+            get_model_metadata_pb2.GetModelMetadataRequest(
+                model_spec=spec, metadata_field=[SIGNATURE_DEF]
+            )
+        )
+    else:
+        message = calls.status(get_model_status_pb2.GetModelStatusRequest(model_spec=spec))
+    return json_format.MessageToJson(
+        message,
+        indent=1,
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
+    )
+
+
+def _model_spec(match: re.Match[str]) -> Any:
+    spec = model_pb2.ModelSpec(name=unquote(match["name"]))
+    if match["version"]:
+        version = int(match["version"])
+        if version >= 2**63:
+            raise invalid(f"Failed to convert version: {match['version']} to numeric.")
+        spec.version.value = version
+    if match["label"]:
+        spec.version_label = unquote(match["label"])
+    return spec
+
+
+def _error(text: str) -> str:
+    return json.dumps({"error": text}, indent=4)

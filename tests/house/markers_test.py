@@ -1,0 +1,55 @@
+"""Tests that need more than `make test` gives are skipped there, and say which target runs them."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from source_tree import ROOT
+
+MARKERS = ("slow", "browser", "bazel", "clients")
+
+
+def _pytest(folder, *arguments):
+    """Runs pytest with this project's conftest on one test of each marker and one without."""
+    shutil.copy(ROOT / "tests" / "conftest.py", folder)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    marked = [f"@pytest.mark.{marker}\ndef test_{marker}(): pass\n" for marker in MARKERS]
+    (folder / "some_test.py").write_text(
+        "\n".join(["import pytest", "def test_plain(): pass", *marked])
+    )
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "-v",
+            *arguments,
+            "some_test.py",
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+def test_plain_run_skips_all_and_names_the_targets(tmp_path):
+    output = _pytest(tmp_path)
+    assert "1 passed, 4 skipped" in output
+    for marker in MARKERS:
+        assert f"make test-{marker}" in output
+
+
+@pytest.mark.parametrize("marker", MARKERS)
+def test_a_target_runs_its_own(marker, tmp_path):
+    recipe = re.search(rf"^\t\$\(PYTEST\) (.* -m {marker})$", _makefile(), re.MULTILINE)
+    output = _pytest(tmp_path, *recipe.group(1).split())
+    assert f"test_{marker} PASSED" in output
+    assert "1 passed, 4 deselected" in output
+
+
+def _makefile():
+    return (ROOT / "Makefile").read_text(encoding="utf-8")

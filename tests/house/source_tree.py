@@ -1,0 +1,140 @@
+"""The project's source files, what they import, and the rooms that docs/architecture.md gives them.
+
+Read by the tests of this folder and by `build_file.py`.
+"""
+
+import ast
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SOURCE_FOLDERS = ("tfmacer", "export", "serving", "benchmarks", "tests")
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """One Python file.
+
+    Attributes:
+      path: relative to the repository root.
+      name: as it is imported, e.g. `tfmacer.votes` for `tfmacer/votes/__init__.py`.
+    """
+
+    path: Path
+    name: str
+
+    @property
+    def is_package(self) -> bool:
+        """Whether this is the `__init__.py` of a package."""
+        return self.path.name == "__init__.py"
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether protoc wrote this."""
+        return self.path.stem.endswith(("_pb2", "_pb2_grpc"))
+
+    @property
+    def label(self) -> str:
+        """Name of its Bazel target."""
+        return self.path.with_suffix("").as_posix()
+
+    @functools.cached_property
+    def tree(self) -> ast.Module:
+        """The parsed file."""
+        return ast.parse((ROOT / self.path).read_text(encoding="utf-8"))
+
+    def imports(self, *, lazy: bool = True) -> Iterator[str]:
+        """Names of what is imported, project or not; `a.b.c` for `from a.b import c`.
+
+        Args:
+          lazy: also what is imported inside functions.
+        """
+        package = self.name if self.is_package else self.name.rpartition(".")[0]
+        for node in _statements(self.tree, lazy):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                parents = package.split(".")
+                above = parents[: len(parents) - node.level + 1] if node.level else []
+                source = ".".join([*above, *filter(None, [node.module])])
+                yield from (f"{source}.{alias.name}" for alias in node.names)
+
+    def strings(self) -> set[str]:
+        """Every string constant of the file."""
+        return {
+            node.value
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+
+
+def _statements(tree: ast.AST, lazy: bool) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not lazy:
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from _statements(node, lazy)
+
+
+def modules() -> dict[str, Module]:
+    """Every Python file of the project by its module name."""
+    found = {}
+    for folder in SOURCE_FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            relative = path.relative_to(ROOT)
+            parts = relative.with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            found[name] = Module(relative, name)
+    return found
+
+
+def resolve(name: str, importer: Module, known: dict[str, Module]) -> Module | None:
+    """The project's file that `name`, imported by `importer`, comes from; None if not ours."""
+    beside = f"{importer.name.rpartition('.')[0]}.{name}"
+    for candidate in (name, beside):
+        for path in (candidate, candidate.rpartition(".")[0]):
+            if path in known:
+                return known[path]
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where docs/architecture.md puts a file.
+
+    Attributes:
+      position: counts up in the order of the page; a file imports only what stands before it.
+      tensorflow: "yes", "no" or "when run": imported without it, needs it at work.
+    """
+
+    position: int
+    tensorflow: str
+
+
+def places() -> dict[str, Place]:
+    """The table of rooms in docs/architecture.md: path of each file, and its place."""
+    found: dict[str, Place] = {}
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for row in re.findall(r"^\| `(.+?)/` \| (.*?) \| .* \| (.*?) \|$", page, re.MULTILINE):
+        folder, files, tensorflow = row
+        exceptions = re.findall(r"`(.+?)`", tensorflow)
+        for file in re.findall(r"`(.+?)`", files):
+            answer = tensorflow if not exceptions else "yes" if file in exceptions else "no"
+            for path in _written_as(f"{folder}/{file}"):
+                if path in found:
+                    raise ValueError(f"docs/architecture.md names {path} twice")
+                found[path] = Place(len(found), answer)
+    return found
+
+
+def _written_as(path: str) -> tuple[str, ...]:
+    """The Python files that one file of the page stands for: a .proto is its stubs."""
+    if path.endswith(".proto"):
+        stem = path.removesuffix(".proto")
+        return (f"{stem}_pb2.py", f"{stem}_pb2_grpc.py")
+    return (path,)

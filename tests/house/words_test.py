@@ -1,0 +1,56 @@
+"""The project speaks of itself alone, and leaves nothing half done."""
+
+import re
+import subprocess
+
+import pytest
+from source_tree import ROOT
+
+# Each written so that this file does not match itself.
+FORBIDDEN = {
+    "a path of one machine": r"(?<![\w.])/(root|home|work|Users)[/]\w",
+    "a note to oneself": r"\b(TO[D]O|FIX[M]E|XX[X])\b",
+    "a number that only a tracker knows": r"(?i)\bissue[s]? #?\d",
+    "a folder that is not part of the project": r"\bshared/(design|seeds|hooks)",
+    "a merge left open": r"^[<]{7} |^[>]{7} ",
+}
+GENERATED = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
+NOT_TEXT = (".png", ".svg", ".gif", ".keras", ".woff2", ".ico")
+
+
+def _files():
+    """Every file that is, or is about to be, part of the repository."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listing.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def _texts():
+    return {
+        path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+        for path in _files()
+        if not path.name.endswith((*GENERATED, *NOT_TEXT))
+    }
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_nowhere(what):
+    pattern = re.compile(FORBIDDEN[what], re.MULTILINE)
+    found = {name: hit.group() for name, text in _texts().items() if (hit := pattern.search(text))}
+    assert found == {}
+
+
+def test_files_are_small():
+    """What is large is data, and data is fetched or made, not kept."""
+    large = {path.name for path in _files() if path.stat().st_size > 2_000_000}
+    assert large == set()
+
+
+def test_no_drawer_without_a_name():
+    assert [name for name in _texts() if re.search(r"(^|/)(utils?|helpers?|misc)\.py$", name)] == []

@@ -1,0 +1,1 @@
+"""tfmacer: certified-robust image classifiers for TensorFlow."""

@@ -1,0 +1,309 @@
+"""Certifies the images of a dataset, one row of a log for each.
+
+  python -m tfmacer.certify --run_dir=RUN --out=LOG.tsv --num_examples=500 --skip=20
+
+Killed and started again, it goes on where it was: finished images are not drawn again, and the
+log equals an uninterrupted one's in every column but `time`. With several bounds, the first one's
+log is OUT and each further one's, from the same draws, OUT with the bound's name before `.tsv`.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from tfmacer import commandline
+from tfmacer.errors import UserError
+from tfmacer.guarantee.bounds import BOUNDS
+from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.stopping import StopRule
+from tfmacer.meter import Meter
+from tfmacer.records.logs import LogWriter, Record
+from tfmacer.records.runs import BLOCK_SIZE, RunDirectory, Smoothing
+from tfmacer.records.settings import LogSettings, parse_shard
+
+if TYPE_CHECKING:
+    from tfmacer.certification import Example
+    from tfmacer.datasets import Split
+    from tfmacer.votes.source import VoteSource
+
+# Images read at a time.
+_LOADED = 256
+
+FLAGS = flags.FlagValues()
+_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+_integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
+_float = functools.partial(flags.DEFINE_float, flag_values=FLAGS)
+_bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
+
+_RUN_DIR = _string("run_dir", None, "Run directory whose network is certified.")
+_SAVED_MODEL = _string(
+    "saved_model", None, "Export to certify instead: a version directory, or its parent (newest)."
+)
+_SERVER = _string("server", None, "HOST:PORT of a TensorFlow Serving endpoint to certify instead.")
+_MODEL_NAME = _string("model_name", None, "The model's name on --server.")
+_OUT = _string("out", None, "The log, a .tsv file; LOG.tsv.json beside it holds the settings.")
+_DATASET = _string("dataset", None, "Dataset; default: the one that the model records.")
+_DATA_DIR = _string("data_dir", None, "TFDS directory; default: the one that the run recorded.")
+_SPLIT = _string("split", "test", "Split to certify; a folder has one split.")
+_START = _integer("start", 0, "First position in the split as stored.", lower_bound=0)
+_SKIP = _integer("skip", 1, "Step between positions.", lower_bound=1)
+_NUM_EXAMPLES = _integer("num_examples", None, "How many images; default: all.", lower_bound=1)
+_SHARD = _string("shard", None, "i/N: only the selected images with position p mod N = i.")
+_SIGMA = _float("sigma", None, "Refuse a model whose own sigma is not this one.")
+_N0 = _integer("n0", 100, "Draws that choose the class.", lower_bound=1)
+_N = _integer("n", 100_000, "Draws that bound its probability, at most.", lower_bound=1)
+_ALPHA = _float("alpha", 0.001, "Chance of a wrong certificate, per image.")
+_BOUND = flags.DEFINE_list(
+    "bound",
+    [],
+    f"Of {', '.join(BOUNDS)}; several, separated by commas, share one pass over the draws. "
+    "Default: clopper_pearson, beta_binomial where --stop may end early.",
+    flag_values=FLAGS,
+)
+_BETA = _float("beta", 1.0, "Inverse temperature of the softmax, for the soft bounds.")
+_BILATERAL = _bool("bilateral", False, "Bound the runner-up's probability as well.")
+_STOP = _string("stop", "fixed", "fixed, decide:RADIUS, precision:REL or budget:SECONDS.")
+_REJECT_ALPHA = _float("reject_alpha", 0.001, "Chance of a wrong `cannot be certified`.")
+_SEED = _integer("seed", 0, "Of the noise.", lower_bound=0)
+_INTRA_OP = _integer(
+    "intra_op_threads",
+    1,
+    "Threads inside one operation; part of the votes' identity.",
+    lower_bound=1,
+)
+
+
+def _main() -> None:
+    out = _out_path()
+    stop = StopRule.parse(_STOP.value)
+    rules = _rules(stop, BLOCK_SIZE)
+    _check_source_flags()
+    smoothing = _described()
+    if smoothing is not None:
+        rules = _rules(stop, smoothing.block_size)
+        _check_sigma(smoothing)
+
+    commandline.load_tensorflow()
+    from tfmacer.certification import check_shape, preflight
+
+    source = _open_source()
+    smoothing = source.smoothing
+    _check_sigma(smoothing)
+    rules = _rules(stop, smoothing.block_size)
+    split = _load_split(smoothing)
+    check_shape(smoothing, split.shape, what=f"images of {split.dataset}")
+    settings = [_settings(smoothing, rule, split) for rule in rules]
+    for warning in settings[0].warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    with contextlib.ExitStack() as stack:
+        writers = [
+            stack.enter_context(LogWriter(path, each))
+            for path, each in zip(_paths(out, rules), settings, strict=True)
+        ]
+        missing = sorted(set().union(*(writer.missing for writer in writers)))
+        if not missing:
+            print(f"{out}: finished already, {len(writers[0].records)} images")
+            return
+        few = split.take(missing[:2])[0]
+        _announce(len(missing), rules[0], preflight(source, few))
+        _certify(source, split, missing, rules, writers)
+    print(f"{', '.join(str(writer.path) for writer in writers)}: done")
+
+
+def _out_path() -> Path:
+    if _OUT.value is None:
+        raise UserError("--out must be given: the log, a .tsv file")
+    out = Path(_OUT.value)
+    if out.suffix != ".tsv":
+        raise UserError(f"--out={out}: a log's name ends with .tsv")
+    if _SHARD.value is not None:
+        parse_shard(_SHARD.value)
+    return out
+
+
+def _rules(stop: StopRule, block_size: int) -> list[Rule]:
+    """One rule for each bound; what they share is drawn once, as the first one's stop rule says."""
+    default = "clopper_pearson" if stop.kind == "fixed" else "beta_binomial"
+    names = _BOUND.value or [default]
+    if len(set(names)) < len(names):
+        raise UserError(f"--bound={','.join(names)} names a bound twice")
+    rules = [
+        Rule(
+            alpha=_ALPHA.value,
+            bound=name,
+            bilateral=_BILATERAL.value,
+            n0=_N0.value,
+            n=_N.value,
+            beta=_BETA.value,
+            stop=stop,
+            reject_alpha=_REJECT_ALPHA.value,
+            block_size=block_size,
+        )
+        for name in names
+    ]
+    if len(rules) > 1 and stop.kind != "fixed":
+        raise UserError(f"--bound={','.join(names)}: several bounds need --stop=fixed, got {stop}")
+    return rules
+
+
+def _check_source_flags() -> None:
+    given = [name for name in ("run_dir", "saved_model", "server") if FLAGS[name].value is not None]
+    if len(given) != 1:
+        raise UserError(
+            "give exactly one of --run_dir, --saved_model and --server, got "
+            + (", ".join(f"--{name}" for name in given) or "none")
+        )
+    if (_SERVER.value is None) != (_MODEL_NAME.value is None):
+        raise UserError("--model_name goes with --server, and --server needs it")
+
+
+def _described() -> Smoothing | None:
+    """What can be known of the model before TensorFlow is loaded."""
+    if _RUN_DIR.value is not None:
+        return RunDirectory(Path(_RUN_DIR.value)).read_smoothing()
+    if _SAVED_MODEL.value is not None and not Path(_SAVED_MODEL.value).is_dir():
+        raise UserError(f"--saved_model={_SAVED_MODEL.value}: no such directory")
+    return None
+
+
+def _check_sigma(smoothing: Smoothing) -> None:
+    if _SIGMA.value is not None and _SIGMA.value != smoothing.sigma:
+        raise UserError(f"--sigma={_SIGMA.value} is not the model's own, {smoothing.sigma}")
+
+
+def _open_source() -> "VoteSource":
+    if _SERVER.value is not None and _MODEL_NAME.value is not None:
+        from tfmacer.votes.remote import RemoteVotes
+
+        return RemoteVotes.connect(_SERVER.value, _MODEL_NAME.value)
+    from tfmacer.votes import local
+
+    local.use_threads(_INTRA_OP.value)
+    if _RUN_DIR.value is not None:
+        network, smoothing = local.load_run(Path(_RUN_DIR.value))
+        return local.NetworkVotes(network, smoothing)
+    return local.SavedModelVotes(_SAVED_MODEL.value or "")
+
+
+def _load_split(smoothing: Smoothing) -> "Split":
+    from tfmacer.datasets import load_split
+
+    name = _DATASET.value or smoothing.dataset
+    if name is None:
+        raise UserError("--dataset must be given: the model does not record one")
+    return load_split(name, _SPLIT.value, _DATA_DIR.value)
+
+
+def _settings(smoothing: Smoothing, rule: Rule, split: "Split") -> LogSettings:
+    settings = LogSettings.of(
+        smoothing,
+        rule,
+        seed=_SEED.value,
+        dataset=split.dataset,
+        split=split.name,
+        total=split.total,
+        start=_START.value,
+        skip=_SKIP.value,
+        num_examples=_NUM_EXAMPLES.value,
+        shard=_SHARD.value,
+        environment=_environment(),
+    )
+    return dataclasses.replace(settings, warnings=tuple(_warnings(settings)))
+
+
+def _environment() -> dict[str, Any]:
+    if _SERVER.value is not None:
+        return {"device": "server"}
+    import tensorflow as tf
+
+    from tfmacer.votes.local import library_versions
+
+    device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    return {
+        "device": device,
+        "intra_op_threads": _INTRA_OP.value,
+        "versions": library_versions(),
+    }
+
+
+def _warnings(settings: LogSettings) -> Iterator[str]:
+    count = len(range(settings.start, settings.total, settings.skip)[: settings.num_examples])
+    if settings.skip == 1 and count < settings.total:
+        yield (
+            f"a contiguous part of the split ({count} of {settings.total}): the published MACER "
+            "results were measured on 500 such images and lie up to 0.05 above the full set's; "
+            "spread the images with --skip"
+        )
+    if StopRule.parse(settings.stop).kind == "decide":
+        yield "stop=decide ends at its radius: radii are truncated there, an ACR has no meaning"
+
+
+def _paths(out: Path, rules: Sequence[Rule]) -> list[Path]:
+    further = [out.with_name(f"{out.stem}.{rule.bound}.tsv") for rule in rules[1:]]
+    return [out, *further]
+
+
+def _announce(images: int, rule: Rule, speed: float) -> None:
+    draws = images * (rule.n0 + rule.n)
+    most = " at most" if len(rule.looks) > 1 else ""
+    print(
+        f"{images} images x {rule.n0} + {rule.n} draws{most}: about "
+        f"{datetime.timedelta(seconds=round(draws / speed))} at {speed:,.0f} draws a second",
+        flush=True,
+    )
+
+
+def _certify(
+    source: "VoteSource",
+    split: "Split",
+    missing: Sequence[int],
+    rules: Sequence[Rule],
+    writers: Sequence[LogWriter],
+) -> None:
+    from tfmacer.certification import certify_examples
+
+    todo = [set(writer.missing) for writer in writers]
+    done = [record for record in writers[0].records if record.idx not in set(missing)]
+    with Meter(len(missing) + len(done), done) as meter:
+        for certified in certify_examples(
+            source, _examples(split, missing), rules, seed=_SEED.value, on_progress=meter.drawn
+        ):
+            records = [
+                Record.of(
+                    certificate,
+                    idx=certified.example.index,
+                    label=certified.example.label,
+                    clean=certified.clean,
+                    seconds=certified.seconds,
+                )
+                for certificate in certified.certificates
+            ]
+            for writer, record, wanted in zip(writers, records, todo, strict=True):
+                if record.idx in wanted:
+                    writer.append(record)
+            meter.finished(records[0])
+
+
+def _examples(split: "Split", positions: Sequence[int]) -> Iterator["Example"]:
+    from tfmacer.certification import Example
+
+    for start in range(0, len(positions), _LOADED):
+        chunk = positions[start : start + _LOADED]
+        for index, image, label in zip(chunk, *split.take(chunk), strict=True):
+            yield Example(index, image, int(label))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    return commandline.run(_main, FLAGS, argv, name="python -m tfmacer.certify", doc=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""What every command shares: parsing its own flags, and one clear line for a user's mistake.
+
+Each command keeps its flags in a `flags.FlagValues` of its own, so that several commands can be
+imported and run in one process, and nothing is parsed at import.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from tfmacer.errors import UserError
+
+
+def run(
+    main: Callable[[], None],
+    flag_values: flags.FlagValues,
+    argv: Sequence[str] | None,
+    *,
+    name: str,
+    doc: str,
+) -> int:
+    """Parses `argv` into `flag_values`, calls `main` and returns the exit status.
+
+    Args:
+      main: the command's body; reads its flags from `flag_values`.
+      flag_values: the command's own flags; reset to their defaults first.
+      argv: the arguments after the program's name; None takes them from `sys.argv`.
+      name: how the command is called, e.g. `python -m tfmacer.train`.
+      doc: what `--help` prints above the list of flags.
+
+    Returns:
+      0 when `main` returned, 2 for flags that cannot be parsed or are out of range, 1 for any
+      other mistake of the user's (`UserError`), 130 after an interrupt from the keyboard.
+    """
+    return _run(lambda _: main(), flag_values, argv, name, doc, "")
+
+
+def run_with_arguments(
+    main: Callable[[list[str]], None],
+    flag_values: flags.FlagValues,
+    argv: Sequence[str] | None,
+    *,
+    name: str,
+    doc: str,
+    arguments: str,
+) -> int:
+    """Like `run`, for a command that takes arguments besides its flags, in any order.
+
+    Args:
+      main: the command's body; takes the arguments that are no flags.
+      flag_values: as in `run`.
+      argv: as in `run`.
+      name: as in `run`.
+      doc: as in `run`.
+      arguments: what they are, for the line of usage, e.g. `LOG.tsv ...`.
+
+    Returns:
+      As `run`.
+    """
+    return _run(main, flag_values, argv, name, doc, arguments)
+
+
+def _run(
+    main: Callable[[list[str]], None],
+    flag_values: flags.FlagValues,
+    argv: Sequence[str] | None,
+    name: str,
+    doc: str,
+    arguments: str,
+) -> int:
+    given = list(sys.argv[1:] if argv is None else argv)
+    if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in given):
+        usage = f"{name} [flags] {arguments}".rstrip()
+        print(f"{doc.strip()}\n\nusage: {usage}\n{flag_values.get_help()}")
+        return 0
+    try:
+        flag_values.unparse_flags()
+        # Flags may stand after arguments, as they may in most commands.
+        flag_values.set_gnu_getopt(True)
+        rest = flag_values([name, *given])[1:]
+        if rest and not arguments:
+            raise flags.Error(f"unexpected argument {rest[0]!r}: {name} takes flags only")
+    except (flags.Error, OSError) as error:
+        return _complain(error, 2)
+    try:
+        main(rest)
+    except UserError as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        return _complain(RuntimeError("interrupted"), 130)
+    return 0
+
+
+def load_tensorflow() -> None:
+    """Imports TensorFlow without the lines that it prints about CPUs and missing CUDA drivers.
+
+    They come before its logging is set up and obey no level, so the process' standard error is
+    held back meanwhile; when the import fails, what was held back is shown.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
+        except BaseException:
+            held.seek(0)
+            os.write(shown, held.read())
+            raise
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
+
+
+def _complain(error: Exception, status: int) -> int:
+    line = " ".join(str(error).split())
+    print(f"error: {line}", file=sys.stderr)
+    return status

@@ -1,0 +1,1 @@
+"""What can be said from counts: bounds, radii, certificates. No TensorFlow."""

@@ -1,0 +1,1 @@
+"""What is kept: run directories and certification logs. No TensorFlow."""

@@ -1,0 +1,311 @@
+"""Certification logs: read, opened or resumed, appended.
+
+`LOG.tsv` holds one row per image, `LOG.tsv.json` what the rows share. Rows are appended as images
+finish; their order means nothing.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterable, KeysView, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import filelock
+
+from tfmacer.errors import UserError
+from tfmacer.records import rows
+from tfmacer.records.rows import Record
+from tfmacer.records.runs import write_atomically
+from tfmacer.records.settings import LogSettings
+
+__all__ = [
+    "Log",
+    "LogSettings",
+    "LogWriter",
+    "Record",
+    "check_rows",
+    "is_log",
+    "read_log",
+    "settings_path",
+]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Log:
+    """A log as read.
+
+    Attributes:
+      path: of the table.
+      records: its rows, sorted by idx.
+      settings: what they share; None for a log of another project.
+    """
+
+    path: Path
+    records: tuple[Record, ...]
+    settings: LogSettings | None
+
+    @property
+    def missing(self) -> list[int]:
+        """The idx that were selected and have no row; empty where nothing tells the selection."""
+        if self.settings is None:
+            return []
+        found = {record.idx for record in self.records}
+        return [idx for idx in self.settings.indices if idx not in found]
+
+
+def check_rows(log: Log) -> None:
+    """Compares every row of our own log with its digest, and its idx with the selection.
+
+    Raises:
+      UserError: a row was altered, or is of an image that was not selected; names the first.
+    """
+    settings = log.settings
+    if settings is None:
+        return
+    for record in log.records:
+        where = f"{log.path}: the row of idx {record.idx}"
+        if record.idx not in settings.indices:
+            raise UserError(f"{where} is of no selected image")
+        if rows.sealed(record, settings.identity, settings.rule.soft).digest != record.digest:
+            raise UserError(f"{where} is corrupt or was altered: its digest does not match")
+
+
+def settings_path(path: Path) -> Path:
+    """Where the settings of a log stand."""
+    return path.with_name(path.name + ".json")
+
+
+def is_log(path: Path) -> bool:
+    """Whether a file opens as a certification log does, ours or another project's."""
+    start = "\t".join(rows.PUBLISHED_COLUMNS[:5]).encode()
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(start)) == start
+    except OSError:
+        return False
+
+
+def read_log(path: Path) -> Log:
+    """Reads a log of ours, or one of another project in the published format.
+
+    A last line of ours without a newline is a row that was never finished, and is left out.
+
+    Raises:
+      UserError: the file cannot be read or is not such a log; names the line.
+    """
+    text = _read(path)
+    names = text.partition("\n")[0].rstrip("\r").split("\t")
+    if names[:5] != list(rows.PUBLISHED_COLUMNS[:5]):
+        raise UserError(
+            f"{path}: not a certification log: its first line must begin with the columns "
+            f"{' '.join(rows.PUBLISHED_COLUMNS[:5])}"
+        )
+    if not settings_path(path).exists():
+        if "digest" in names:
+            raise UserError(f"{path}: its settings, {settings_path(path).name}, are missing")
+        return Log(path, _published_rows(path, text, names), None)
+    settings = read_settings(path)
+    return Log(path, _our_rows(path, text, settings), settings)
+
+
+def read_settings(path: Path) -> LogSettings:
+    """Reads what stands beside the log `path`.
+
+    Raises:
+      UserError: it is missing or cannot be used.
+    """
+    beside = settings_path(path)
+    return LogSettings.from_json(_read(beside), origin=str(beside))
+
+
+class LogWriter:
+    """Appends records to a log, each on disk when `append` returns; opens or resumes.
+
+    One process at a time: the log is locked through `LOG.tsv.lock` until `close`.
+
+    Attributes:
+      path: of the table.
+      records: what the log held when it was opened, and what was appended since.
+    """
+
+    def __init__(self, path: Path, settings: LogSettings) -> None:
+        """Locks the log and makes it ready for the next row.
+
+        Args:
+          path: of the table; its folder is made where it is missing.
+          settings: of this run.
+
+        Raises:
+          UserError: another process writes the log, it was made with other settings, a complete
+            line of it is corrupt, or the disk refuses.
+        """
+        self.path = path
+        self._settings = settings
+        self._soft = settings.rule.soft
+        self._lock = _locked(path)
+        try:
+            self.records = self._resumed()
+        except OSError as error:
+            self._unlock()
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+        except BaseException:
+            self._unlock()
+            raise
+        recorded = {record.idx for record in self.records}
+        self._missing = dict.fromkeys(idx for idx in settings.indices if idx not in recorded)
+
+    @property
+    def missing(self) -> KeysView[int]:
+        """The idx of the images still to be certified, ascending; shrinks as rows are appended."""
+        return self._missing.keys()
+
+    def append(self, record: Record) -> None:
+        """Writes a row and waits until the disk has it.
+
+        Raises:
+          UserError: the disk refuses, e.g. because it is full; the log then ends with its last
+            whole row.
+          ValueError: the image is not one of the selection, or already has a row.
+        """
+        if record.idx not in self._missing:
+            raise ValueError(f"idx {record.idx} is not one of the images still to be certified")
+        record = rows.sealed(record, self._settings.identity, self._soft)
+        self._write(rows.to_line(record, self._soft))
+        self.records.append(record)
+        del self._missing[record.idx]
+
+    def close(self) -> None:
+        """Closes the log and lets others write it."""
+        os.close(self._file)
+        self._unlock()
+
+    def __enter__(self) -> "LogWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _resumed(self) -> list[Record]:
+        header = "\t".join(rows.columns(self._soft))
+        beside = settings_path(self.path)
+        if beside.exists():
+            found = read_settings(self.path)
+            if differing := found.differences(self._settings):
+                raise UserError(
+                    f"{self.path}: was made with other settings: {'; '.join(differing)}; "
+                    "choose another file"
+                )
+        elif self.path.exists():
+            raise UserError(
+                f"{self.path}: exists without {beside.name}, so it cannot be resumed; "
+                "choose another file"
+            )
+        else:
+            write_atomically(beside, self._settings.to_json())
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            _drop_torn_line(self._file)
+            if os.fstat(self._file).st_size == 0:
+                self._write(header)
+                return []
+            log = read_log(self.path)
+            check_rows(log)
+        except BaseException:
+            os.close(self._file)
+            raise
+        return list(log.records)
+
+    def _write(self, line: str) -> None:
+        """Appends a line, all of it or nothing."""
+        data = f"{line}\n".encode()
+        size = os.fstat(self._file).st_size
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+            os.fsync(self._file)
+        except OSError as error:
+            # Should even this fail, the torn line is cut off when the log is opened again.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, size)
+            raise UserError(
+                f"{self.path}: cannot be written: {error.strerror}; "
+                "the rows before are kept, the same command continues after them"
+            ) from error
+
+    def _unlock(self) -> None:
+        # While still held: who waits for the removed file finds it without a link and tries again.
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
+
+
+def _locked(path: Path) -> filelock.FileLock:
+    lock = filelock.FileLock(path.with_name(path.name + ".lock"), timeout=0, thread_local=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UserError(f"{path}: another process is writing this log") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    return lock
+
+
+def _drop_torn_line(file: int) -> None:
+    """Cuts off what stands after the last newline: a row that a kill interrupted."""
+    size = os.fstat(file).st_size
+    end = os.pread(file, size, 0).rfind(b"\n") + 1
+    if end < size:
+        os.ftruncate(file, end)
+
+
+def _our_rows(path: Path, text: str, settings: LogSettings) -> tuple[Record, ...]:
+    soft = settings.rule.soft
+    whole, _, _ = text.rpartition("\n")
+    header, *lines = whole.split("\n")
+    if header != "\t".join(rows.columns(soft)):
+        raise UserError(f"{path}:1: the columns are not those of a log with these settings")
+    return _sorted(
+        path, (_row(path, number, line, settings) for number, line in enumerate(lines, 2))
+    )
+
+
+def _row(path: Path, number: int, line: str, settings: LogSettings) -> Record:
+    try:
+        return rows.from_line(line, settings.rule.soft, settings.num_classes)
+    except ValueError as error:
+        raise UserError(f"{path}:{number}: corrupt line: {error}") from error
+
+
+def _published_rows(path: Path, text: str, names: Sequence[str]) -> tuple[Record, ...]:
+    def read(number: int, line: str) -> Record:
+        cells = line.split("\t")
+        try:
+            return rows.from_published(dict(zip(names, cells, strict=True)))
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: cannot be read: {error}") from error
+
+    lines = enumerate(text.replace("\r\n", "\n").split("\n"), 1)
+    return _sorted(path, (read(i, line) for i, line in lines if i > 1 and line.strip()))
+
+
+def _sorted(path: Path, records: Iterable[Record]) -> tuple[Record, ...]:
+    by_idx: dict[int, Record] = {}
+    for record in records:
+        if record.idx in by_idx:
+            raise UserError(f"{path}: idx {record.idx} stands twice")
+        by_idx[record.idx] = record
+    return tuple(by_idx[idx] for idx in sorted(by_idx))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"{path}: cannot be read: {reason}") from error

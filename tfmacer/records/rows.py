@@ -1,0 +1,300 @@
+"""One row of a certification log: what was found for one image, and its text."""
+
+import dataclasses
+import hashlib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from tfmacer.guarantee.certificate import Certificate, Counts, round_down
+
+# The columns of the field's published logs come first, so that their readers read ours.
+PUBLISHED_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
+HARD_COLUMNS = (
+    *PUBLISHED_COLUMNS,
+    "clean",
+    "n0",
+    "n",
+    "select_counts",
+    "counts",
+    "p_lower",
+    "p_upper_second",
+    "bound",
+    "stopped_early",
+)
+SOFT_COLUMNS = (*HARD_COLUMNS, "select_sums", "sums", "square_sums")
+ABSENT = "-"
+_Number = TypeVar("_Number", int, float)
+_TIME = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """What was found for one image. Fields that a published log lacks are None there.
+
+    Attributes:
+      idx: 0-based position of the image in the split as stored.
+      label: the true class, -1 where there is none.
+      predict: the certified class, -1 for abstain.
+      radius: certified radius in pixels in [0, 1], rounded toward zero at 9 decimals.
+      correct: whether `predict` is the label; false without a label.
+      seconds: wall-clock time spent on the image.
+      clean: class of the base network without noise.
+      n0: draws that chose the class.
+      n: draws that estimated its probability.
+      select_counts: votes per class `[K]` among the n0.
+      counts: votes per class `[K]` among the n.
+      p_lower: lower confidence bound on the probability of the chosen class.
+      p_upper_second: upper confidence bound on the runner-up's; None unless bilateral.
+      bound: name of the bound.
+      stopped_early: whether fewer than the planned draws decided.
+      select_sums: sums of class probabilities `[K]` over the n0; None for bounds on votes.
+      sums: the same over the n.
+      square_sums: sums of their squares over the n.
+      digest: first 16 hex digits of the SHA-256 of the row and of what determines it.
+    """
+
+    idx: int
+    label: int
+    predict: int
+    radius: float
+    correct: bool
+    seconds: float
+    clean: int | None = None
+    n0: int | None = None
+    n: int | None = None
+    select_counts: tuple[int, ...] | None = None
+    counts: tuple[int, ...] | None = None
+    p_lower: float | None = None
+    p_upper_second: float | None = None
+    bound: str | None = None
+    stopped_early: bool | None = None
+    select_sums: tuple[float, ...] | None = None
+    sums: tuple[float, ...] | None = None
+    square_sums: tuple[float, ...] | None = None
+    digest: str | None = None
+
+    @classmethod
+    def of(
+        cls, certificate: Certificate, *, idx: int, label: int, clean: int, seconds: float
+    ) -> "Record":
+        """The record of a certificate.
+
+        Args:
+          certificate: what was certified.
+          idx: position of the image in the split as stored.
+          label: the true class, -1 where there is none.
+          clean: class of the base network without noise.
+          seconds: time spent on the image.
+        """
+        second = certificate.p_upper_second
+        return cls(
+            idx=int(idx),
+            label=int(label),
+            predict=int(certificate.predict),
+            radius=round_down(certificate.radius),
+            correct=label >= 0 and certificate.predict == label,
+            seconds=seconds,
+            clean=int(clean),
+            n0=int(certificate.n0),
+            n=int(certificate.n),
+            select_counts=tuple(map(int, certificate.select_counts)),
+            counts=tuple(map(int, certificate.counts)),
+            p_lower=float(certificate.p_lower),
+            p_upper_second=None if second is None else float(second),
+            bound=certificate.bound,
+            stopped_early=bool(certificate.stopped_early),
+            select_sums=_floats(certificate.select_sums),
+            sums=_floats(certificate.sums),
+            square_sums=_floats(certificate.square_sums),
+        )
+
+    @property
+    def all_counts(self) -> Counts:
+        """The votes that the record was made from.
+
+        Raises:
+          ValueError: a published log keeps none.
+        """
+        if self.n0 is None or self.n is None or self.select_counts is None or self.counts is None:
+            raise ValueError(f"the record of idx {self.idx} keeps no votes")
+        return Counts(
+            select_counts=self.select_counts,
+            counts=self.counts,
+            n0=self.n0,
+            n=self.n,
+            select_sums=self.select_sums,
+            sums=self.sums,
+            square_sums=self.square_sums,
+        )
+
+
+def columns(soft: bool) -> tuple[str, ...]:
+    """Names of the columns of our logs, the digest last.
+
+    Args:
+      soft: whether the bound is on class probabilities, whose sums are then kept.
+    """
+    return (*(SOFT_COLUMNS if soft else HARD_COLUMNS), "digest")
+
+
+def sealed(record: Record, identity: str, soft: bool) -> Record:
+    """The record with its digest set.
+
+    Args:
+      record: the record.
+      identity: text of all settings that determine a row, see `LogSettings.identity`.
+      soft: as in `columns`.
+    """
+    cells = _cells(record, soft)
+    cells.pop("time")
+    text = "\n".join([identity, *cells.values()])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return dataclasses.replace(record, digest=digest)
+
+
+def to_line(record: Record, soft: bool) -> str:
+    """The record as a line of the log, without the newline."""
+    return "\t".join([*_cells(record, soft).values(), record.digest or ABSENT])
+
+
+def from_line(line: str, soft: bool, num_classes: int) -> Record:
+    """Reads a line that `to_line` wrote.
+
+    Raises:
+      ValueError: it is not exactly what `to_line` writes.
+    """
+    names = columns(soft)
+    cells = line.split("\t")
+    if len(cells) != len(names):
+        raise ValueError(f"{len(cells)} columns, not {len(names)}")
+    record = _record(dict(zip(names, cells, strict=True)), num_classes)
+    # One spelling for each value: whatever else is altered in a line, its spelling is not.
+    for name, found, written in zip(names, cells, to_line(record, soft).split("\t"), strict=True):
+        if found != written:
+            raise ValueError(f"{name} is {found!r}, which would be written as {written!r}")
+    return record
+
+
+def from_published(cells: Mapping[str, str]) -> Record:
+    """Reads a row of another project's log.
+
+    Args:
+      cells: text by column; `time` may be missing.
+
+    Raises:
+      ValueError: a cell cannot be read.
+    """
+    return Record(
+        idx=int(cells["idx"]),
+        label=int(cells["label"]),
+        predict=int(cells["predict"]),
+        radius=_number(cells["radius"]),
+        correct=bool(int(cells["correct"])),
+        seconds=_seconds(cells.get("time", "0")),
+    )
+
+
+def _cells(record: Record, soft: bool) -> dict[str, str]:
+    """Text by column, the digest left out."""
+    cells = {
+        "idx": str(record.idx),
+        "label": str(record.label),
+        "predict": str(record.predict),
+        # Nearest, not down: the record's radius already is a multiple of 1e-9.
+        "radius": f"{record.radius:.9f}",
+        "correct": str(int(record.correct)),
+        "time": _clock(record.seconds),
+        "clean": _text(record.clean),
+        "n0": _text(record.n0),
+        "n": _text(record.n),
+        "select_counts": _sparse(record.select_counts),
+        "counts": _sparse(record.counts),
+        "p_lower": _text(record.p_lower),
+        "p_upper_second": _text(record.p_upper_second),
+        "bound": record.bound or ABSENT,
+        "stopped_early": str(int(bool(record.stopped_early))),
+    }
+    if soft:
+        cells["select_sums"] = _sparse(record.select_sums)
+        cells["sums"] = _sparse(record.sums)
+        cells["square_sums"] = _sparse(record.square_sums)
+    return cells
+
+
+def _record(cells: Mapping[str, str], num_classes: int) -> Record:
+    def votes(name: str) -> tuple[int, ...]:
+        return _dense(cells[name], num_classes, int)
+
+    def sums(name: str) -> tuple[float, ...] | None:
+        return _dense(cells[name], num_classes, _number) if name in cells else None
+
+    return dataclasses.replace(
+        from_published(cells),
+        clean=None if cells["clean"] == ABSENT else int(cells["clean"]),
+        n0=int(cells["n0"]),
+        n=int(cells["n"]),
+        select_counts=votes("select_counts"),
+        counts=votes("counts"),
+        p_lower=_number(cells["p_lower"]),
+        p_upper_second=(
+            None if cells["p_upper_second"] == ABSENT else _number(cells["p_upper_second"])
+        ),
+        bound=cells["bound"],
+        stopped_early=bool(int(cells["stopped_early"])),
+        select_sums=sums("select_sums"),
+        sums=sums("sums"),
+        square_sums=sums("square_sums"),
+        digest=cells["digest"],
+    )
+
+
+def _floats(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(map(float, values))
+
+
+def _text(value: float | None) -> str:
+    return ABSENT if value is None else repr(value)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is not a finite number")
+    return value
+
+
+def _sparse(values: Sequence[float] | None) -> str:
+    """`class:value` joined by commas, ascending, without zeros; `-` where nothing is left."""
+    if values is None:
+        return ABSENT
+    return ",".join(f"{k}:{value!r}" for k, value in enumerate(values) if value) or ABSENT
+
+
+def _dense(text: str, num_classes: int, read: Callable[[str], _Number]) -> tuple[_Number, ...]:
+    values = [read("0")] * num_classes
+    for part in text.split(",") if text != ABSENT else ():
+        k, _, value = part.partition(":")
+        if not 0 <= int(k) < num_classes:
+            raise ValueError(f"class {k} is not one of {num_classes}")
+        values[int(k)] = read(value)
+    return tuple(values)
+
+
+def _clock(seconds: float) -> str:
+    """Seconds as h:mm:ss.ffffff."""
+    microseconds = round(seconds * 1e6)
+    minutes, microseconds = divmod(microseconds, 60_000_000)
+    hours, minutes = divmod(minutes, 60)
+    whole, microseconds = divmod(microseconds, 1_000_000)
+    return f"{hours}:{minutes:02d}:{whole:02d}.{microseconds:06d}"
+
+
+def _seconds(text: str) -> float:
+    """Reads a clock as Python writes its `timedelta`, or plain seconds."""
+    clock = _TIME.fullmatch(text)
+    if clock is None:
+        return _number(text)
+    days, hours, minutes, seconds = clock.groups()
+    return 86400 * int(days or 0) + 3600 * int(hours) + 60 * int(minutes) + float(seconds)

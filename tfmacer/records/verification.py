@@ -1,0 +1,158 @@
+"""Computing the records of a log again from the votes that they keep."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from tfmacer.errors import UserError
+from tfmacer.guarantee.certificate import Counts, certify, decided
+from tfmacer.records import rows
+from tfmacer.records.logs import Log
+from tfmacer.records.rows import Record
+from tfmacer.records.settings import LogSettings
+
+# The log keeps radii at 9 decimals, rounded toward zero.
+RADIUS_TOLERANCE = 2e-9
+# Between builds of SciPy the quantiles differ by less; a digest finds smaller alterations.
+BOUND_TOLERANCE = 1e-11
+# Softmax in float32 sums to one within about 1e-7 for each class.
+_SUM_TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Redrawn:
+    """What drawing again gave for one image.
+
+    Attributes:
+      label: the dataset's, -1 where it has none.
+      clean: class of the base network without noise.
+      counts: the votes.
+    """
+
+    label: int
+    clean: int
+    counts: Counts
+
+
+Redraw = Callable[[LogSettings, Record], Redrawn]
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """The first field of a row that is not what it should be."""
+
+    idx: int
+    field: str
+    found: object
+    expected: object
+
+    def __str__(self) -> str:
+        return f"idx {self.idx}: {self.field} is {self.found}, it should be {self.expected}"
+
+
+def verify_log(log: Log, redraw: Redraw | None = None) -> Difference | None:
+    """Computes every record of a log again.
+
+    Args:
+      log: one of ours; its settings and the form of its rows were checked in reading.
+      redraw: draws an image's votes again; None trusts the recorded ones.
+
+    Returns:
+      The first difference, None where there is none.
+
+    Raises:
+      UserError: the log is another project's, which keeps no votes.
+    """
+    if log.settings is None:
+        raise UserError(
+            f"{log.path}: not a log of tfmacer: without votes nothing can be recomputed"
+        )
+    for record in log.records:
+        for difference in _differences(record, log.settings, redraw):
+            return difference
+    return None
+
+
+def _differences(
+    record: Record, settings: LogSettings, redraw: Redraw | None
+) -> Iterator[Difference]:
+    """All that is wrong with a record, the cause before its consequences."""
+    yield from _inconsistencies(record, settings)
+    certificate = certify(record.all_counts, settings.rule, settings.law)
+    expected = Record.of(
+        certificate, idx=record.idx, label=record.label, clean=record.clean or 0, seconds=0.0
+    )
+    for field, tolerance in {
+        "predict": 0.0,
+        "p_lower": BOUND_TOLERANCE,
+        "p_upper_second": BOUND_TOLERANCE,
+        "radius": RADIUS_TOLERANCE,
+        "stopped_early": 0.0,
+        "correct": 0.0,
+    }.items():
+        found, should = getattr(record, field), getattr(expected, field)
+        if not _close(found, should, tolerance):
+            yield Difference(record.idx, field, found, should)
+    if settings.rule.stop.kind != "budget" and record.stopped_early:
+        if not decided(record.all_counts, settings.rule, settings.law):
+            yield Difference(record.idx, "n", record.n, "more: nothing was decided by then")
+    if redraw is not None:
+        yield from _redrawn_differences(record, redraw(settings, record))
+    digest = rows.sealed(record, settings.identity, settings.rule.soft).digest
+    if record.digest != digest:
+        yield Difference(record.idx, "digest", record.digest, f"{digest}: the row was altered")
+
+
+def _inconsistencies(record: Record, settings: LogSettings) -> Iterator[Difference]:
+    """What cannot be, whatever the votes were."""
+    rule, counts = settings.rule, record.all_counts
+    if record.idx not in settings.indices:
+        yield Difference(record.idx, "idx", record.idx, "that of a selected image")
+    if not -1 <= record.label < settings.num_classes:
+        yield Difference(record.idx, "label", record.label, f"-1 to {settings.num_classes - 1}")
+    if not 0 <= (record.clean or 0) < settings.num_classes:
+        yield Difference(record.idx, "clean", record.clean, f"0 to {settings.num_classes - 1}")
+    if record.bound != rule.bound:
+        yield Difference(record.idx, "bound", record.bound, rule.bound)
+    if counts.n0 != rule.n0:
+        yield Difference(record.idx, "n0", counts.n0, rule.n0)
+    if counts.n not in rule.looks:
+        yield Difference(record.idx, "n", counts.n, f"one of {', '.join(map(str, rule.looks))}")
+    for field, draws in {"select_counts": counts.n0, "counts": counts.n}.items():
+        votes = getattr(record, field)
+        if min(votes) < 0 or sum(votes) != draws:
+            yield Difference(record.idx, field, f"{sum(votes)} votes", f"{draws} votes")
+    for field, draws in {"select_sums": counts.n0, "sums": counts.n}.items():
+        sums = getattr(record, field)
+        if sums is not None and not math.isclose(
+            math.fsum(sums), draws, abs_tol=_SUM_TOLERANCE * draws
+        ):
+            yield Difference(record.idx, field, f"a sum of {math.fsum(sums)}", draws)
+    if counts.sums is not None and counts.square_sums is not None:
+        for total, squares in zip(counts.sums, counts.square_sums, strict=True):
+            # Probabilities lie in [0, 1]: Jensen's inequality on one side, p^2 <= p on the other.
+            if not total**2 / counts.n * (1 - 1e-9) <= squares <= total * (1 + 1e-9):
+                yield Difference(record.idx, "square_sums", squares, f"possible beside {total}")
+
+
+def _redrawn_differences(record: Record, redrawn: Redrawn) -> Iterator[Difference]:
+    for field, expected in {
+        "label": redrawn.label,
+        "clean": redrawn.clean,
+        "select_counts": redrawn.counts.select_counts,
+        "counts": redrawn.counts.counts,
+    }.items():
+        if getattr(record, field) != expected:
+            yield Difference(record.idx, field, getattr(record, field), f"{expected}, as redrawn")
+    for field in ("select_sums", "sums", "square_sums"):
+        found, expected = getattr(record, field), getattr(redrawn.counts, field)
+        if found is not None and not np.allclose(found, expected, rtol=1e-9, atol=1e-9):
+            yield Difference(record.idx, field, found, f"{expected}, as redrawn")
+
+
+def _close(found: float | None, expected: float | None, tolerance: float) -> bool:
+    if found is None or expected is None:
+        return found is expected
+    return abs(found - expected) <= tolerance

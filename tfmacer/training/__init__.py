@@ -1,0 +1,1 @@
+"""How a network is made: objectives, networks, schedules, the trainer."""

@@ -1,0 +1,138 @@
+"""What watches a training run: Keras callbacks, for `tfmacer.train` and for anyone's `fit`."""
+
+import csv
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import keras
+import tensorflow as tf
+import tqdm
+
+from tfmacer.records.runs import write_atomically
+
+Logs = dict[str, Any] | None
+
+# Columns of metrics.csv after epoch and step, as the trainer names them in its logs.
+LOGGED = (
+    "loss",
+    "classification",
+    "robustness",
+    "noisy_accuracy",
+    "gradient_norm",
+    "val_accuracy",
+    "val_noisy_accuracy",
+)
+
+
+def rates(trainer: keras.Model) -> dict[str, float]:
+    """Learning rate and robustness weight (lambda) that the next step will use."""
+    step = tf.convert_to_tensor(trainer.optimizer.iterations)
+    return {
+        "learning_rate": float(keras.ops.convert_to_numpy(trainer.optimizer.learning_rate)),
+        "lambda": float(trainer.objective.weight(step)),
+    }
+
+
+class MetricsFile(keras.callbacks.Callback):
+    """One row per epoch into a CSV file.
+
+    A resumed run first drops the rows of epochs that it is going to train again.
+
+    Args:
+      path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._header = ("epoch", "step", "learning_rate", "lambda", *LOGGED, "seconds")
+        self._rates: dict[str, float] = {}
+        self._started = 0.0
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        """Keeps the rows up to the step that training goes on from."""
+        step = int(self.model.optimizer.iterations)
+        kept = [",".join(self._header)]
+        if step and self._path.is_file():
+            with open(self._path, newline="") as file:
+                rows = csv.DictReader(file)
+                kept += [",".join(r.values()) for r in rows if int(r["step"]) <= step]
+        write_atomically(self._path, "\n".join(kept) + "\n")
+
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        """Notes what the epoch starts with."""
+        self._rates, self._started = rates(self.model), time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """Appends the epoch's row."""
+        values: dict[str, Any] = {"epoch": epoch + 1, "step": int(self.model.optimizer.iterations)}
+        values |= self._rates | {k: float(v) for k, v in (logs or {}).items()}
+        values["seconds"] = round(time.monotonic() - self._started, 3)
+        with open(self._path, "a", newline="") as file:
+            file.write(",".join(str(values.get(name, "")) for name in self._header) + "\n")
+
+
+class Progress(keras.callbacks.Callback):
+    """A bar on a terminal, and one line per epoch everywhere.
+
+    Args:
+      epochs: how many there are in all.
+      steps: per epoch.
+      file: where to write; standard error for None.
+    """
+
+    def __init__(self, epochs: int, steps: int, file: TextIO | None = None) -> None:
+        super().__init__()
+        self._epochs, self._steps = epochs, steps
+        self._file = sys.stderr if file is None else file
+        self._bar: tqdm.tqdm[None] | None = None
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        """Starts the bar where training starts."""
+        done = int(self.model.optimizer.iterations)
+        self._bar = tqdm.tqdm(
+            total=self._epochs * self._steps,
+            initial=done,
+            unit="step",
+            file=self._file,
+            disable=not self._file.isatty(),
+            dynamic_ncols=True,
+        )
+        self._first, self._started = done, time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Moves the bar."""
+        assert self._bar is not None
+        self._bar.update()
+        if logs and self._file.isatty():
+            self._bar.set_postfix_str(_losses(logs), refresh=False)
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """Writes the epoch's line."""
+        logs = logs or {}
+        done = int(self.model.optimizer.iterations)
+        rate = (time.monotonic() - self._started) / max(done - self._first, 1)
+        left = tqdm.tqdm.format_interval(rate * (self._epochs * self._steps - done))
+        line = f"epoch {epoch + 1}/{self._epochs}  {_losses(logs)}"
+        if "val_accuracy" in logs:
+            line += (
+                f"  held out: clean {float(logs['val_accuracy']):.3f}"
+                f" noisy {float(logs['val_noisy_accuracy']):.3f}"
+            )
+        tqdm.tqdm.write(f"{line}  left {left}", file=self._file)
+        self._file.flush()
+
+    def on_train_end(self, logs: Logs = None) -> None:
+        """Closes the bar."""
+        assert self._bar is not None
+        self._bar.close()
+
+
+def _losses(logs: dict[str, Any]) -> str:
+    return (
+        f"classification {float(logs['classification']):.4f}"
+        f" robustness {float(logs['robustness']):.4f}"
+        f" noisy accuracy {float(logs['noisy_accuracy']):.3f}"
+    )

@@ -1,0 +1,1 @@
+"""Where counts come from: sources of votes, and the driver that asks them."""

@@ -1,0 +1,238 @@
+"""Select, draw, stop: turns tasks into certificates by asking any source for votes.
+
+Each image's result depends on its seeds and the rule alone. How many images are drawn side by
+side, how the stream is cut into requests and how fast the source answers change only the order in
+which images finish; a run that stops early has drawn a prefix of what a fixed run would draw.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from tfmacer.errors import UserError
+from tfmacer.guarantee.certificate import Certificate, Counts, Rule, certify, decided
+from tfmacer.guarantee.smoothing import Law
+from tfmacer.votes.source import ESTIMATE, SELECT, Seeds, Votes, VoteSource, row_seed
+
+# A round of requests is sized to take about this long: short enough to stop, report and meet a
+# deadline in time, long enough that its start and end cost nothing against it.
+ROUND_SECONDS = 0.5
+# Requests per place in the source's pipeline in one round; more than one, so that a fast place
+# takes over from a slow one.
+PARTS_PER_PLACE = 2
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """One image to certify.
+
+    Attributes:
+      index: what the caller knows it by.
+      image: float32 `[H, W, C]` in [0, 1].
+      select_seed: int32 `[2]`, seed of the n0 draws that choose the class.
+      estimate_seed: int32 `[2]`, seed of the n draws that bound its probability.
+    """
+
+    index: int
+    image: npt.NDArray[np.float32]
+    select_seed: Seeds
+    estimate_seed: Seeds
+
+    @classmethod
+    def seeded(cls, seed: int, index: int, image: npt.NDArray[np.float32]) -> "Task":
+        """The task of image `index` in a run with one seed."""
+        return cls(index, image, row_seed(seed, SELECT, index), row_seed(seed, ESTIMATE, index))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far one image has come after a round.
+
+    Attributes:
+      index: the task's.
+      n: estimation draws so far.
+      certificate: the statement at the latest look; None before the first one.
+      also: the statements of the further rules, once done.
+      done: nothing more will be drawn for this image; `certificate` is then final.
+      seconds: since the image's first request.
+    """
+
+    index: int
+    n: int
+    certificate: Certificate | None
+    also: tuple[Certificate, ...] = ()
+    done: bool
+    seconds: float
+
+
+@dataclasses.dataclass(eq=False)
+class _Tally:
+    """Votes of one stage of one image, so far and up to `target` draws."""
+
+    seed: Seeds
+    target: int
+    votes: Votes
+    drawn: int = 0
+    asked: int = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Part:
+    """A piece of one tally's stream, asked for in this round."""
+
+    image: npt.NDArray[np.float32]
+    tally: _Tally
+    offset: int
+    num_samples: int
+
+
+class _Stream:
+    """One image under way: its two tallies and the looks still ahead."""
+
+    def __init__(self, task: Task, rule: Rule, classes: int, started: float) -> None:
+        self.task = task
+        self.started = started
+        self.looks = list(rule.looks)
+        self.select = _Tally(task.select_seed, rule.n0, Votes.none(classes))
+        self.estimate = _Tally(task.estimate_seed, self.looks[0], Votes.none(classes))
+        self.certificate: Certificate | None = None
+        self.n = 0
+
+    def parts(self, blocks: int, part_blocks: int, block_size: int) -> Iterator[_Part]:
+        """Cuts what is missing up to the next look into parts, `blocks` in all at most."""
+        for tally in (self.select, self.estimate):
+            while blocks > 0 and tally.asked < tally.target:
+                # Parts end on block borders, so that no block is drawn twice.
+                stop = (tally.asked // block_size + min(part_blocks, blocks)) * block_size
+                part = _Part(
+                    self.task.image, tally, tally.asked, min(stop, tally.target) - tally.asked
+                )
+                tally.asked += part.num_samples
+                blocks -= -(-part.num_samples // block_size)
+                yield part
+
+    def look(self, rule: Rule, law: Law) -> bool:
+        """Certifies at a look that has just been reached; True where the rule stops there."""
+        if self.select.drawn < rule.n0 or self.estimate.drawn < self.looks[0]:
+            return False
+        self.n = self.looks.pop(0)
+        counts = self.counts(rule)
+        self.certificate = certify(counts, rule, law)
+        if not self.looks or decided(counts, rule, law):
+            return True
+        self.estimate.target = self.looks[0]
+        return False
+
+    def counts(self, rule: Rule) -> Counts:
+        """What a rule sees at the look that has just been reached."""
+        select, estimate = self.select.votes, self.estimate.votes
+        return Counts(
+            select_counts=tuple(select.counts.tolist()),
+            counts=tuple(estimate.counts.tolist()),
+            n0=rule.n0,
+            n=self.n,
+            select_sums=tuple(select.sums.tolist()) if rule.soft else None,
+            sums=tuple(estimate.sums.tolist()) if rule.soft else None,
+            square_sums=tuple(estimate.square_sums.tolist()) if rule.soft else None,
+        )
+
+
+def draw_certificates(
+    source: VoteSource,
+    tasks: Iterable[Task],
+    rule: Rule,
+    law: Law,
+    *,
+    also: Sequence[Rule] = (),
+) -> Iterator[Progress]:
+    """Draws votes until every task is decided, several images side by side where that helps.
+
+    Closing the iterator stops the drawing after the request under way.
+
+    Args:
+      source: where votes come from.
+      tasks: the images, taken as they are needed.
+      rule: sampling plan, bound and stop rule; its block size must be the source's.
+      law: the smoothing distribution.
+      also: further rules for fixed numbers of draws, certified from the same votes at the end.
+
+    Yields:
+      After each round of requests, the progress of every image that advanced in it.
+
+    Raises:
+      UserError: the rule's block size is not the source's, or votes are missing because the
+        network's logits were not finite.
+    """
+    smoothing = source.smoothing
+    if rule.block_size != smoothing.block_size:
+        raise UserError(
+            f"block_size of the rule is {rule.block_size}, the model's is {smoothing.block_size}"
+        )
+    pending = iter(tasks)
+    streams: list[_Stream] = []
+    places = PARTS_PER_PLACE * source.parallelism
+    blocks = places
+    while True:
+        started = time.monotonic()
+        parts: list[_Part] = []
+        room = blocks
+        part_blocks = -(-blocks // places)
+        unplanned = iter(list(streams))
+        while room > 0:
+            stream = next(unplanned, None)
+            if stream is None:
+                task = next(pending, None)
+                if task is None:
+                    break
+                stream = _Stream(task, rule, smoothing.num_classes, started)
+                streams.append(stream)
+            more = list(stream.parts(room, part_blocks, smoothing.block_size))
+            room -= sum(-(-part.num_samples // smoothing.block_size) for part in more)
+            parts += more
+        if not parts:
+            return
+        _draw(source, parts, rule.beta)
+        now = time.monotonic()
+        for stream in list(streams):
+            if not any(part.tally in (stream.select, stream.estimate) for part in parts):
+                continue
+            out_of_time = rule.stop.seconds is not None and (
+                now - stream.started >= rule.stop.seconds
+            )
+            done = stream.look(rule, law) or (out_of_time and stream.certificate is not None)
+            if done:
+                streams.remove(stream)
+            yield Progress(
+                index=stream.task.index,
+                n=stream.estimate.drawn,
+                certificate=stream.certificate,
+                also=tuple(certify(stream.counts(r), r, law) for r in also) if done else (),
+                done=done,
+                seconds=now - stream.started,
+            )
+        if room <= 0 and now - started < ROUND_SECONDS / 2:
+            blocks *= 2
+
+
+def _draw(source: VoteSource, parts: list[_Part], beta: float) -> None:
+    """Asks for all parts at once and adds the answers to their tallies."""
+    votes = source.sample(
+        np.stack([part.image for part in parts]),
+        np.stack([part.tally.seed for part in parts]),
+        np.array([part.offset for part in parts], np.int32),
+        np.array([part.num_samples for part in parts], np.int32),
+        beta=beta,
+    )
+    for row, part in enumerate(parts):
+        answer = votes.row(row)
+        missing = part.num_samples - int(answer.counts.sum())
+        if missing:
+            raise UserError(
+                f"the network's logits were not finite in {missing} of {part.num_samples} draws: "
+                "no certificate can be given for it"
+            )
+        part.tally.votes = part.tally.votes.plus(answer)
+        part.tally.drawn += part.num_samples

@@ -1,0 +1,183 @@
+"""A TensorFlow Serving endpoint: its channel, its failures, and what it says of a model."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from tfmacer import wire
+from tfmacer.errors import UserError
+from tfmacer.records.runs import Smoothing
+from tfmacer.wire import serving_pb2, tensors
+
+MAX_MESSAGE_BYTES = 64 * 2**20
+INFO_SECONDS = 10.0
+
+# Sound because a request names its seeds: a second answer is the first one again. Some five seconds
+# in all, enough for a server that is restarted or drops a connection.
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [
+                {"service": path.split("/")[1]} for path in (wire.PREDICT, wire.GET_MODEL_STATUS)
+            ],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "3s",
+                "backoffMultiplier": 2.5,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+
+class BackendError(UserError):
+    """The endpoint gave no votes that could be used.
+
+    Attributes:
+      code: what a server in front of it should answer: UNAVAILABLE (down, after retries),
+        DEADLINE_EXCEEDED (slow), NOT_FOUND (no such model), FAILED_PRECONDITION (a model that
+        cannot be certified), ABORTED (the version was exchanged midway), CANCELLED (by
+        `RemoteVotes.cancel`), INTERNAL (an answer that makes no sense, or a refusal).
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Endpoint:
+    """A channel to a TensorFlow Serving endpoint and the methods asked of it."""
+
+    def __init__(self, target: str, *, credentials: grpc.ChannelCredentials | None = None) -> None:
+        self.target = target
+        options = [
+            ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.max_reconnect_backoff_ms", 3000),
+        ]
+        self._channel = (
+            grpc.secure_channel(target, credentials, options)
+            if credentials
+            else grpc.insecure_channel(target, options)
+        )
+        self.predict = self._channel.unary_unary(
+            wire.PREDICT,
+            request_serializer=serving_pb2.PredictRequest.SerializeToString,
+            response_deserializer=serving_pb2.PredictResponse.FromString,
+        )
+        self._get_model_status = self._channel.unary_unary(
+            wire.GET_MODEL_STATUS,
+            request_serializer=serving_pb2.GetModelStatusRequest.SerializeToString,
+            response_deserializer=serving_pb2.GetModelStatusResponse.FromString,
+        )
+
+    def available_versions(self, model_name: str, *, timeout: float = INFO_SECONDS) -> list[int]:
+        """The versions of a model that the endpoint serves, ascending.
+
+        Raises:
+          BackendError: it cannot be reached or does not know the model.
+        """
+        request = serving_pb2.GetModelStatusRequest(
+            model_spec=serving_pb2.ModelSpec(name=model_name)
+        )
+        try:
+            answer = self._get_model_status(request, timeout=timeout)
+        except grpc.RpcError as error:
+            raise self.explain(error, f"model {model_name}") from error
+        return sorted(
+            status.version
+            for status in answer.model_version_status
+            if status.state == serving_pb2.ModelVersionStatus.AVAILABLE
+        )
+
+    def close(self) -> None:
+        """Closes the channel; what is in flight is cancelled."""
+        self._channel.close()
+
+    def explain(self, error: Any, asked: str) -> BackendError:
+        """The failure of one call, as what it means to whoever asked for votes."""
+        code, text = error.code(), str(error.details())
+        passed_on = (
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            grpc.StatusCode.NOT_FOUND,
+            grpc.StatusCode.CANCELLED,
+        )
+        meaning = code if code in passed_on else grpc.StatusCode.INTERNAL
+        return BackendError(meaning, f"backend {self.target}: {asked}: {code.name}: {text}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """One version of a model at an endpoint, and what it smooths."""
+
+    name: str
+    version: int
+    smoothing: Smoothing
+
+
+def served_model(
+    endpoint: Endpoint,
+    model_name: str,
+    *,
+    version: int | None = None,
+    timeout: float = INFO_SECONDS,
+) -> ServedModel:
+    """Asks a model for its own description, through its signature `tfmacer_info`.
+
+    Args:
+      endpoint: who serves it.
+      model_name: under which name.
+      version: which version; None takes the one that the server answers with.
+      timeout: seconds to wait for the answer, retries included.
+
+    Raises:
+      BackendError: no answer, no such model, or a model that does not describe itself.
+    """
+    request = predict_request(model_name, version, "tfmacer_info", {"probe": np.zeros(1, np.int32)})
+    asked = f"model {model_name}" + ("" if version is None else f" version {version}")
+    try:
+        answer = endpoint.predict(request, timeout=timeout)
+    except grpc.RpcError as error:
+        if "tfmacer_info" in str(error.details()):
+            raise BackendError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"backend {endpoint.target}: {asked} has no signature tfmacer_info: only models "
+                "exported by `python -m export.saved_model` can be certified",
+            ) from error
+        raise endpoint.explain(error, asked) from error
+    found = answer.model_spec.version.value
+    origin = f"backend {endpoint.target}: model {model_name} version {found}"
+    try:
+        text = tensors.to_numpy(answer.outputs["smoothing"], serving_pb2.DT_STRING, (1,))[0]
+        smoothing = Smoothing.from_json(text.decode(), origin=origin)
+    except (ValueError, UserError) as error:
+        raise BackendError(
+            grpc.StatusCode.FAILED_PRECONDITION, f"{origin}: tfmacer_info: {error}"
+        ) from error
+    return ServedModel(name=model_name, version=found, smoothing=smoothing)
+
+
+def predict_request(
+    model_name: str,
+    version: int | None,
+    signature: str,
+    inputs: Mapping[str, npt.NDArray[Any]],
+) -> serving_pb2.PredictRequest:
+    """A call of one signature; `version` None lets the server take its newest."""
+    request = serving_pb2.PredictRequest(
+        model_spec=serving_pb2.ModelSpec(name=model_name, signature_name=signature),
+        inputs={name: tensors.from_numpy(values) for name, values in inputs.items()},
+    )
+    if version is not None:
+        request.model_spec.version.value = version
+    return request
