@@ -6,6 +6,7 @@ Prints `ready` once every configured model can answer. SIGTERM drains: calls und
 ones are refused.
 """
 
+import logging
 import os
 import sys
 import threading
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from serving.embedded.registry import Registry
     from serving.embedded.rest import RestServer
     from serving.embedded.services import Calls
+
+logger = logging.getLogger(__name__)
 
 FLAGS = flags.FlagValues()
 
@@ -189,6 +192,10 @@ def _main() -> None:
     _check_flags()
     stop = Stop()
     # Late, because it takes seconds: a wrong flag is answered before.
+    commandline.load_tensorflow()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # Its loader's deprecation is no news to whoever runs a server.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     from serving.embedded.metrics import Metrics
     from serving.embedded.services import Calls
     from serving.embedded.status import StatusError
@@ -304,8 +311,6 @@ def _rest(calls: "Calls", metrics_path: str | None) -> "RestServer | None":
 
 def _poll_config(registry: "Registry", stopped: threading.Event) -> None:
     """Reads the configuration file again and again, where asked to."""
-    import logging
-
     from serving.embedded.status import StatusError
 
     def poll() -> None:
@@ -313,9 +318,7 @@ def _poll_config(registry: "Registry", stopped: threading.Event) -> None:
             try:
                 registry.configure(_config())
             except (StatusError, OSError) as error:
-                logging.getLogger(__name__).error(
-                    "%s not taken over: %s", _CONFIG_FILE.value, error
-                )
+                logger.error("%s not taken over: %s", _CONFIG_FILE.value, error)
 
     if _CONFIG_FILE.value and _CONFIG_POLL.value:
         threading.Thread(target=poll, name="config", daemon=True).start()

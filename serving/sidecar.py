@@ -50,7 +50,11 @@ _MODEL_DIGEST = flags.DEFINE_string(
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.", flag_values=FLAGS)
 _PORT = flags.DEFINE_integer("port", 8600, "TCP port for gRPC.", 1, 65535, flag_values=FLAGS)
 _METRICS_PORT = flags.DEFINE_integer(
-    "metrics_port", 9464, "TCP port for Prometheus metrics; 0 for none.", 0, 65535,
+    "metrics_port",
+    9464,
+    "TCP port for Prometheus metrics; 0 for none.",
+    0,
+    65535,
     flag_values=FLAGS,
 )
 _PARALLELISM = flags.DEFINE_integer(
@@ -120,9 +124,7 @@ _AUDIT_PIXELS = flags.DEFINE_bool(
     "Keep the images in the audit log; without them drawing again needs them from elsewhere.",
     flag_values=FLAGS,
 )
-_REFLECTION = flags.DEFINE_bool(
-    "reflection", True, "Serve gRPC reflection.", flag_values=FLAGS
-)
+_REFLECTION = flags.DEFINE_bool("reflection", True, "Serve gRPC reflection.", flag_values=FLAGS)
 _SEED = flags.DEFINE_integer(
     "seed",
     None,
@@ -151,7 +153,9 @@ def _main() -> None:
         )
     stop = Stop()
     log_json()
-    audit = AuditLog(Path(_AUDIT_LOG.value), pixels=_AUDIT_PIXELS.value) if _AUDIT_LOG.value else None
+    audit = (
+        AuditLog(Path(_AUDIT_LOG.value), pixels=_AUDIT_PIXELS.value) if _AUDIT_LOG.value else None
+    )
     if _SEED.value is not None:
         logger.warning("--seed=%d: every certificate has the same noise; tests only", _SEED.value)
     if audit is None:

@@ -1,1 +1,26 @@
-"""tfmacer: certified-robust image classifiers for TensorFlow."""
+"""tfmacer: certified-robust image classifiers for TensorFlow.
+
+The public names load when they are first used, so that `import tfmacer` brings in no TensorFlow.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tfmacer.version import __version__
+
+if TYPE_CHECKING:
+    from tfmacer.certification import certify_images as certify_images
+    from tfmacer.training.trainer import SmoothedTrainer as SmoothedTrainer
+
+_HOMES = {
+    "SmoothedTrainer": "tfmacer.training.trainer",
+    "certify_images": "tfmacer.certification",
+}
+
+__all__ = ["SmoothedTrainer", "__version__", "certify_images"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tfmacer' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

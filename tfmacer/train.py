@@ -11,12 +11,9 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import importlib.metadata
 import math
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +23,12 @@ from absl import flags
 from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.records.runs import RunDirectory, Smoothing, write_atomically
-from tfmacer.training.published import published_weight
-from tfmacer.version import __version__
+from tfmacer.training.published import published_augmentation, published_weight
 
 if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
     from tfmacer.datasets import Split
     from tfmacer.training.objectives import Objective
     from tfmacer.training.trainer import SmoothedTrainer
@@ -47,7 +46,7 @@ _string("dataset", None, "mnist5k, a TFDS name, folder:DIR or package.module:fun
 _string("data_dir", None, "Where TensorFlow Datasets keeps its data; its own default otherwise.")
 _string("network", "lenet", "A network's name, or package.module:function.")
 _string("init_from", None, "Run directory or .keras file whose weights to start from.")
-_string("objective", "macer", "What is minimised: gaussian or macer.")
+_string("objective", "macer", "gaussian, macer, stability or consistency.")
 _float("sigma", None, "Scale of the Gaussian noise on pixels in [0, 1]. Required.")
 _integer("num_noise", None, "Noisy copies of each image in a step.", 1)
 _float("lambda", None, "Weight of the robustness term.", 0.0)
@@ -60,6 +59,9 @@ _enum(
 _float("lambda_warmup_epochs", None, "Length of --lambda_schedule=linear.")
 _float("gamma", None, "macer: hinge on the difference of the two quantiles.")
 _float("beta", None, "macer: inverse temperature of the robustness term.")
+_float("eta", None, "consistency: weight of the entropy.")
+_enum("consistency_loss", None, ["default", "kl", "mse"], "consistency: form of the term.")
+_string("augmentation", None, "none, crop, crop_flip or resized_crop_flip.")
 _integer("epochs", 90, "Epochs in all.", 1)
 _integer("batch_size", 64, "Images in a step.", 1)
 _float("learning_rate", 0.01, "Initial learning rate.")
@@ -73,6 +75,9 @@ _bool("deterministic", False, "Use only kernels that repeat bit for bit.")
 _integer("checkpoint_every", 1000, "Steps between checkpoints.", 1)
 _integer("eval_examples", 1000, "Test images measured after each epoch; 0 for none.", 0)
 
+# Training images whose soft radii TensorBoard shows after each epoch.
+WATCHED = 256
+
 # What may change when a run is taken up again: nothing here changes what is trained.
 FREE = frozenset({"run_dir", "data_dir", "checkpoint_every", "eval_examples"})
 
@@ -83,31 +88,42 @@ OBJECTIVE_FLAGS = {
     "lambda_warmup_epochs": "weight",
     "gamma": "gamma",
     "beta": "beta",
+    "eta": "eta",
+    "consistency_loss": "form",
 }
+
+
+def _get(name: str) -> Any:
+    return FLAGS[name].value
 
 
 def _main() -> None:
     _check_flags()
-    run = RunDirectory(Path(FLAGS["run_dir"].value))
+    run = RunDirectory(Path(_get("run_dir")))
     with _locked(run):
+        commandline.load_tensorflow()
         _train(run)
 
 
 def _check_flags() -> None:
     """Refuses what can be seen to be wrong before anything starts."""
     for name in ("run_dir", "dataset", "sigma"):
-        if FLAGS[name].value is None:
+        if _get(name) is None:
             raise UserError(f"--{name} must be given")
     positive = ("sigma", "learning_rate", "clip_norm", "gamma", "beta", "lambda_warmup_epochs")
     for name in positive:
-        value = FLAGS[name].value
+        value = _get(name)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UserError(f"--{name} must be positive and finite, got {value}")
+    for name in ("lambda", "eta", "weight_decay"):
+        value = _get(name)
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise UserError(f"--{name} must be 0 or more and finite, got {value}")
     _decay_epochs()
 
 
 def _decay_epochs() -> list[int]:
-    texts = FLAGS["lr_decay_epochs"].value
+    texts = _get("lr_decay_epochs")
     if not all(text.isdecimal() and int(text) for text in texts):
         raise UserError(f"--lr_decay_epochs must be positive integers, got {','.join(texts)!r}")
     return sorted(int(text) for text in texts)
@@ -115,125 +131,136 @@ def _decay_epochs() -> list[int]:
 
 @contextlib.contextmanager
 def _locked(run: RunDirectory) -> Iterator[None]:
-    """Makes the run directory and keeps other processes out of it."""
+    """Makes the run directory and keeps other processes from training in it."""
+    lock = filelock.FileLock(run.root / ".lock", timeout=0)
     try:
         run.root.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(run.root / ".lock", timeout=0):
-            yield
+        lock.acquire()
     except filelock.Timeout as error:
         raise UserError(f"--run_dir={run.root}: another process is training there") from error
     except OSError as error:
         raise UserError(f"--run_dir={run.root} cannot be written: {error}") from error
+    with contextlib.ExitStack() as stack:
+        stack.callback(lock.release)
+        yield
 
 
 def _train(run: RunDirectory) -> None:
-    import keras
-    import tensorflow as tf
-
     from tfmacer import datasets
     from tfmacer.training import batches, callbacks, loop
 
-    epochs, batch_size, seed = (FLAGS[n].value for n in ("epochs", "batch_size", "seed"))
-    split = datasets.load_split(FLAGS["dataset"].value, "train", FLAGS["data_dir"].value)
-    steps = split.total // batch_size
-    if steps == 0:
-        raise UserError(
-            f"--batch_size={batch_size} is more than the {split.total} images there are"
-        )
+    split = datasets.load_split(_get("dataset"), "train", _get("data_dir"))
+    steps = split.total // _get("batch_size")
+    if not steps:
+        raise UserError(f"--batch_size={_get('batch_size')} exceeds the {split.total} images")
     objective = _objective(steps)
+    batches.check_augmentation(split, _augmentation())
     if _is_finished(run):
-        print(f"{run.root}: finished already, after {epochs} epochs")
+        print(f"{run.root}: finished already, with {_get('epochs')} epochs")
         return
-    if FLAGS["deterministic"].value:
-        tf.config.experimental.enable_op_determinism()
-    keras.utils.set_random_seed(seed)
     trainer = _trainer(split, objective, steps)
     run.smoothing.unlink(missing_ok=True)
     write_atomically(run.flags, FLAGS.flags_into_string())
-    manager = loop.checkpoints(trainer, str(run.checkpoints))
+    manager = loop.checkpoints(trainer, run.checkpoints)
     if loop.restore(manager):
         print(f"{run.root}: going on after step {int(trainer.optimizer.iterations)}")
-    with _termination() as stop:
+    with loop.termination() as stop:
         complete = loop.run(
             trainer,
-            lambda step: iter(
-                batches.training_batches(split, batch_size=batch_size, seed=seed, start=step)
+            lambda step: batches.epoch_batches(
+                split,
+                batch_size=_get("batch_size"),
+                seed=_get("seed"),
+                start=step,
+                augmentation=_augmentation(),
             ),
-            epochs=epochs,
+            epochs=_get("epochs"),
             steps=steps,
             manager=manager,
-            checkpoint_every=FLAGS["checkpoint_every"].value,
+            checkpoint_every=_get("checkpoint_every"),
             held_out=_held_out(),
-            callbacks=[callbacks.MetricsFile(run.metrics), callbacks.Progress(epochs, steps)],
+            callbacks=[
+                callbacks.MetricsFile(run.metrics),
+                callbacks.TensorBoard(run.tensorboard, *split.take(range(split.total)[:WATCHED])),
+                callbacks.Progress(_get("epochs"), steps),
+            ],
             stop=stop,
         )
     if complete:
-        _finish(run, trainer, split)
+        _finish(run, trainer.network, split)
         print(f"{run.root}: done")
     else:
-        print(f"{run.root}: stopped after step {int(trainer.optimizer.iterations)}, saved")
+        print(f"{run.root}: stopped after step {int(trainer.optimizer.iterations)}, and saved")
 
 
 def _objective(steps: int) -> "Objective":
-    """The objective that the flags describe; fills in the flags that were left open."""
+    """The objective that the flags describe; sets the flags that were left open."""
     from tfmacer.training.objectives import OBJECTIVES
 
-    name = FLAGS["objective"].value
+    name = _get("objective")
     if name not in OBJECTIVES:
         raise UserError(f"--objective must be one of {', '.join(OBJECTIVES)}, got {name!r}")
-    fields = {field.name: field for field in dataclasses.fields(OBJECTIVES[name])}
+    chosen = OBJECTIVES[name]
+    defaults = {field.name: field.default for field in dataclasses.fields(chosen)}
+    values: dict[str, Any] = {"sigma": _get("sigma")} if "sigma" in defaults else {}
     for flag, field in OBJECTIVE_FLAGS.items():
-        if field not in fields and FLAGS[flag].value is not None:
+        if field not in defaults and _get(flag) is not None:
             raise UserError(f"--{flag} has no meaning for --objective={name}")
-        if field in fields and field != "weight" and FLAGS[flag].value is None:
-            FLAGS[flag].value = fields[field].default
-    if FLAGS["num_noise"].value is None:
-        FLAGS["num_noise"].value = OBJECTIVES[name].num_noise
-    values: dict[str, Any] = {f: FLAGS[f].value for f in fields if f != "weight"}
-    if "weight" in fields:
+        if field in defaults and field != "weight":
+            FLAGS[flag].value = defaults[field] if _get(flag) is None else _get(flag)
+            values[field] = _get(flag)
+    if "weight" in defaults:
         values["weight"] = _weight(name, steps)
-    return OBJECTIVES[name](**values)
+    FLAGS["num_noise"].value = _get("num_noise") or chosen.num_noise
+    objective: Objective = chosen(**values)
+    return objective
 
 
 def _weight(objective: str, steps: int) -> Any:
-    """lambda as a schedule of the step."""
+    """The schedule of lambda; sets its flags."""
     from tfmacer.training import schedules
 
-    if FLAGS["lambda"].value is None:
-        published = published_weight(FLAGS["dataset"].value, objective, FLAGS["sigma"].value)
+    if _get("lambda") is None:
+        published = published_weight(_get("dataset"), objective, _get("sigma"))
         FLAGS["lambda"].value = published.value
-        if FLAGS["lambda_schedule"].value is None:
-            FLAGS["lambda_schedule"].value = published.schedule
-    kind = FLAGS["lambda_schedule"].value = FLAGS["lambda_schedule"].value or "constant"
-    warmup = FLAGS["lambda_warmup_epochs"].value
-    if (kind == "linear") != (warmup is not None):
+        FLAGS["lambda_schedule"].value = _get("lambda_schedule") or published.schedule
+    kind = FLAGS["lambda_schedule"].value = _get("lambda_schedule") or "constant"
+    if (kind == "linear") != (_get("lambda_warmup_epochs") is not None):
         raise UserError("--lambda_warmup_epochs goes with --lambda_schedule=linear, and only there")
-    if kind == "deferred" and not _decay_epochs():
-        raise UserError("--lambda_schedule=deferred needs --lr_decay_epochs")
-    value = FLAGS["lambda"].value
     if kind == "linear":
-        return schedules.linear(value, round(warmup * steps))
-    return schedules.deferred(value, _decay_epochs()[0] * steps if kind == "deferred" else 0)
+        return schedules.linear(_get("lambda"), round(_get("lambda_warmup_epochs") * steps))
+    if kind == "constant":
+        return schedules.constant(_get("lambda"))
+    if not _decay_epochs():
+        raise UserError("--lambda_schedule=deferred needs --lr_decay_epochs")
+    return schedules.deferred(_get("lambda"), _decay_epochs()[0] * steps)
+
+
+def _augmentation() -> str:
+    FLAGS["augmentation"].value = _get("augmentation") or published_augmentation(_get("dataset"))
+    name: str = _get("augmentation")
+    return name
 
 
 def _trainer(split: "Split", objective: "Objective", steps: int) -> "SmoothedTrainer":
-    """The network, its trainer and its optimizer, as the flags describe them."""
+    """The network, its optimizer and its trainer."""
+    import keras
+    import tensorflow as tf
+
     from tfmacer.training import networks, schedules
     from tfmacer.training.optimizer import SGD
     from tfmacer.training.trainer import SmoothedTrainer
 
-    network = networks.build(FLAGS["network"].value, split.dataset, split.shape, split.num_classes)
-    if FLAGS["init_from"].value:
-        networks.copy_weights(Path(FLAGS["init_from"].value), network)
-    trainer = SmoothedTrainer(
-        network,
-        objective,
-        **{n: FLAGS[n].value for n in ("sigma", "num_noise", "seed", "clip_norm")},
-    )
-    rate = schedules.piecewise(
-        FLAGS["learning_rate"].value, [epoch * steps for epoch in _decay_epochs()]
-    )
-    options = {name: FLAGS[name].value for name in ("momentum", "nesterov", "weight_decay")}
+    if _get("deterministic"):
+        tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(_get("seed"))
+    network = networks.build(_get("network"), split.dataset, split.shape, split.num_classes)
+    if _get("init_from"):
+        networks.copy_weights(Path(_get("init_from")), network)
+    options = {name: _get(name) for name in ("sigma", "num_noise", "seed", "clip_norm")}
+    trainer = SmoothedTrainer(network, objective, **options)
+    rate = schedules.piecewise(_get("learning_rate"), [e * steps for e in _decay_epochs()])
+    options = {name: _get(name) for name in ("momentum", "nesterov", "weight_decay")}
     trainer.compile(optimizer=SGD(rate, **options))
     return trainer
 
@@ -252,65 +279,50 @@ def _is_finished(run: RunDirectory) -> bool:
         previous(["", f"--flagfile={run.flags}"])
     except flags.Error as error:
         raise UserError(f"{run.flags} cannot be read: {error}") from error
-    old, new = ({name: values[name].value for name in values} for values in (previous, FLAGS))
-    changed = {name for name in new if new[name] != old[name]} - FREE
-    if changed - {"epochs"} or new["epochs"] < old["epochs"]:
+    changed = sorted(n for n in set(FLAGS) - FREE if previous[n].value != _get(n))
+    longer = changed == ["epochs"] and _get("epochs") > (previous["epochs"].value or 0)
+    if changed and not longer:
         raise UserError(
             f"--run_dir={run.root} holds a run of other flags: "
-            + "; ".join(f"--{name} was {old[name]}, is {new[name]}" for name in sorted(changed))
+            + "; ".join(f"--{n} was {previous[n].value}, is {_get(n)}" for n in changed)
             + "; give the same ones (--epochs may grow) or another --run_dir"
         )
     return not changed and run.smoothing.is_file()
 
 
-def _held_out() -> Any:
-    """Batches of evenly spaced test images; None where there are none."""
+def _held_out() -> "tf.data.Dataset | None":
+    """Batches of test images, evenly spaced; None where there are none."""
     import tensorflow as tf
 
     from tfmacer import datasets
 
-    count = FLAGS["eval_examples"].value
-    name = datasets.test_split(FLAGS["dataset"].value)
-    if count == 0 or name is None:
+    name = datasets.held_out_split(_get("dataset"))
+    if name is None or not _get("eval_examples"):
         return None
-    split = datasets.load_split(FLAGS["dataset"].value, name, FLAGS["data_dir"].value)
-    positions = range(0, split.total, max(split.total // count, 1))[:count]
-    return tf.data.Dataset.from_tensor_slices(split.take(positions)).batch(256).cache()
+    split = datasets.load_split(_get("dataset"), name, _get("data_dir"))
+    every = max(split.total // _get("eval_examples"), 1)
+    images, labels = split.take(range(0, split.total, every)[: _get("eval_examples")])
+    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(256)
 
 
-@contextlib.contextmanager
-def _termination() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM has come, which until then would have killed the process."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event.is_set
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event.is_set
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _finish(run: RunDirectory, trainer: "SmoothedTrainer", split: "Split") -> None:
+def _finish(run: RunDirectory, network: "keras.Model", split: "Split") -> None:
     """Writes the network and, last, the description that makes the run a finished one."""
     import keras
 
-    from tfmacer.votes.local import network_digest
+    from tfmacer.votes.local import library_versions, network_digest
 
     temporary = run.root / ".model.keras"
-    trainer.network.save(temporary)
+    network.save(temporary)
     digest = network_digest(temporary, keras.models.load_model(temporary, compile=False))
-    temporary.rename(run.model)
-    packages = ("tensorflow", "keras", "tensorflow-probability", "numpy")
+    temporary.replace(run.model)
     smoothing = Smoothing(
-        sigma=FLAGS["sigma"].value,
+        sigma=_get("sigma"),
         num_classes=split.num_classes,
         input_shape=split.shape,
-        dataset=FLAGS["dataset"].value,
-        objective=FLAGS["objective"].value,
+        dataset=_get("dataset"),
+        objective=_get("objective"),
         model_digest=digest,
-        versions={"tfmacer": __version__, **{p: importlib.metadata.version(p) for p in packages}},
+        versions=library_versions(),
     )
     write_atomically(run.smoothing, smoothing.to_json())
 

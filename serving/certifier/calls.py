@@ -5,7 +5,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
@@ -99,8 +99,8 @@ def client_of(context: grpc.ServicerContext) -> str:
     """Whom a call counts against."""
     auth = context.auth_context()
     for key in ("x509_subject", "x509_common_name"):
-        values: Sequence[bytes] = auth.get(key, ())
-        if values:
+        values = list(auth.get(key, ()))
+        if values and isinstance(values[0], bytes):
             return f"{key}:{values[0].decode(errors='replace')}"
     peer = context.peer()
     kind, _, address = peer.partition(":")

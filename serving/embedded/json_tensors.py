@@ -20,6 +20,8 @@ from serving.embedded.status import StatusError, invalid
 
 Array = npt.NDArray[Any]
 
+MAX_RANK = 32  # TensorFlow knows no ops for more, NumPy no arrays beyond 64
+
 _INT32 = (-(2**31), 2**31 - 1)
 _INTEGERS = {
     tf.int8: _INT32,
@@ -195,6 +197,8 @@ def _array(value: Any, data_type: int) -> Array:
     while isinstance(first, list):
         shape.append(len(first))
         first = first[0] if first else None
+    if len(shape) > MAX_RANK:
+        raise invalid(f"Encountered list at unexpected level: {MAX_RANK} expected < {MAX_RANK}")
     leaves: list[Any] = []
     _flatten(value, 0, shape, dtype, leaves)
     numpy_dtype = object if dtype == tf.string else dtype.as_numpy_dtype
@@ -260,7 +264,7 @@ def _lossless(value: float, dtype: Any) -> float:
     if isinstance(value, int):
         fits = abs(value) < 2 ** (24 if dtype == tf.float32 else 53)
     else:
-        fits = not math.isfinite(value) or abs(value) <= dtype.max
+        fits = not math.isfinite(value) or abs(value) <= float(dtype.max)
     if not fits:
         raise invalid(
             f"Cannot convert JSON value: {json.dumps(value)} to {name} without loss of precision."

@@ -6,6 +6,7 @@ answer with other texts, and could not abort a run at its deadline.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from serving.embedded.status import StatusError, invalid, runtime_errors
 DEFAULT_SIGNATURE = "serving_default"
 WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
 MAX_WARMUP_RECORDS = 1000
+MAX_FILLED_ELEMENTS = 2**24
 _METHODS = tuple(f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress"))
 
 Array = npt.NDArray[Any]
@@ -199,10 +201,21 @@ def _feeds(signature: Any, inputs: Mapping[str, Any]) -> dict[str, Array]:
 
 def _array(alias: str, tensor: Any) -> Array:
     try:
+        _check_size(tensor)
         array: Array = tf.make_ndarray(tensor)
     except (TypeError, ValueError, KeyError) as error:
         raise invalid(f"tensor parsing error: {alias}") from error
     return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def _check_size(tensor: Any) -> None:
+    """Refuses a shape much larger than what was sent for it, before it is allocated.
+
+    A single value may stand for all, so the shape alone could otherwise ask for any memory.
+    """
+    elements = math.prod(dim.size for dim in tensor.tensor_shape.dim)
+    if elements > MAX_FILLED_ELEMENTS and elements > tensor.ByteSize():
+        raise ValueError(f"{elements} elements in {tensor.ByteSize()} bytes")
 
 
 def _wanted(signature: Any, output_filter: list[str]) -> list[str]:

@@ -22,6 +22,7 @@ from serving.embedded.servable import DEFAULT_SIGNATURE
 from serving.embedded.status import StatusError, abort, invalid
 
 SIGNATURE_DEF = "signature_def"
+MAX_SECONDS = 1e6
 
 
 class Calls:
@@ -106,8 +107,11 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
     @override
     def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
         """See `Calls.predict`; the caller's deadline aborts the run."""
+        timeout_ms = 0
         remaining = context.time_remaining() if self._enforce_timeout else None
-        timeout_ms = max(1, int(1000 * remaining)) if remaining is not None else 0
+        # A call without a deadline may say so with a time far beyond any.
+        if remaining is not None and remaining < MAX_SECONDS:
+            timeout_ms = max(1, int(1000 * remaining))
         return _measured(
             self._calls.metrics,
             request.model_spec.name,

@@ -1,33 +1,162 @@
-"""Training batches as a function of the seed and the step, so that a run can be entered anywhere."""
+"""Training batches: a function of the seed and the step, so that a run can be entered anywhere."""
+
+from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfmacer.datasets import IndexedSplit
+from tfmacer.datasets import IndexedSplit, Split, StreamSplit
+from tfmacer.errors import UserError
 from tfmacer.votes.source import row_seed
 
-ORDER = "order"
+# Names of the streams.
+ORDER, AUGMENT = "order", "augment"
+
+PADDING = 4
+
+Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-def training_batches(
-    split: IndexedSplit, *, batch_size: int, seed: int, start: int = 0
+def crop(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """A random window of each image of `[B, H, W, C]` padded by 4 black pixels on every side."""
+    size, height, width = images.shape[0], images.shape[1], images.shape[2]
+    padded = tf.pad(images, [[0, 0], [PADDING, PADDING], [PADDING, PADDING], [0, 0]])
+    corner = tf.random.stateless_uniform(
+        [2, size, 1], seed, 0, 2 * PADDING + 1, tf.int32, alg="philox"
+    )
+    rows = tf.gather(padded, corner[0] + tf.range(height), axis=1, batch_dims=1)
+    return tf.gather(rows, corner[1] + tf.range(width), axis=2, batch_dims=1)
+
+
+def crop_flip(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """`crop`, and half of the images of `[B, H, W, C]` mirrored."""
+    crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2, alg="philox"))
+    images = crop(images, crop_seed)
+    mirrored = (
+        tf.random.stateless_uniform([images.shape[0], 1, 1, 1], flip_seed, alg="philox") < 0.5
+    )
+    return tf.where(mirrored, images[:, :, ::-1], images)
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "none": lambda images, seed: images,
+    "crop": crop,
+    "crop_flip": crop_flip,
+}
+STREAMED = "resized_crop_flip"
+
+
+def epoch_batches(
+    split: Split, *, batch_size: int, seed: int, start: int = 0, augmentation: str = "none"
 ) -> tf.data.Dataset:
-    """Endless batches `(images float32 [B, H, W, C] in [0, 1], labels int64 [B])`.
+    """The batches from step `start` to the end of its epoch, in an order of the epoch's own.
 
-    Every epoch is a permutation of the split of its own, without the incomplete last batch.
+    Batches are `(images float32 [B, H, W, C] in [0, 1], labels int64 [B])`; the incomplete last
+    one is left out.
+
+    Args:
+      split: where they come from.
+      batch_size: B, at most the split's size.
+      seed: of order and augmentation.
+      start: steps taken so far, over all epochs.
+      augmentation: a key of `AUGMENTATIONS`; `resized_crop_flip` for a split of differing sizes.
+
+    Raises:
+      UserError: the augmentation is unknown, or not one for this split.
     """
+    check_augmentation(split, augmentation)
+    if isinstance(split, StreamSplit):
+        batches = _streamed(split, batch_size, seed, start)
+    else:
+        assert isinstance(split, IndexedSplit)
+        batches = _indexed(split, batch_size, seed, start)
     steps = split.total // batch_size
-    base = tf.constant(row_seed(seed, ORDER, 0), tf.int64)
-
-    def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        epoch, within = step // steps, step % steps
-        index = within * batch_size + tf.range(batch_size, dtype=tf.int64)
-        key = tf.random.experimental.stateless_fold_in(base, epoch)
-        words = tf.random.stateless_uniform(
-            [2], key, minval=None, maxval=None, dtype=tf.int32, alg="philox"
+    if augmentation in AUGMENTATIONS:
+        key = _key(seed, AUGMENT)
+        numbers = tf.data.Dataset.range(start, (start // steps + 1) * steps)
+        batches = tf.data.Dataset.zip(numbers, batches).map(
+            lambda step, batch: (AUGMENTATIONS[augmentation](batch[0], _fold(key, step)), batch[1]),
+            tf.data.AUTOTUNE,
         )
-        last = tf.constant(split.total - 1, tf.int64)
-        positions = tf.random.experimental.index_shuffle(index, words, last)
-        return split.gather(positions)
+    return batches.prefetch(tf.data.AUTOTUNE)
 
-    numbers = tf.data.Dataset.range(start, tf.int64.max)
-    return numbers.map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+def _indexed(split: IndexedSplit, batch_size: int, seed: int, start: int) -> tf.data.Dataset:
+    """Batches in an order computed index by index, which can be entered anywhere at no cost."""
+    epoch, within = divmod(start, split.total // batch_size)
+    key = _fold(_key(seed, ORDER), epoch)
+
+    def batch(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        index = number * batch_size + tf.range(batch_size, dtype=tf.int64)
+        return split.gather(_shuffle(index, key, split.total))
+
+    numbers = tf.data.Dataset.range(within, split.total // batch_size)
+    return numbers.map(batch, tf.data.AUTOTUNE)
+
+
+def _streamed(split: StreamSplit, batch_size: int, seed: int, start: int) -> tf.data.Dataset:
+    """Batches in a shuffled order; what came before `start` is read, but not decoded."""
+    epoch, within = divmod(start, split.total // batch_size)
+    key = _fold(_key(seed, AUGMENT), epoch)
+    first = _fold(_key(seed, ORDER), epoch)[0]
+    records = split.shuffled(int(first) % 2**31).enumerate().skip(within * batch_size)
+
+    def example(index: tf.Tensor, record: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, ...]:
+        image = split.feature.decode_example(record[0])
+        if split.of_one_size:
+            return tf.cast(image, tf.float32) / 255, record[1]
+        return resized_crop_flip(image, _fold(key, index), split.shape), record[1]
+
+    return records.map(example, tf.data.AUTOTUNE).batch(batch_size, drop_remainder=True)
+
+
+def resized_crop_flip(image: tf.Tensor, seed: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
+    """A random window (8 to 100 % of the area, sides 3:4 to 4:3), resized, mirrored or not.
+
+    Args:
+      image: uint8 `[h, w, C]`.
+      seed: int64 `[2]`.
+      shape: `(H, W, C)` of the result.
+
+    Returns:
+      float32 `[H, W, C]` in [0, 1].
+    """
+    crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2, alg="philox"))
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        tf.shape(image),
+        tf.zeros([1, 0, 4]),
+        crop_seed,
+        min_object_covered=0.0,
+        area_range=(0.08, 1.0),
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        use_image_if_no_bounding_boxes=True,
+    )
+    window = tf.cast(tf.slice(image, begin, size), tf.float32) / 255
+    resized = tf.image.resize(window, shape[:2], antialias=True)
+    resized = tf.ensure_shape(tf.image.stateless_random_flip_left_right(resized, flip_seed), shape)
+    return tf.clip_by_value(resized, 0.0, 1.0)
+
+
+def check_augmentation(split: Split, augmentation: str) -> None:
+    """Refuses an augmentation that is unknown, or not one for the split's images."""
+    of_one_size = not isinstance(split, StreamSplit) or split.of_one_size
+    known = list(AUGMENTATIONS) if of_one_size else [STREAMED]
+    if augmentation not in known:
+        raise UserError(
+            f"--augmentation must be one of {', '.join(known)} for {split.dataset}, "
+            f"got {augmentation!r}"
+        )
+
+
+def _shuffle(index: tf.Tensor, key: tf.Tensor, total: int) -> tf.Tensor:
+    """Where a permutation of 0 to total - 1 puts each index; never held in memory as a whole."""
+    words = tf.random.stateless_uniform([2], key, None, None, tf.int32, alg="philox")
+    last = tf.constant(total - 1, tf.int64)
+    return tf.random.experimental.index_shuffle(index, words, last)
+
+
+def _key(seed: int, stream: str) -> tf.Tensor:
+    return tf.constant(row_seed(seed, stream, 0), tf.int64)
+
+
+def _fold(key: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
+    return tf.random.experimental.stateless_fold_in(key, tf.cast(number, tf.int64), alg="philox")

@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import keras
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 import tqdm
 
 from tfmacer.records.runs import write_atomically
+from tfmacer.training.objectives import noisy_views, soft_radius
+from tfmacer.training.trainer import TEST_METRICS, TRAIN_METRICS
 
 Logs = dict[str, Any] | None
 
+# Name of the stream of noise that watched images are seen in, and how many are shown.
+WATCH = "watch"
+PICTURES = 8
+
 # Columns of metrics.csv after epoch and step, as the trainer names them in its logs.
-LOGGED = (
-    "loss",
-    "classification",
-    "robustness",
-    "noisy_accuracy",
-    "gradient_norm",
-    "val_accuracy",
-    "val_noisy_accuracy",
-)
+LOGGED = (*TRAIN_METRICS, *(f"val_{name}" for name in TEST_METRICS))
 
 
 def rates(trainer: keras.Model) -> dict[str, float]:
@@ -31,7 +31,7 @@ def rates(trainer: keras.Model) -> dict[str, float]:
     step = tf.convert_to_tensor(trainer.optimizer.iterations)
     return {
         "learning_rate": float(keras.ops.convert_to_numpy(trainer.optimizer.learning_rate)),
-        "lambda": float(trainer.objective.weight(step)),
+        "lambda": float(trainer.objective.weight_at(step)),
     }
 
 
@@ -72,6 +72,73 @@ class MetricsFile(keras.callbacks.Callback):
         values["seconds"] = round(time.monotonic() - self._started, 3)
         with open(self._path, "a", newline="") as file:
             file.write(",".join(str(values.get(name, "")) for name in self._header) + "\n")
+
+
+class TensorBoard(keras.callbacks.Callback):
+    """Event files: losses and rates as training goes, radii and noisy images after each epoch.
+
+    Args:
+      directory: where they go.
+      images: float32 `[N, H, W, C]` in [0, 1], watched after each epoch: the soft certified radii
+        of all of them under the run's own number of copies, and how the first few look in noise.
+      labels: int `[N]`.
+      every: steps between scalars.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        images: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.int64],
+        every: int = 50,
+    ) -> None:
+        super().__init__()
+        self._directory, self._every = directory, every
+        self._images, self._labels = tf.constant(images), tf.constant(labels)
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        """Opens the file and the clock."""
+        self._writer = tf.summary.create_file_writer(str(self._directory))
+        self._seen, self._clock = int(self.model.optimizer.iterations), time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Writes the epoch's running means, the rates and the speed."""
+        step = int(self.model.optimizer.iterations)
+        if step % self._every:
+            return
+        now = time.monotonic()
+        speed = {"steps_per_second": (step - self._seen) / (now - self._clock)}
+        self._seen, self._clock = step, now
+        self._scalars(step, (logs or {}) | rates(self.model) | speed)
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """Writes what was measured after the epoch, and looks at the watched images."""
+        step = int(self.model.optimizer.iterations)
+        self._scalars(step, {k: v for k, v in (logs or {}).items() if k.startswith("val_")})
+        batch = self.model.draw(self._images, self._labels, WATCH, 0)
+        views = noisy_views(batch)
+        radii = soft_radius(
+            self.model.logits(views),
+            self._labels,
+            sigma=self.model.sigma,
+            beta=getattr(self.model.objective, "beta", 1.0),
+        )
+        # Infinite where every copy is saturated in float32, and so beyond about 13 sigma.
+        radii = tf.minimum(radii, 13 * self.model.sigma)
+        with self._writer.as_default():
+            tf.summary.histogram("soft_certified_radius", radii, step)
+            pictures = tf.clip_by_value(views[:PICTURES, 0], 0.0, 1.0)
+            tf.summary.image("noisy_images", pictures, step, max_outputs=PICTURES)
+        self._writer.flush()
+
+    def on_train_end(self, logs: Logs = None) -> None:
+        """Closes the file."""
+        self._writer.close()
+
+    def _scalars(self, step: int, values: dict[str, Any]) -> None:
+        with self._writer.as_default():
+            for name, value in values.items():
+                tf.summary.scalar(name, value, step)
 
 
 class Progress(keras.callbacks.Callback):

@@ -6,14 +6,14 @@ stock `keras.models.load_model` in safe mode.
 """
 
 import functools
-import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 from keras import layers
 
+from tfmacer.datasets import load_function
 from tfmacer.errors import UserError
 from tfmacer.records.runs import RunDirectory
 
@@ -35,7 +35,7 @@ STATISTICS = {
     "imagenet2012": Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
-Tensor = keras.KerasTensor
+Tensor: TypeAlias = Any  # keras.KerasTensor
 Builder = Callable[[Shape, int, Statistics], keras.Model]
 
 # Drawn as the papers' code draws convolutions: N(0, 2 / (k^2 x filters)).
@@ -169,26 +169,6 @@ def build(name: str, dataset: str, shape: Shape, num_classes: int) -> keras.Mode
             f"got {name!r}"
         )
     return _check(name, load_function(name, "--network")(shape, num_classes), shape, num_classes)
-
-
-def load_function(name: str, flag: str) -> Callable[..., object]:
-    """The function that `package.module:function` names.
-
-    Args:
-      name: where it is.
-      flag: for the error message.
-
-    Raises:
-      UserError: there is none.
-    """
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{flag}={name}: {error}") from error
-    if not callable(found):
-        raise UserError(f"{flag}={name}: not a function")
-    return found
 
 
 def copy_weights(source: Path, network: keras.Model) -> None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfmacer.training.schedules import Schedule, constant
+from tfmacer.training.schedules import Schedule
 
 Network = Callable[[tf.Tensor], tf.Tensor]
 
@@ -71,17 +71,17 @@ class Objective(Protocol):
         """What the logits `[B, v, K]` of the views cost."""
         ...
 
-    def weight(self, step: tf.Tensor) -> tf.Tensor:
+    def weight_at(self, step: tf.Tensor) -> tf.Tensor:
         """Weight of the robustness term (lambda) after `step` steps."""
         ...
 
 
 def noisy_views(batch: Batch) -> tf.Tensor:
-    """x + delta_j: row b, copy j is image b under its j-th noise. `[B, k, H, W, C]`."""
+    """Row b, copy j: image b under its j-th noise. `[B, k, H, W, C]`."""
     shape = tf.shape(batch.noise)
     # tf.repeat along the batch axis: tiling another axis and reshaping scrambles the pixels.
     copies = tf.reshape(tf.repeat(batch.images, shape[1], axis=0), shape)
-    return copies + batch.noise
+    return tf.ensure_shape(copies + batch.noise, [None, None, *batch.images.shape[1:]])
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -99,7 +99,7 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 
 def smoothed_log_probabilities(logits: tf.Tensor, beta: float = 1.0) -> tf.Tensor:
-    """log of the mean over the copies of softmax(beta F), computed in log space.
+    """Logarithm of the mean over the copies of softmax(beta F), computed in log space.
 
     Args:
       logits: `[B, k, K]`.
@@ -179,6 +179,73 @@ def soft_radius(logits: tf.Tensor, labels: tf.Tensor, *, sigma: float, beta: flo
     return tf.where(right, sigma / 2 * gap, tf.zeros_like(gap))
 
 
+def stability(clean_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Cross-entropy of the noisy predictions to the clean one, mean over copies and images.
+
+    Equation 9 of Jeong and Shin (NeurIPS 2020), after Li et al. (NeurIPS 2019). The clean
+    prediction is not detached, as in the former's code: both sides are drawn together.
+
+    Args:
+      clean_logits: `[B, 1, K]`, without noise.
+      logits: `[B, k, K]`.
+
+    Returns:
+      Scalar.
+    """
+    target = tf.nn.softmax(_at_least_float32(clean_logits))
+    log_p = tf.nn.log_softmax(_at_least_float32(logits))
+    return -tf.reduce_mean(tf.reduce_sum(target * log_p, axis=-1))
+
+
+def consistency_divergence(logits: tf.Tensor) -> tf.Tensor:
+    """Mean over the copies of KL(mean prediction || prediction), mean over images.
+
+    The first term of equation 7 of Jeong and Shin (NeurIPS 2020) without its weight. The mean
+    prediction is not detached. 0 with one copy.
+
+    Args:
+      logits: `[B, k, K]`.
+
+    Returns:
+      Scalar.
+    """
+    log_p = tf.nn.log_softmax(_at_least_float32(logits))
+    log_mean = smoothed_log_probabilities(logits)
+    gaps = log_mean - tf.reduce_mean(log_p, axis=1)
+    return tf.reduce_mean(tf.reduce_sum(tf.exp(log_mean) * gaps, axis=-1))
+
+
+def prediction_entropy(logits: tf.Tensor) -> tf.Tensor:
+    """Entropy of the mean prediction, mean over images: the second term of the same equation.
+
+    Args:
+      logits: `[B, k, K]`.
+
+    Returns:
+      Scalar, in nats.
+    """
+    log_mean = smoothed_log_probabilities(logits)
+    return -tf.reduce_mean(tf.reduce_sum(tf.exp(log_mean) * log_mean, axis=-1))
+
+
+def consistency_distance(logits: tf.Tensor) -> tf.Tensor:
+    """Squared distance of the predictions of two copies, mean over pairs of them and images.
+
+    The MSE form of equation 13 of Jeong and Shin (NeurIPS 2020), which has two copies; with more,
+    all pairs have the same expectation. 0 with one copy.
+
+    Args:
+      logits: `[B, k, K]`.
+
+    Returns:
+      Scalar.
+    """
+    p = tf.nn.softmax(_at_least_float32(logits))
+    deviations = tf.reduce_sum((p - tf.reduce_mean(p, axis=1, keepdims=True)) ** 2, axis=[1, 2])
+    others = tf.maximum(tf.shape(logits)[1] - 1, 1)
+    return tf.reduce_mean(2 * deviations / tf.cast(others, p.dtype))
+
+
 def _tails(
     logits: tf.Tensor, labels: tf.Tensor, beta: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -205,33 +272,47 @@ def _at_least_float32(logits: tf.Tensor) -> tf.Tensor:
     return logits if logits.dtype == tf.float64 else tf.cast(logits, tf.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class Gaussian:
-    """Cross-entropy under noise (Cohen et al., ICML 2019), averaged over the copies."""
-
-    num_noise: ClassVar[int] = 1
+class _OnNoise:
+    """What the objectives share that see nothing but the noisy copies."""
 
     def views(self, network: Network, batch: Batch) -> tf.Tensor:
         """The noisy copies."""
         return noisy_views(batch)
+
+
+class _Weighted:
+    """What the objectives share that have a weight."""
+
+    weight: float | Schedule
+
+    def weight_at(self, step: tf.Tensor) -> tf.Tensor:
+        """See `Objective.weight_at`."""
+        return self.weight(step) if callable(self.weight) else tf.constant(self.weight)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian(_OnNoise):
+    """Cross-entropy under noise (Cohen et al., ICML 2019), averaged over the copies."""
+
+    num_noise: ClassVar[int] = 1
 
     def losses(self, logits: tf.Tensor, batch: Batch) -> Losses:
         """Classification only."""
         classification = cross_entropy(logits, batch.labels)
         return Losses(classification, tf.zeros_like(classification), logits)
 
-    def weight(self, step: tf.Tensor) -> tf.Tensor:
+    def weight_at(self, step: tf.Tensor) -> tf.Tensor:
         """No robustness term."""
         return tf.zeros(())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Macer:
+class Macer(_OnNoise, _Weighted):
     """MACER (Zhai et al., ICLR 2020, Algorithm 1).
 
     Attributes:
       sigma: scale of the noise; > 0.
-      weight: lambda as a schedule of the step.
+      weight: lambda; a number, 0 or more, or a schedule of the step.
       gamma: hinge on xi; > 0.
       beta: inverse temperature of the robustness term (the classification term's is 1); > 0.
     """
@@ -239,13 +320,9 @@ class Macer:
     num_noise: ClassVar[int] = 16
 
     sigma: float
-    weight: Schedule = constant(12.0)
+    weight: float | Schedule = 12.0
     gamma: float = 8.0
     beta: float = 16.0
-
-    def views(self, network: Network, batch: Batch) -> tf.Tensor:
-        """The noisy copies."""
-        return noisy_views(batch)
 
     def losses(self, logits: tf.Tensor, batch: Batch) -> Losses:
         """Equation 17."""
@@ -253,7 +330,64 @@ class Macer:
         robustness = macer_robustness(
             logits, batch.labels, sigma=self.sigma, gamma=self.gamma, beta=self.beta
         )
-        return Losses(classification, self.weight(batch.step) * robustness, logits)
+        return Losses(classification, self.weight_at(batch.step) * robustness, logits)
 
 
-OBJECTIVES: dict[str, Any] = {"gaussian": Gaussian, "macer": Macer}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stability(_Weighted):
+    """Stability training (Li et al., NeurIPS 2019) as Jeong and Shin's code runs it.
+
+    The clean image and its noisy copies pass through the network as one batch, so that batch
+    statistics are of both together.
+
+    Attributes:
+      weight: lambda; a number, 0 or more, or a schedule of the step.
+    """
+
+    num_noise: ClassVar[int] = 1
+
+    weight: float | Schedule = 2.0
+
+    def views(self, network: Network, batch: Batch) -> tf.Tensor:
+        """The clean image first, then its noisy copies."""
+        return tf.concat([batch.images[:, tf.newaxis], noisy_views(batch)], axis=1)
+
+    def losses(self, logits: tf.Tensor, batch: Batch) -> Losses:
+        """Cross-entropy of the clean image, and `stability`."""
+        clean, noisy = logits[:, :1], logits[:, 1:]
+        robustness = self.weight_at(batch.step) * stability(clean, noisy)
+        return Losses(cross_entropy(clean, batch.labels), robustness, noisy)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Consistency(_OnNoise, _Weighted):
+    """Consistency regularisation of Gaussian training (Jeong and Shin, NeurIPS 2020).
+
+    Attributes:
+      weight: lambda; a number, 0 or more, or a schedule of the step.
+      eta: weight of the entropy, which only the default form has; 0 or more.
+      form: `default`: equation 7, which their supplementary Table 4 calls cross-entropy;
+        `kl` and `mse`: equation 13.
+    """
+
+    num_noise: ClassVar[int] = 2
+
+    weight: float | Schedule = 10.0
+    eta: float = 0.5
+    form: str = "default"
+
+    def losses(self, logits: tf.Tensor, batch: Batch) -> Losses:
+        """Cross-entropy under noise, and the regularisation."""
+        distance = consistency_distance if self.form == "mse" else consistency_divergence
+        robustness = self.weight_at(batch.step) * distance(logits)
+        if self.form == "default":
+            robustness += self.eta * prediction_entropy(logits)
+        return Losses(cross_entropy(logits, batch.labels), robustness, logits)
+
+
+OBJECTIVES: dict[str, Any] = {
+    "gaussian": Gaussian,
+    "macer": Macer,
+    "stability": Stability,
+    "consistency": Consistency,
+}

@@ -1,4 +1,4 @@
-"""Weights of the robustness term in the papers' configurations, by data, objective and sigma.
+"""What the papers chose by data set, objective and sigma: weights and augmentations.
 
 M: Zhai et al., "MACER" (ICLR 2020), sections 5.1 and C. C: Jeong and Shin, "Consistency
 Regularization for Certified Robustness of Smoothed Classifiers" (NeurIPS 2020), sections 4 and
@@ -56,3 +56,16 @@ def published_weight(dataset: str, objective: str, sigma: float) -> Weight:
             f"--dataset={dataset} at --sigma={sigma}" + (f" (only at {known})" if known else "")
         )
     return table[sigma]
+
+
+# C on CIFAR-10 and ImageNet; M's code on SVHN, where a mirrored digit is no digit.
+AUGMENTATIONS = {
+    "cifar10": "crop_flip",
+    "svhn_cropped": "crop",
+    "imagenet2012": "resized_crop_flip",
+}
+
+
+def published_augmentation(dataset: str) -> str:
+    """The published augmentation of a dataset; `none` where there is none."""
+    return AUGMENTATIONS.get(dataset, "none")

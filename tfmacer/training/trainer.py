@@ -19,6 +19,9 @@ from tfmacer.votes.source import row_seed
 # Names of the streams; certification's are `select` and `estimate`.
 TRAIN, TEST = "train", "test"
 
+TRAIN_METRICS = ("loss", "classification", "robustness", "noisy_accuracy", "gradient_norm")
+TEST_METRICS = ("accuracy", "noisy_accuracy")
+
 
 class SmoothedTrainer(keras.Model):
     """Trains a classifier to be smoothed: `compile`, `fit` and `evaluate` as any Keras model.
@@ -69,10 +72,8 @@ class SmoothedTrainer(keras.Model):
         self.num_noise = num_noise
         self.seed = seed
         self.clip_norm = clip_norm
-        names = ("loss", "classification", "robustness", "noisy_accuracy", "gradient_norm")
-        self._train_means = {name: keras.metrics.Mean(name=name) for name in names}
-        names = ("accuracy", "noisy_accuracy")
-        self._test_means = {name: keras.metrics.Mean(name=f"test_{name}") for name in names}
+        self._train_means = {name: keras.metrics.Mean(name=name) for name in TRAIN_METRICS}
+        self._test_means = {name: keras.metrics.Mean(name=f"test_{name}") for name in TEST_METRICS}
         self.built = True
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -83,11 +84,11 @@ class SmoothedTrainer(keras.Model):
         """One step on `(images [B, H, W, C], labels [B])`; returns the epoch's running means."""
         images, labels = data
         step = tf.convert_to_tensor(self.optimizer.iterations)
-        batch = self._draw(images, labels, self._seed(TRAIN, step), step)
+        batch = self.draw(images, labels, TRAIN, step)
         views = self.objective.views(self.call, batch)
         replicas = self.distribute_strategy.num_replicas_in_sync
         with tf.GradientTape() as tape:
-            losses = self.objective.losses(self._logits(views, training=True), batch)
+            losses = self.objective.losses(self.logits(views, training=True), batch)
             loss = losses.classification + losses.robustness
             loss += tf.add_n([*self.network.losses, tf.zeros_like(loss)])
             # The optimizer sums the gradients of all replicas.
@@ -105,7 +106,7 @@ class SmoothedTrainer(keras.Model):
         # How many images came before numbers the batch: each has noise of its own, and every
         # evaluation has the same.
         position = tf.cast(self._test_means["accuracy"].count, tf.int64)
-        batch = self._draw(images, labels, self._seed(TEST, position), position, copies=1)
+        batch = self.draw(images, labels, TEST, position, copies=1)
         clean = self.network(images, training=False)[:, tf.newaxis]
         noisy = self.network(images + batch.noise[:, 0], training=False)[:, tf.newaxis]
         size = tf.shape(images)[0]
@@ -113,34 +114,39 @@ class SmoothedTrainer(keras.Model):
             mean.update_state(_accuracy(logits, labels), sample_weight=size)
         return {name: mean.result() for name, mean in self._test_means.items()}
 
-    def _seed(self, stage: str, position: tf.Tensor) -> tf.Tensor:
-        """Philox seed int64 `[2]` of one step on this replica."""
-        context = tf.distribute.get_replica_context()
-        replica = tf.cast(context.replica_id_in_sync_group, tf.int64)
-        # int64 throughout: from int32 seeds, fold_in keeps 32 bits and streams may collide.
-        seed = tf.constant(row_seed(self.seed, stage, 0), tf.int64)
-        for number in (position, replica):
-            seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(number, tf.int64))
-        return seed
-
-    def _draw(
+    def draw(
         self,
         images: tf.Tensor,
         labels: tf.Tensor,
-        seed: tf.Tensor,
-        step: tf.Tensor,
+        stream: str,
+        step: tf.Tensor | int,
         copies: int | None = None,
     ) -> Batch:
+        """Draws the noise of a batch on this replica.
+
+        Args:
+          images: float32 `[B, H, W, C]` in [0, 1].
+          labels: int `[B]`.
+          stream: name of the stream of noise; streams are independent.
+          step: the position in it.
+          copies: of each image; `num_noise` for None.
+        """
+        context = tf.distribute.get_replica_context()
+        # int64 throughout: from int32 seeds, fold_in keeps 32 bits and streams may collide.
+        seed = tf.constant(row_seed(self.seed, stream, 0), tf.int64)
+        for number in (step, context.replica_id_in_sync_group):
+            number = tf.cast(number, tf.int64)
+            seed = tf.random.experimental.stateless_fold_in(seed, number, alg="philox")
         noise_seed, objective_seed = tf.unstack(tf.random.split(seed, 2, alg="philox"))
         shape = tf.shape(images)
         shape = tf.concat([shape[:1], [copies or self.num_noise], shape[1:]], axis=0)
         noise = self.sigma * tf.random.stateless_normal(shape, noise_seed, alg="philox")
-        return Batch(images, labels, noise, step, objective_seed)
+        return Batch(images, labels, noise, tf.cast(step, tf.int64), objective_seed)
 
-    def _logits(self, views: tf.Tensor, training: bool) -> tf.Tensor:
-        """Logits `[B, v, K]` of views `[B, v, H, W, C]`."""
+    def logits(self, views: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """The network's logits `[B, v, K]` of views `[B, v, H, W, C]`."""
         shape = tf.shape(views)
-        flat = tf.reshape(views, [-1, *self.network.input_shape[1:]])
+        flat = tf.reshape(views, [-1, *views.shape[2:]])
         logits = self.network(flat, training=training)
         return tf.reshape(logits, [shape[0], shape[1], logits.shape[-1]])
 

@@ -1,0 +1,204 @@
+"""Asks the certification sidecar about one image and prints label, certified radius, confidence.
+
+  python -m serving.client --target=localhost:8600 digit.png
+
+The image is decoded here, and its pixels are sent: decoders differ, and a certificate is about
+pixels. With --stream (the default) the certificate is seen growing while samples accumulate.
+"""
+
+import hashlib
+import math
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from absl import flags
+from google.protobuf import json_format
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from serving import certification_pb2 as pb
+from serving.certification_pb2_grpc import CertifierStub
+from tfmacer import commandline
+from tfmacer.errors import UserError
+from tfmacer.guarantee.stopping import StopRule
+
+FLAGS = flags.FlagValues()
+
+_TARGET = flags.DEFINE_string(
+    "target", "127.0.0.1:8600", "HOST:PORT of the sidecar.", flag_values=FLAGS
+)
+_N0 = flags.DEFINE_integer("n0", 100, "Draws that choose the class.", 1, flag_values=FLAGS)
+_N = flags.DEFINE_integer(
+    "n", 10_000, "Draws that bound its probability, at most.", 1, flag_values=FLAGS
+)
+_ALPHA = flags.DEFINE_float(
+    "alpha", 0.001, "Chance that the certificate is wrong.", 0, 1, flag_values=FLAGS
+)
+_BILATERAL = flags.DEFINE_bool(
+    "bilateral", False, "Bound the runner-up's probability as well.", flag_values=FLAGS
+)
+_STOP = flags.DEFINE_string(
+    "stop",
+    "fixed",
+    "When to stop drawing: fixed, decide:RADIUS, precision:RELATIVE or budget:SECONDS.",
+    flag_values=FLAGS,
+)
+_STREAM = flags.DEFINE_bool(
+    "stream",
+    True,
+    "Show the certificate growing; --nostream waits for one, whose radius for a fixed n is a "
+    "little larger.",
+    flag_values=FLAGS,
+)
+_DEADLINE = flags.DEFINE_float(
+    "deadline",
+    None,
+    "Seconds to wait for the answer; then the best certificate so far counts.",
+    0.01,
+    flag_values=FLAGS,
+)
+_JSON = flags.DEFINE_bool("json", False, "Print the certificate as JSON.", flag_values=FLAGS)
+
+# The modes of Pillow by the number of channels of the model.
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_CONNECT_SECONDS = 10.0
+
+
+def read_pixels(path: Path, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """Decodes an image file to uint8 `[H, W, C]`; never resizes.
+
+    Raises:
+      UserError: no image, or of another size than the model's.
+    """
+    height, width, channels = shape
+    if channels not in _MODES:
+        raise UserError(f"{path}: the model takes {channels} channels, files give 1, 3 or 4")
+    try:
+        with Image.open(path) as image:
+            decoded = image.convert(_MODES[channels])
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{path}: not a readable image: {error}") from error
+    if decoded.size != (width, height):
+        found = "x".join(map(str, decoded.size))
+        raise UserError(f"{path}: is {found} pixels, the model takes {width}x{height}")
+    return np.asarray(decoded, np.uint8).reshape(height, width, channels)
+
+
+def make_request(pixels: npt.NDArray[np.uint8]) -> pb.CertifyRequest:
+    """The request that the flags ask for."""
+    stop = StopRule.parse(_STOP.value)
+    request = pb.CertifyRequest(
+        pixels=pb.Pixels(shape=pixels.shape, uint8=pixels.tobytes()),
+        n0=_N0.value,
+        n=_N.value,
+        alpha=_ALPHA.value,
+        bilateral=_BILATERAL.value,
+    )
+    kind, _, value = str(stop).partition(":")
+    if kind == "fixed":
+        request.fixed.SetInParent()
+    else:
+        setattr(request, kind, float(value))
+    return request
+
+
+def _main(arguments: list[str]) -> None:
+    if len(arguments) != 1:
+        raise UserError(f"expected one image file, got {len(arguments)} arguments")
+    path = Path(arguments[0])
+    StopRule.parse(_STOP.value)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    with grpc.insecure_channel(_TARGET.value) as channel:
+        stub = CertifierStub(channel)
+        try:
+            model = stub.GetModel(pb.GetModelRequest(), timeout=_CONNECT_SECONDS)
+            pixels = read_pixels(path, model.input_shape)
+            certificate = _certify(stub, make_request(pixels))
+        except grpc.RpcError as error:
+            raise _failure(error) from error
+    floats = (pixels.astype(np.float32) / np.float32(255)).astype("<f4")
+    if certificate.pixels_sha256 != hashlib.sha256(floats.tobytes()).hexdigest():
+        raise UserError(f"{_TARGET.value}: the certificate is about other pixels than were sent")
+    _print(certificate)
+
+
+def _certify(stub: CertifierStub, request: pb.CertifyRequest) -> pb.Certificate:
+    if not _STREAM.value:
+        return stub.Certify(request, timeout=_DEADLINE.value)
+    (last,) = deque(_shown(stub.CertifyStream(request, timeout=_DEADLINE.value)), maxlen=1)
+    return last
+
+
+def _shown(certificates: Iterable[pb.Certificate]) -> Iterator[pb.Certificate]:
+    """Passes certificates on and shows the latest on standard error."""
+    columns = (
+        TextColumn("{task.fields[label]}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} samples"),
+        TextColumn("radius {task.fields[radius]:.4f}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=_N.value, label="asking", radius=0.0)
+        for certificate in certificates:
+            progress.update(
+                task,
+                completed=certificate.drawn,
+                label=_label(certificate),
+                radius=certificate.radius,
+            )
+            yield certificate
+
+
+def _print(certificate: pb.Certificate) -> None:
+    if _JSON.value:
+        print(
+            json_format.MessageToJson(
+                certificate,
+                preserving_proto_field_name=True,
+                always_print_fields_with_no_presence=True,
+            )
+        )
+        return
+    confidence = 100 * (1 - certificate.alpha)
+    print(_label(certificate))
+    # Rounded toward zero: a printed radius is a promise too.
+    print(
+        f"certified radius: {math.floor(certificate.radius * 1e4) / 1e4:.4f} ({certificate.norm})"
+    )
+    print(f"confidence: {confidence:.10g}%")
+    print(f"samples: {certificate.n0} to choose the class, {certificate.n} to bound it")
+    print(f"certificate: {certificate.certificate_id}")
+    print(certificate.statement)
+
+
+def _label(certificate: pb.Certificate) -> str:
+    return "label: " + (str(certificate.predict) if certificate.predict >= 0 else "abstained")
+
+
+def _failure(error: Any) -> UserError:
+    return UserError(f"{_TARGET.value}: {error.code().name}: {error.details()}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Asks for one certificate and prints it; returns the exit status."""
+    return commandline.run_with_arguments(
+        _main,
+        FLAGS,
+        argv,
+        name="python -m serving.client",
+        doc=__doc__ or "",
+        arguments="IMAGE",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tfmacer import certify
+from tfmacer.records.logs import read_log
+from tfmacer.votes import local
+
+PLAN = ["--num_examples=40", "--skip=25", "--n=4000", "--alpha=0.01", "--seed=9"]
+
+
+@pytest.fixture(autouse=True)
+def threads_as_they_are(monkeypatch):
+    """TensorFlow is already running in the tests' process and keeps its thread counts."""
+    monkeypatch.setattr(local, "use_threads", lambda *_: None)
+
+
+def run(*flags: object) -> int:
+    return certify.main([str(flag) for flag in flags])
+
+
+def rows(path: Path) -> list[list[str]]:
+    """Every column but `time`, sorted by idx."""
+    lines = [line.split("\t") for line in path.read_text().splitlines()]
+    time_column = lines[0].index("time")
+    return sorted(
+        (line[:time_column] + line[time_column + 1 :] for line in lines[1:]),
+        key=lambda line: int(line[0]),
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_run, tmp_path_factory) -> Path:
+    """The log of an uninterrupted run, made by a process like the killed ones."""
+    out = tmp_path_factory.mktemp("reference") / "log.tsv"
+    command = [sys.executable, "-m", "tfmacer.certify", f"--run_dir={tiny_run}", f"--out={out}"]
+    subprocess.run([*command, *PLAN], check=True, capture_output=True)
+    return out
+
+
+def test_a_log_holds_every_selected_image_once_with_its_label(reference):
+    log = read_log(reference)
+    assert [record.idx for record in log.records] == list(range(0, 1000, 25))
+    assert all(
+        sum(record.counts) == 4000 and sum(record.select_counts) == 100 for record in log.records
+    )
+    assert {record.label for record in log.records} <= set(range(10))
+    assert log.settings.seed == 9
+    assert log.missing == []
+    assert log.altered is None
+
+
+def test_a_second_run_of_the_same_settings_says_that_it_is_finished(reference, tiny_run, capsys):
+    before = reference.read_bytes()
+    command = [sys.executable, "-m", "tfmacer.certify", f"--run_dir={tiny_run}"]
+    done = subprocess.run(
+        [*command, f"--out={reference}", *PLAN], check=True, capture_output=True, text=True
+    )
+    assert "finished already, 40 images" in done.stdout
+    assert reference.read_bytes() == before
+
+
+def killed_run(command: list[str], out: Path, moment: float) -> bool:
+    """Runs a command and kills it `moment` seconds after its first row; True if it was alive."""
+    rows_before = out.read_text().count("\n") if out.exists() else 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            if out.exists() and out.read_text().count("\n") > rows_before + 1:
+                time.sleep(moment)
+                os.kill(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        return process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow, id="100-kills")])
+def test_killed_at_any_moment_nothing_is_lost_and_nothing_counted_twice(
+    kills, reference, tiny_run, tmp_path
+):
+    """SIGKILL at random moments; then the finished log equals the uninterrupted one."""
+    moments = random.Random(kills)
+    command = [sys.executable, "-m", "tfmacer.certify", f"--run_dir={tiny_run}", *PLAN]
+    killed = 0
+    number = 0
+    while killed < kills:
+        out = tmp_path / f"log{number}.tsv"
+        alive = killed_run([*command, f"--out={out}"], out, moments.uniform(0, 0.3))
+        killed += alive
+        if not alive:
+            assert rows(out) == rows(reference)
+            number += 1
+    subprocess.run([*command, f"--out={out}"], check=True, capture_output=True)
+    assert rows(out) == rows(reference)
+
+
+def test_shards_hold_the_rows_of_the_whole(reference, tiny_run, tmp_path):
+    found = []
+    for i in range(3):
+        out = tmp_path / f"{i}.tsv"
+        command = [sys.executable, "-m", "tfmacer.certify", f"--run_dir={tiny_run}", *PLAN]
+        subprocess.run(
+            [*command, f"--shard={i}/3", f"--out={out}"], check=True, capture_output=True
+        )
+        found += rows(out)
+    assert sorted(found, key=lambda row: int(row[0])) == rows(reference)
+
+
+def test_several_bounds_share_one_pass_over_the_draws(tiny_run, tmp_path):
+    out = tmp_path / "log.tsv"
+    plan = ["--num_examples=5", "--n=2000", "--beta=2"]
+    names = "clopper_pearson,hoeffding,bernstein"
+    assert run(f"--run_dir={tiny_run}", f"--out={out}", f"--bound={names}", *plan) == 0
+    hard = read_log(out).records
+    for name in ("hoeffding", "bernstein"):
+        soft = read_log(tmp_path / f"log.{name}.tsv").records
+        assert [r.counts for r in soft] == [r.counts for r in hard]
+        assert all(r.sums is not None and abs(sum(r.sums) - 2000) < 0.01 for r in soft)
+        assert {r.bound for r in soft} == {name}
+    assert all(r.sums is None for r in hard)
+
+
+def test_an_export_gives_the_log_of_its_run(tiny_run, tmp_path):
+    from export import saved_model
+
+    assert saved_model.main([f"--run_dir={tiny_run}", f"--export_dir={tmp_path / 'm'}"]) == 0
+    plan = ["--num_examples=6", "--skip=100", "--n=2000"]
+    assert run(f"--run_dir={tiny_run}", f"--out={tmp_path / 'a.tsv'}", *plan) == 0
+    assert run(f"--saved_model={tmp_path / 'm'}", f"--out={tmp_path / 'b.tsv'}", *plan) == 0
+    assert rows(tmp_path / "a.tsv") == rows(tmp_path / "b.tsv")
+
+
+def test_a_contiguous_part_of_a_split_is_warned_of_and_recorded(tiny_run, tmp_path, capsys):
+    out = tmp_path / "log.tsv"
+    assert run(f"--run_dir={tiny_run}", f"--out={out}", "--num_examples=3", "--n=500") == 0
+    assert "warning: a contiguous part of the split (3 of 1000)" in capsys.readouterr().err
+    assert "contiguous" in json.loads((tmp_path / "log.tsv.json").read_text())["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--out=x.tsv"], "exactly one of --run_dir, --saved_model and --server"),
+        (["--run_dir=/nowhere"], "--out must be given"),
+        (["--run_dir=/nowhere", "--out=x.csv"], "--out=x.csv: a log's name ends with .tsv"),
+        (["--run_dir=/nowhere", "--out=x.tsv"], "/nowhere: not a finished run directory"),
+        (["--run_dir=RUN", "--out=x.tsv", "--n=6"], "n"),
+        (["--run_dir=RUN", "--out=x.tsv", "--alpha=2"], "alpha"),
+        (["--run_dir=RUN", "--out=x.tsv", "--sigma=1"], "--sigma=1.0 is not the model's own, 0.25"),
+        (["--run_dir=RUN", "--out=x.tsv", "--shard=3/3"], "shard must be i/N"),
+        (["--run_dir=RUN", "--out=x.tsv", "--stop=never"], "stop"),
+        (["--run_dir=RUN", "--out=x.tsv", "--bound=normal"], "bound"),
+        (["--run_dir=RUN", "--out=x.tsv", "--stop=decide:1", "--bound=clopper_pearson"], "bound"),
+        (["--server=localhost:1", "--out=x.tsv"], "--model_name goes with --server"),
+        (["--saved_model=/nowhere", "--out=x.tsv"], "--saved_model=/nowhere: no such directory"),
+        (["--run_dir=RUN", "--out=x.tsv", "--num_examples=0"], "num_examples"),
+        (["--run_dir=RUN", "--out=x.tsv", "--start=1000"], "start is 1000"),
+        (["--run_dir=RUN", "--out=x.tsv", "--unknown"], "unknown"),
+        (["--run_dir=RUN", "--out=x.tsv", "extra"], "extra"),
+    ],
+)
+def test_bad_flags_get_one_line_and_write_nothing(
+    flags, message, tiny_run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(*(flag.replace("RUN", str(tiny_run)) for flag in flags)) in (1, 2)
+    error = [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
+    assert len(error) == 1
+    assert message in error[0]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Path:
+    """A finished run directory with a small untrained network on mnist5k's shape."""
+    import keras
+
+    from tfmacer.records.runs import RunDirectory, Smoothing
+    from tfmacer.votes.local import library_versions, network_digest
+
+    keras.utils.set_random_seed(11)
+    network = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Rescaling(2.0, offset=-1.0),
+            keras.layers.AveragePooling2D(4),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10),
+        ]
+    )
+    run = RunDirectory(tmp_path_factory.mktemp("runs") / "tiny")
+    run.root.mkdir()
+    network.save(run.model)
+    smoothing = Smoothing(
+        sigma=0.25,
+        num_classes=10,
+        input_shape=(28, 28, 1),
+        dataset="mnist5k",
+        objective="gaussian",
+        model_digest=network_digest(run.model, network),
+        versions=library_versions(),
+    )
+    run.smoothing.write_text(smoothing.to_json())
+    return run.root

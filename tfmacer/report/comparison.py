@@ -1,0 +1,200 @@
+"""Several runs side by side: their names, paired differences, groups, and what to be wary of."""
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tfmacer.errors import UserError
+from tfmacer.records.logs import Log, check_rows
+from tfmacer.report.summary import Estimate, Floats, Run, mean_estimate
+
+# Two unrelated orders of ten classes agree on this many labels with probability 1e-20.
+_FEWEST_COMMON = 20
+_SEED = re.compile(r"[-_.]?seed[-_=]?\d+", re.IGNORECASE)
+# Settings whose difference makes results incomparable, as a reader knows them.
+_COMPARED = ("n", "n0", "alpha", "sigma", "noise_family", "bound", "bilateral", "stop")
+_FEW_IMAGES = 10_000
+
+
+def name_runs(logs: Sequence[Log]) -> list[Run]:
+    """Names each log by what tells its path from the others'.
+
+    A log `RUN/certify/NAME.tsv` goes by the run's name where that is enough.
+    """
+    parts = [_parts(log.path.resolve()) for log in logs]
+    start = _common(parts) if len(parts) > 1 else len(parts[0]) - (2 if _in_run(logs[0]) else 1)
+    end = _common([part[::-1] for part in parts]) if len(parts) > 1 else 0
+    names = ["/".join(part[start : len(part) - end]) for part in parts]
+    if len(set(names)) < len(names) or not all(names):
+        names = [str(log.path) for log in logs]
+    return [Run(name, log) for name, log in zip(names, logs, strict=True)]
+
+
+def _parts(path: Path) -> list[str]:
+    folders = [part for part in path.parent.parts if part not in ("/", "certify")]
+    return [*folders, path.name.removesuffix(".tsv")]
+
+
+def _in_run(log: Log) -> bool:
+    return log.path.resolve().parent.name == "certify"
+
+
+def _common(parts: Sequence[Sequence[str]]) -> int:
+    """How many leading parts all have in common."""
+    columns = zip(*parts, strict=False)
+    return len(list(itertools.takewhile(lambda column: len(set(column)) == 1, columns)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How much more one run certifies than another on the same images.
+
+    Attributes:
+      first: the run that is subtracted from.
+      second: the run that is subtracted.
+      images: how many both certified.
+      acr: difference of the average certified radii; None where one of them has none.
+      certified: difference of certified accuracy by radius; None as above.
+    """
+
+    first: Run
+    second: Run
+    images: int
+    acr: Estimate | None
+    certified: dict[float, Estimate | None]
+
+
+def paired_differences(runs: Sequence[Run], radii: Sequence[float]) -> list[Difference]:
+    """Differences between every two runs that certified the same images."""
+    return [
+        difference
+        for first, second in itertools.combinations(runs, 2)
+        if (difference := _difference(first, second, radii)) is not None
+    ]
+
+
+def _difference(first: Run, second: Run, radii: Sequence[float]) -> Difference | None:
+    common, mine, theirs = np.intersect1d(first.idx, second.idx, return_indices=True)
+    if not _same_images(first, second, len(common)) or not np.array_equal(
+        first.labels[mine], second.labels[theirs]
+    ):
+        return None
+
+    def certified(run: Run, rows: "np.ndarray[tuple[int], np.dtype[np.intp]]", r: float) -> Floats:
+        return (run.correct[rows] & (run.radii[rows] >= r)).astype(float)
+
+    return Difference(
+        first,
+        second,
+        len(common),
+        None
+        if first.acr is None or second.acr is None
+        else mean_estimate(first.radii[mine] - second.radii[theirs]),
+        {
+            r: None
+            if first.certified(r) is None or second.certified(r) is None
+            else mean_estimate(certified(first, mine, r) - certified(second, theirs, r))
+            for r in radii
+        },
+    )
+
+
+def _same_images(first: Run, second: Run, common: int) -> bool:
+    """Whether equal idx mean equal images, as far as the logs tell."""
+    if first.settings is None and second.settings is None:
+        return common >= _FEWEST_COMMON
+    if first.settings is None or second.settings is None:
+        return False
+    return common >= 2 and all(
+        getattr(first.settings, field) == getattr(second.settings, field)
+        for field in ("dataset", "split", "total")
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ only in their seed.
+
+    Attributes:
+      name: their common name.
+      runs: two or more.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+
+
+def seed_groups(runs: Sequence[Run]) -> list[Group]:
+    """Groups the runs that differ only in a seed.
+
+    Those are logs of one model drawn with other seeds, and logs whose paths differ in nothing but
+    a part like `seed1` and whose settings in nothing but the model.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_without_seed(run), []).append(run)
+    return [
+        Group(_SEED.sub("", members[0].name).strip("/-_.") or members[0].name, tuple(members))
+        for members in groups.values()
+        if len(members) > 1
+    ]
+
+
+def _without_seed(run: Run) -> str:
+    path = str(run.log.path.resolve())
+    stripped = _SEED.sub("", path)
+    if run.settings is None:
+        return stripped
+    fields = dataclasses.asdict(run.settings)
+    for field in ("seed", "environment", "warnings"):
+        del fields[field]
+    if stripped != path:
+        return json.dumps([stripped, fields | {"model_digest": None}], sort_keys=True)
+    return json.dumps(fields, sort_keys=True)
+
+
+def warnings(runs: Sequence[Run]) -> list[str]:
+    """What a reader of the report must know before comparing."""
+    found = [f"{run.name}: {text}" for run in runs for text in _run_warnings(run)]
+    ours = [run for run in runs if run.settings is not None]
+    for field in _COMPARED:
+        values = {str(getattr(run.settings, field)): run.name for run in reversed(ours)}
+        if len(values) > 1:
+            listed = ", ".join(f"{value} ({name})" for value, name in reversed(values.items()))
+            found.append(f"the runs differ in {field}: {listed}; compare them with care")
+    return found
+
+
+def _run_warnings(run: Run) -> Iterator[str]:
+    settings = run.settings
+    if settings is None:
+        yield (
+            "log of another project: its settings are unknown, and its radii may have been "
+            "rounded up to three digits"
+        )
+        if len(run.idx) > 1 and len(run.idx) < _FEW_IMAGES and np.all(np.diff(run.idx) == 1):
+            yield (
+                f"{len(run.idx)} contiguous images (idx {run.idx[0]} to {run.idx[-1]}): a "
+                "contiguous part of a test set can be easier or harder than the whole"
+            )
+    else:
+        yield from settings.warnings
+        if missing := run.log.missing:
+            yield f"unfinished: {len(missing)} of {len(settings.indices)} images have no row"
+    try:
+        check_rows(run.log)
+    except UserError as error:
+        yield f"altered: {error}"
+    unlabelled = len(run.log.records) - len(run.idx)
+    if unlabelled:
+        yield f"{unlabelled} images without a true label are left out of accuracy and ACR"
+    if run.decides is not None:
+        yield (
+            f"stop=decide: it answers for radius {run.decides} alone, so it has no ACR and no "
+            "certified accuracy elsewhere"
+        )

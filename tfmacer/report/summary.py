@@ -1,0 +1,181 @@
+"""The numbers of a report: what each run shows, and how two runs compare on the same images.
+
+Intervals are 95 % and speak of the choice of images, as if drawn at random from the split; that a
+certificate itself may be wrong, with probability alpha, is another matter (`Run.dataset_bound`).
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from tfmacer.guarantee.bounds import dataset_lower_bound
+from tfmacer.guarantee.certificate import largest_radius
+from tfmacer.records.logs import Log
+from tfmacer.records.rows import Record
+from tfmacer.records.settings import LogSettings
+
+CONFIDENCE = 0.95
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A value and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One log, seen as a result.
+
+    Attributes:
+      name: what tells it from the other runs of the report.
+      log: its records; those without a true label enter nothing here but `abstention`.
+    """
+
+    name: str
+    log: Log
+
+    @property
+    def settings(self) -> LogSettings | None:
+        """What its rows share; None for a log of another project."""
+        return self.log.settings
+
+    @functools.cached_property
+    def idx(self) -> npt.NDArray[np.int64]:
+        """Positions of the labelled images, ascending."""
+        return np.array([record.idx for record in self._labelled], np.int64)
+
+    @functools.cached_property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Their true classes."""
+        return np.array([record.label for record in self._labelled], np.int64)
+
+    @functools.cached_property
+    def radii(self) -> Floats:
+        """Their certified radii, 0 where the certified class is wrong or the answer is abstain."""
+        return np.array([record.radius * record.correct for record in self._labelled])
+
+    @functools.cached_property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Whether their certified class is the true one."""
+        return np.array([record.correct for record in self._labelled], bool)
+
+    @property
+    def decides(self) -> float | None:
+        """The one radius that a `stop=decide` run answers for; None for other runs."""
+        return self.settings.rule.stop.radius if self.settings is not None else None
+
+    @property
+    def acr(self) -> Estimate | None:
+        """Average certified radius; None where radii were cut short by `stop=decide`."""
+        return None if self.decides is not None else mean_estimate(self.radii)
+
+    @property
+    def standard_error(self) -> float:
+        """Of the average certified radius."""
+        return float(stats.sem(self.radii)) if len(self.radii) > 1 else float("nan")
+
+    def certified(self, radius: float) -> Estimate | None:
+        """Share of images certified correctly at `radius`; None where the run does not say."""
+        if not len(self.radii) or (self.decides is not None and self.decides != radius):
+            return None
+        return share(int(np.sum(self.correct & (self.radii >= radius))), len(self.radii))
+
+    @property
+    def abstention(self) -> Estimate | None:
+        """Share of all images on which the smoothed classifier abstains."""
+        abstained = sum(record.predict < 0 for record in self.log.records)
+        return share(abstained, len(self.log.records)) if self.log.records else None
+
+    @property
+    def clean(self) -> Estimate | None:
+        """Accuracy of the base network without noise; None where it was not recorded."""
+        known = [r.clean == r.label for r in self._labelled if r.clean is not None]
+        return share(sum(known), len(known)) if known else None
+
+    @property
+    def draws(self) -> float | None:
+        """Estimation draws per image, on average; None where they were not recorded."""
+        known = [record.n for record in self.log.records if record.n is not None]
+        return float(np.mean(known)) if known else None
+
+    @property
+    def seconds(self) -> float:
+        """Time per image, on average."""
+        return float(np.mean([r.seconds for r in self.log.records])) if self.log.records else 0.0
+
+    @functools.cached_property
+    def p_true(self) -> Floats:
+        """Share of the noisy draws of each labelled image that vote for its true class.
+
+        Empty where votes were not recorded.
+        """
+        return np.array(
+            [r.counts[r.label] / r.n for r in self._labelled if r.counts is not None and r.n]
+        )
+
+    @functools.cached_property
+    def vote_gap(self) -> Floats:
+        """Per labelled image, log-ratio of the votes for its class and for the best other one.
+
+        Half a vote is added to both, so that the ratio exists without votes. Empty where votes
+        were not recorded.
+        """
+        gaps = []
+        for record in self._labelled:
+            if record.counts is not None:
+                others = [c for k, c in enumerate(record.counts) if k != record.label]
+                gaps.append(np.log((record.counts[record.label] + 0.5) / (max(others) + 0.5)))
+        return np.array(gaps)
+
+    @functools.cached_property
+    def largest_radius(self) -> float | None:
+        """What this run certifies where every draw agrees; None where n is unknown."""
+        if self.settings is None:
+            return None
+        return largest_radius(self.settings.rule, self.settings.law)
+
+    def dataset_bound(self, radius: float, risk: float) -> float | None:
+        """Share of these very images that is truly robust at `radius`, at least.
+
+        Args:
+          radius: in the units of the certificates.
+          risk: probability, over the noise, that the bound is wrong.
+
+        Returns:
+          The bound; None where alpha is unknown or the run does not answer for the radius.
+        """
+        certified = self.certified(radius)
+        if self.settings is None or certified is None:
+            return None
+        total = len(self.radii)
+        return dataset_lower_bound(round(certified.value * total), total, self.settings.alpha, risk)
+
+    @functools.cached_property
+    def _labelled(self) -> tuple[Record, ...]:
+        return tuple(record for record in self.log.records if record.label >= 0)
+
+
+def share(count: int, total: int) -> Estimate:
+    """A proportion with its exact (Clopper-Pearson) interval."""
+    interval = stats.binomtest(count, total).proportion_ci(CONFIDENCE, method="exact")
+    return Estimate(count / total, float(interval.low), float(interval.high))
+
+
+def mean_estimate(values: Floats) -> Estimate | None:
+    """A mean with its Student interval; None without values."""
+    if not len(values):
+        return None
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Estimate(mean, float("nan"), float("nan"))
+    half = float(stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    return Estimate(mean, mean - half, mean + half)
