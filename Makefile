@@ -90,6 +90,6 @@ constraints: setup ## constraints.txt, from what .venv holds
 	@touch .venv/installed
 
 clean: ## remove what make made, but for runs/
-	rm -rf .venv .venv-clients .venv-clients-min build dist .build *.egg-info \
+	rm -rf .venv .venv-* build dist .build *.egg-info \
 	  .pytest_cache .mypy_cache .ruff_cache .hypothesis bazel-*
 	find tfmacer export serving benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

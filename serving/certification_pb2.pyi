@@ -157,7 +157,7 @@ class PredictRequest(_message.Message):
     N_FIELD_NUMBER: _builtins.int
     ALPHA_FIELD_NUMBER: _builtins.int
     n: _builtins.int
-    """Draws; 100 unless given."""
+    """Draws; 100 unless given, or what the server allows."""
     alpha: _builtins.float
     """Chance of a wrong class that is accepted before abstaining; 0.001 unless given."""
     @_builtins.property
@@ -255,7 +255,7 @@ class CertifyRequest(_message.Message):
     n0: _builtins.int
     """Draws that choose the class; 100 unless given."""
     n: _builtins.int
-    """Draws that bound its probability, at most; 10,000 unless given."""
+    """Draws that bound its probability, at most; 10,000 unless given, or what the server allows."""
     alpha: _builtins.float
     """Chance that the certificate is wrong; 0.001 unless given."""
     bilateral: _builtins.bool
@@ -263,7 +263,7 @@ class CertifyRequest(_message.Message):
     decide: _builtins.float
     """As soon as this l2 radius is certified or refuted."""
     precision: _builtins.float
-    """As soon as the radius is known to this relative precision."""
+    """As soon as more draws could enlarge the radius only by this part of it, in (0, 1)."""
     budget: _builtins.float
     """After this many seconds."""
     @_builtins.property

@@ -210,7 +210,8 @@ def _main() -> None:
             f"Failed to start server. Error: {error.code.name}: {error.message}"
         ) from error
     calls = Calls(registry, Metrics(), tensor_content=_TENSOR_CONTENT.value)
-    server, health = _grpc(calls)
+    drain = grpc_server.Drain()
+    server, health = _grpc(calls, drain)
     rest = _rest(calls, metrics_path)
     server.start()
     if rest:
@@ -223,7 +224,8 @@ def _main() -> None:
     reloads.set()
     if health:
         health.enter_graceful_shutdown()
-    server.stop(_GRACE.value).wait()
+    drain.drain(_GRACE.value)
+    server.stop(grpc_server.LAST_WORDS).wait()
     if rest:
         rest.stop(_GRACE.value)
     registry.stop()
@@ -265,7 +267,7 @@ def _registry() -> "Registry":
     )
 
 
-def _grpc(calls: "Calls") -> tuple[Any, Any]:
+def _grpc(calls: "Calls", drain: grpc_server.Drain) -> tuple[Any, Any]:
     from grpc_health.v1 import health, health_pb2, health_pb2_grpc
     from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
@@ -275,6 +277,7 @@ def _grpc(calls: "Calls") -> tuple[Any, Any]:
         threads=_THREADS.value or 4 * (os.cpu_count() or 1),
         max_concurrent_rpcs=_MAX_RPCS.value,
         max_message_bytes=MAX_MESSAGE_BYTES,
+        drain=drain,
     )
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
         PredictionService(calls, enforce_timeout=_ENFORCE_TIMEOUT.value), server

@@ -142,6 +142,8 @@ _GRACE = flags.DEFINE_float(
 
 # Threads beyond the certifications' own, for calls that are only refused, described or checked.
 SPARE_THREADS = 8
+# A backend that is not there yet must not hold up the start.
+FIRST_LOOK_SECONDS = 0.5
 CERTIFIER = certification_pb2.DESCRIPTOR.services_by_name["Certifier"].full_name
 
 
@@ -185,7 +187,8 @@ def _main() -> None:
         audit=audit,
         seed=_SEED.value,
     )
-    server = _server(certifier, checks)
+    drain = grpc_server.Drain()
+    server = _server(certifier, checks, drain)
     stop_metrics = metrics.serve(_HOST.value, _METRICS_PORT.value) if _METRICS_PORT.value else None
     server.start()
     models.start(_POLL.value)
@@ -194,7 +197,8 @@ def _main() -> None:
 
     models.stop()
     checks.enter_graceful_shutdown()
-    server.stop(_GRACE.value).wait()
+    drain.drain(_GRACE.value)
+    server.stop(grpc_server.LAST_WORDS).wait()
     if stop_metrics:
         stop_metrics()
     endpoint.close()
@@ -222,19 +226,22 @@ def _reporter(checks: health.HealthServicer) -> Callable[[bool], None]:
 def _first_look(models: Models) -> None:
     """Refuses a model that cannot be certified; waits for none that is not there yet."""
     try:
-        models.refresh()
+        models.refresh(timeout=FIRST_LOOK_SECONDS)
     except BackendError as error:
         if error.code is grpc.StatusCode.FAILED_PRECONDITION:
             raise
         logger.warning("starting without a model: %s", error)
 
 
-def _server(certifier: Certifier, checks: health.HealthServicer) -> grpc.Server:
+def _server(
+    certifier: Certifier, checks: health.HealthServicer, drain: grpc_server.Drain
+) -> grpc.Server:
     threads = _MAX_CERTIFICATIONS.value + SPARE_THREADS
     server = grpc_server.make_server(
         threads=threads,
         max_concurrent_rpcs=threads,
         max_message_bytes=_MAX_MESSAGE_BYTES.value,
+        drain=drain,
     )
     certification_pb2_grpc.add_CertifierServicer_to_server(certifier, server)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

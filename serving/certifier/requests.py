@@ -81,15 +81,16 @@ def read_rule(
     Raises:
       UserError: a field outside its limits, or values that do not go together.
     """
-    n0 = _between("n0", request.n0 if request.HasField("n0") else DEFAULT_N0, 1, limits.max_n0)
-    n = _between("n", request.n if request.HasField("n") else DEFAULT_N, 1, limits.max_n)
+    # A default is no wish of the caller's, so it gives way to the operator's limit.
+    n0 = request.n0 if request.HasField("n0") else min(DEFAULT_N0, limits.max_n0)
+    n = request.n if request.HasField("n") else min(DEFAULT_N, limits.max_n)
     stop = _stop(request, limits)
     return Rule(
         alpha=_alpha(request, limits),
         bound=ANYTIME_BOUND if anytime or stop != StopRule.parse("fixed") else FIXED_BOUND,
         bilateral=request.bilateral,
-        n0=int(n0),
-        n=int(n),
+        n0=int(_between("n0", n0, 1, limits.max_n0)),
+        n=int(_between("n", n, 1, limits.max_n)),
         stop=stop,
         block_size=block_size,
     )
@@ -101,12 +102,12 @@ def read_prediction(request: pb.PredictRequest, limits: Limits) -> tuple[int, fl
     Raises:
       UserError: a field outside its limits.
     """
-    n = _between("n", request.n if request.HasField("n") else DEFAULT_PREDICT_N, 1, limits.max_n)
-    return int(n), _alpha(request, limits)
+    n = request.n if request.HasField("n") else min(DEFAULT_PREDICT_N, limits.max_n)
+    return int(_between("n", n, 1, limits.max_n)), _alpha(request, limits)
 
 
 def _alpha(request: pb.CertifyRequest | pb.PredictRequest, limits: Limits) -> float:
-    alpha = request.alpha if request.HasField("alpha") else DEFAULT_ALPHA
+    alpha = request.alpha if request.HasField("alpha") else max(DEFAULT_ALPHA, limits.min_alpha)
     return _between("alpha", alpha, limits.min_alpha, 0.5)
 
 

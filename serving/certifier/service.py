@@ -23,7 +23,7 @@ from serving.certifier.messages import certificate_message, model_message
 from serving.certifier.metrics import Metrics
 from serving.certifier.models import Certifiable, Models
 from serving.certifier.requests import Image, read_image, read_prediction, read_rule
-from tfmacer.guarantee.certificate import Certificate, Rule, predict
+from tfmacer.guarantee.certificate import Certificate, Rule, check_reachable, predict
 from tfmacer.votes.driver import Task, draw_certificates
 from tfmacer.votes.endpoint import BackendError, Endpoint
 from tfmacer.votes.remote import RemoteVotes
@@ -150,6 +150,7 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
         rule = read_rule(
             request, self._limits, block_size=target.model.smoothing.block_size, anytime=anytime
         )
+        check_reachable(rule, target.law)
         image = read_image(request.pixels, target.model.smoothing.input_shape)
         votes = self._backend.votes(target, call, context)
         task = self._task(image)
@@ -157,7 +158,9 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
         sent: Certificate | None = None
         drawn = 0
         try:
-            for certificate, drawn in self._looks(votes, task, rule, target, monotone=anytime):
+            for certificate, drawn in self._looks(
+                votes, task, rule, target, call, monotone=anytime
+            ):
                 sent = certificate
                 yield certificate_message(
                     certificate,
@@ -189,7 +192,14 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
                 )
 
     def _looks(
-        self, votes: RemoteVotes, task: Task, rule: Rule, target: Certifiable, *, monotone: bool
+        self,
+        votes: RemoteVotes,
+        task: Task,
+        rule: Rule,
+        target: Certifiable,
+        call: Call,
+        *,
+        monotone: bool,
     ) -> Iterator[tuple[Certificate, int]]:
         """A certificate and the draws so far, at every look; at a deadline the best one again."""
         best: Certificate | None = None
@@ -209,8 +219,8 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
                         yield (best if monotone else latest), drawn
                     elif best is not None and monotone and new:
                         yield best, drawn
-            except BackendError as error:
-                if best is None or error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            except BackendError:
+                if best is None or not call.out_of_time():
                     raise
                 yield best, drawn
 

@@ -49,10 +49,13 @@ def _target(module: Module, known: dict[str, Module]) -> str:
         "data": _data(module),
         "deps": _labels(_dependencies(module, known)),
     }
-    if module.path.match("tests/house/*"):
-        # These read the work tree itself, and import what stands beside them by its bare name.
+    folder = module.path.parent.as_posix()
+    if folder.replace("/", ".") in source_tree.TEST_FOLDERS:
+        attributes["imports"] = [folder]
+    if folder == "tests/house":
+        # These read the work tree itself.
         attributes["data"].append(":project_files")
-        attributes |= {"imports": ["tests/house"], "tags": ["local"]}
+        attributes["tags"] = ["local"]
     if not module.path.stem.endswith("_test"):
         return _rule("py_library", name=module.label, **attributes)
     attributes["srcs"].append(RUNNER)

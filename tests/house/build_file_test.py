@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import source_tree
 from source_tree import ROOT
 
 # A test that needs neither TensorFlow nor much of the house: run with its declared files alone.
-SMALL = "tests/tfmacer/commandline_test"
+SMALL = "tests/tfmacer/votes/driver_test"
 
 
 def _rules():
@@ -83,6 +84,16 @@ def test_the_files_declared_suffice_to_run(tmp_path):
         env=environment | {"PYTHONPATH": str(tmp_path)},
         check=True,
     )
+
+
+def test_environments_are_hidden_from_bazel():
+    """TensorFlow's wheel carries BUILD files of its own, which need a network."""
+    ignored = set((ROOT / ".bazelignore").read_text(encoding="utf-8").split())
+    files = [ROOT / "Makefile", *ROOT.glob("benchmarks/*"), *ROOT.glob("docs/**/*.md")]
+    texts = [path.read_text(encoding="utf-8") for path in files if path.is_file()]
+    named = {name for text in texts for name in re.findall(r"(?<![\w$(])\.venv(?:-\w+)*", text)}
+    there = {path.name for path in ROOT.glob(".venv*")}
+    assert named | there <= ignored
 
 
 @pytest.mark.bazel

@@ -3,7 +3,7 @@
 import source_tree
 
 PACKAGES = ("tfmacer", "export", "serving")
-# What only the demo and the benchmarks may use from outside: they stand for a user's shell.
+# What only the demo may use from outside: it stands for a user's shell.
 DOORS = ("export", "serving", "tfmacer.train", "tfmacer.certify", "tfmacer.verify",
          "tfmacer.merge", "tfmacer.falsify", "tfmacer.demo")  # fmt: skip
 
@@ -24,11 +24,17 @@ def test_page_and_tree_name_the_same_files():
     written = {
         module.path.as_posix()
         for module in source_tree.modules().values()
-        if module.name.split(".")[0] in (*PACKAGES, "benchmarks") and not module.is_package
+        if module.name.split(".")[0] in PACKAGES and not module.is_package
     }
     stubs = {path for path in named if path.endswith(("_pb2.py", "_pb2_grpc.py"))}
     assert sorted(written - named) == [], "give each a place in the table of docs/architecture.md"
     assert sorted(named - written - stubs) == [], "docs/architecture.md names what is not there"
+
+
+def test_nothing_imports_the_benchmarks():
+    assert [
+        module.path for module, target in _edges() if target.path.parts[0] == "benchmarks"
+    ] == []
 
 
 def test_imports_go_upward_in_the_table():

@@ -10,7 +10,11 @@ from source_tree import ROOT
 
 PACKAGES = ("tfmacer", "export", "serving")
 # Never imported by us: the package named needs it and does not declare it.
-UNDECLARED = {"importlib-resources": "tensorflow-datasets", "tf-keras": "tensorflow-probability"}
+UNDECLARED = {
+    "importlib-resources": "tensorflow-datasets",
+    "tensorboard": "tensorflow",
+    "tf-keras": "tensorflow-probability",
+}
 # Imported by scripts that `make test-clients` runs in environments of their own.
 ELSEWHERE = {"ovmsclient", "min-tfs-client"}
 

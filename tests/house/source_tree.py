@@ -12,6 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SOURCE_FOLDERS = ("tfmacer", "export", "serving", "benchmarks", "tests")
+# What tests import by its bare name: `pythonpath` of pyproject.toml.
+TEST_FOLDERS = ("tests.house", "tests.support")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +97,10 @@ def modules() -> dict[str, Module]:
 
 def resolve(name: str, importer: Module, known: dict[str, Module]) -> Module | None:
     """The project's file that `name`, imported by `importer`, comes from; None if not ours."""
-    beside = f"{importer.name.rpartition('.')[0]}.{name}"
-    for candidate in (name, beside):
+    candidates = [name]
+    if importer.path.parts[0] == "tests":
+        candidates += [f"{folder}.{name}" for folder in TEST_FOLDERS]
+    for candidate in candidates:
         for path in (candidate, candidate.rpartition(".")[0]):
             if path in known:
                 return known[path]

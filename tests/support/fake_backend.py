@@ -29,9 +29,7 @@ SMOOTHING = Smoothing(
 Outputs = dict[str, np.ndarray]
 
 
-def expected_votes(
-    probabilities: list[float], seed: tuple[int, int], offset: int, n: int
-) -> Votes:
+def expected_votes(probabilities: list[float], seed: tuple[int, int], offset: int, n: int) -> Votes:
     """The votes of draws `offset <= j < offset + n` of one stream, each row [1, K]."""
     classes = len(probabilities)
     first, last = offset // BLOCK, -(-(offset + n) // BLOCK)

@@ -19,10 +19,13 @@ from tfmacer.guarantee.bounds import (
     unbiased_variance,
 )
 from tfmacer.guarantee.smoothing import Law
-from tfmacer.guarantee.stopping import StopRule, looks
+from tfmacer.guarantee.stopping import FIXED, StopRule, looks
 
 ABSTAIN = -1
 RADIUS_DECIMALS = 9
+
+# Parts of a smaller one could leave the range of floating-point numbers.
+_LEAST_ALPHA = 1e-100
 
 # Both sides of a bilateral certificate may fail, so each gets half of the error allowed. The halves
 # are fixed in advance; choosing them after the counts would not be covered by the proof.
@@ -52,7 +55,7 @@ class Rule:
     n0: int = 100
     n: int = 100_000
     beta: float = 1.0
-    stop: StopRule = StopRule()
+    stop: StopRule = FIXED
     reject_alpha: float = 0.001
     block_size: int = 256
 
@@ -63,8 +66,7 @@ class Rule:
             _check_count(name, getattr(self, name), least=1)
             object.__setattr__(self, name, operator.index(getattr(self, name)))
         for name in ("alpha", "reject_alpha"):
-            if not 0 < getattr(self, name) < 1:
-                raise UserError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+            _check_error_rate(name, getattr(self, name))
         if not (math.isfinite(self.beta) and self.beta > 0):
             raise UserError(f"beta must be positive and finite, got {self.beta}")
         if self.bound not in BOUNDS:
@@ -198,9 +200,10 @@ class Certificate:
             f"The smoothed classifier answers the class of largest score, which is {score}; the "
             f"noise is {self.family} with sigma = {self.sigma!r}, in units of pixels in [0, 1]."
         )
+        bounded = "its score and every other class's" if self.bilateral else "its score"
         basis = (
-            f"{self.n0} draws selected the class and {self.n} independent ones bounded its score"
-            f"{' and every other class' if self.bilateral else ''} ({self.bound} bound)."
+            f"{self.n0} draws selected the class and {self.n} independent ones bounded {bounded} "
+            f"({self.bound} bound)."
         )
         if self.stopped_early:
             basis += " The bound allows for stopping before all planned draws were taken."
@@ -243,8 +246,7 @@ def predict(counts: Sequence[int], alpha: float) -> Prediction:
     Returns:
       The most frequent class where the test rejects at alpha, otherwise abstain.
     """
-    if not 0 < alpha < 1:
-        raise UserError(f"alpha must lie between 0 and 1, got {alpha}")
+    _check_error_rate("alpha", alpha)
     top = _argmax(counts)
     second = max(_others(counts, top))
     p_value = binomial_test_p_value(counts[top], counts[top] + second)
@@ -328,11 +330,14 @@ def largest_radius(rule: Rule, law: Law) -> float:
 
 
 def round_down(value: float, decimals: int = RADIUS_DECIMALS) -> float:
-    """Rounds a radius toward zero, by its exact decimal value; written with `decimals`, it is exact.
+    """Rounds a radius toward zero, by its exact decimal value.
 
     Args:
       value: a number of either sign, or an infinity, which stays.
       decimals: digits after the point, 0 or more.
+
+    Returns:
+      A float that is exact when written with so many decimals, and not above a positive `value`.
     """
     if not math.isfinite(value) or abs(value) >= 2**53:  # no digits after the point
         return value
@@ -440,6 +445,11 @@ def _others(values: Sequence[int], selected: int) -> list[int]:
 def _check_count(name: str, value: object, *, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise UserError(f"{name} must be an integer of {least} or more, got {value!r}")
+
+
+def _check_error_rate(name: str, value: float) -> None:
+    if not _LEAST_ALPHA <= value < 1:
+        raise UserError(f"{name} must lie between {_LEAST_ALPHA} and 1, got {value}")
 
 
 def _check_votes(

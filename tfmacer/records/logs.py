@@ -53,22 +53,30 @@ class Log:
         found = {record.idx for record in self.records}
         return [idx for idx in self.settings.indices if idx not in found]
 
+    @property
+    def altered(self) -> Record | None:
+        """The first row whose digest does not fit it, or whose image was not selected."""
+        if self.settings is None:
+            return None
+        identity, soft = self.settings.identity, self.settings.rule.soft
+        for record in self.records:
+            sealed = rows.sealed(record, identity, soft)
+            if record.digest != sealed.digest or record.idx not in self.settings.indices:
+                return record
+        return None
+
 
 def check_rows(log: Log) -> None:
-    """Compares every row of our own log with its digest, and its idx with the selection.
+    """Refuses a log of ours in which a row was altered; names the first.
 
     Raises:
-      UserError: a row was altered, or is of an image that was not selected; names the first.
+      UserError: see `Log.altered`.
     """
-    settings = log.settings
-    if settings is None:
-        return
-    for record in log.records:
-        where = f"{log.path}: the row of idx {record.idx}"
-        if record.idx not in settings.indices:
-            raise UserError(f"{where} is of no selected image")
-        if rows.sealed(record, settings.identity, settings.rule.soft).digest != record.digest:
-            raise UserError(f"{where} is corrupt or was altered: its digest does not match")
+    if (record := log.altered) is not None:
+        raise UserError(
+            f"{log.path}: the row of idx {record.idx} is corrupt or was altered: "
+            "it does not match its digest, or the images that were selected"
+        )
 
 
 def settings_path(path: Path) -> Path:

@@ -103,7 +103,14 @@ class LogSettings:
           rule: how.
           **others: the fields that neither knows: seed, dataset, split, total, and those with
             defaults.
+
+        Raises:
+          UserError: the rule is for another block size than the model's.
         """
+        if rule.block_size != smoothing.block_size:
+            raise UserError(
+                f"block_size of the rule is {rule.block_size}, the model's {smoothing.block_size}"
+            )
         return cls(
             alpha=rule.alpha,
             sigma=smoothing.sigma,
@@ -200,7 +207,8 @@ class LogSettings:
 
     def differences(self, other: "LogSettings", *, besides: Sequence[str] = ()) -> list[str]:
         """Names and both values of the fields that differ, warnings apart."""
-        mine, others = (_flat(json.loads(_canonical(dataclasses.asdict(x)))) for x in (self, other))
+        # Through JSON, where a tuple and a list are the same.
+        mine, others = (_flat(json.loads(json.dumps(dataclasses.asdict(x)))) for x in (self, other))
         skipped = {"warnings", *besides}
         return [
             f"{name} is {mine.get(name)!r}, not {others.get(name)!r}"

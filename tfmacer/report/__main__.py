@@ -18,10 +18,17 @@ from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.records.logs import is_log, read_log
 from tfmacer.report import formats, tables
-from tfmacer.report.comparison import name_runs, paired_differences, seed_groups, warnings
+from tfmacer.report.comparison import (
+    Difference,
+    name_runs,
+    paired_differences,
+    seed_groups,
+    warnings,
+)
 from tfmacer.report.page import page
 from tfmacer.report.plots import draw_all
 from tfmacer.report.summary import Run
+from tfmacer.report.tables import Table
 
 FLAGS = flags.FlagValues()
 _OUT_DIR = flags.DEFINE_string(
@@ -104,12 +111,21 @@ def write_report(runs: Sequence[Run], out_dir: Path, radii: Sequence[float] = ()
             (out_dir / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out_dir}: cannot be written: {error.strerror}") from error
-    console = rich.console.Console()
-    for table in shown[:2]:
-        console.print(formats.terminal(table))
-    for caution in cautions:
-        console.print(f"warning: {caution}", markup=False, highlight=False)
+    _print(shown[0], pairs, cautions)
     print(f"report: {out_dir / 'report.html'}, and the tables and plots beside it")
+
+
+def _print(main_table: Table, pairs: Sequence[Difference], cautions: Sequence[str]) -> None:
+    console = rich.console.Console(highlight=False, markup=False)
+    console.print(formats.terminal(main_table))
+    for pair in pairs:
+        if pair.acr is not None:
+            console.print(
+                f"ACR of {pair.first.name} minus {pair.second.name}, {pair.images:,} images: "
+                f"{pair.acr.value:+.3f} ({pair.acr.low:+.3f} to {pair.acr.high:+.3f})"
+            )
+    for caution in cautions:
+        console.print(f"warning: {caution}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

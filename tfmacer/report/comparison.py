@@ -3,15 +3,18 @@
 import dataclasses
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+from scipy import stats
 
 from tfmacer.errors import UserError
 from tfmacer.records.logs import Log, check_rows
-from tfmacer.report.summary import Estimate, Floats, Run, mean_estimate
+from tfmacer.report.summary import CONFIDENCE, Estimate, Run, mean_estimate
 
 # Two unrelated orders of ten classes agree on this many labels with probability 1e-20.
 _FEWEST_COMMON = 20
@@ -70,10 +73,10 @@ class Difference:
 
 
 def paired_differences(runs: Sequence[Run], radii: Sequence[float]) -> list[Difference]:
-    """Differences between every two runs that certified the same images."""
+    """Differences between every two runs that certified the same images, later minus earlier."""
     return [
         difference
-        for first, second in itertools.combinations(runs, 2)
+        for second, first in itertools.combinations(runs, 2)
         if (difference := _difference(first, second, radii)) is not None
     ]
 
@@ -85,9 +88,6 @@ def _difference(first: Run, second: Run, radii: Sequence[float]) -> Difference |
     ):
         return None
 
-    def certified(run: Run, rows: "np.ndarray[tuple[int], np.dtype[np.intp]]", r: float) -> Floats:
-        return (run.correct[rows] & (run.radii[rows] >= r)).astype(float)
-
     return Difference(
         first,
         second,
@@ -98,10 +98,29 @@ def _difference(first: Run, second: Run, radii: Sequence[float]) -> Difference |
         {
             r: None
             if first.certified(r) is None or second.certified(r) is None
-            else mean_estimate(certified(first, mine, r) - certified(second, theirs, r))
+            else paired_shares(
+                first.correct[mine] & (first.radii[mine] >= r),
+                second.correct[theirs] & (second.radii[theirs] >= r),
+            )
             for r in radii
         },
     )
+
+
+def paired_shares(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> Estimate:
+    """Difference of two shares of the same images, first minus second.
+
+    The interval is Wald's with half an image added to each of the four cells (Agresti & Min,
+    Statistics in Medicine 2005), so that it has a width also where the two never differ.
+    """
+    gained = float(np.sum(first & ~second)) + 0.5
+    lost = float(np.sum(second & ~first)) + 0.5
+    total = len(first) + 2.0
+    middle = (gained - lost) / total
+    variance = (gained + lost) / total - middle**2
+    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt(variance / total)
+    value = float(np.mean(first) - np.mean(second))
+    return Estimate(value, middle - half, middle + half)
 
 
 def _same_images(first: Run, second: Run, common: int) -> bool:
@@ -160,7 +179,11 @@ def _without_seed(run: Run) -> str:
 
 def warnings(runs: Sequence[Run]) -> list[str]:
     """What a reader of the report must know before comparing."""
-    found = [f"{run.name}: {text}" for run in runs for text in _run_warnings(run)]
+    texts: dict[str, list[str]] = {}
+    for run in runs:
+        for text in _run_warnings(run):
+            texts.setdefault(text, []).append(run.name)
+    found = [f"{', '.join(names)}: {text}" for text, names in texts.items()]
     ours = [run for run in runs if run.settings is not None]
     for field in _COMPARED:
         values = {str(getattr(run.settings, field)): run.name for run in reversed(ours)}

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import rich.markup
 import rich.table
+import rich.text
 
-from tfmacer.report.tables import Cell, Table
+from tfmacer.report.tables import DASH, MINUS, Cell, Table
 
 _TEX = str.maketrans(
     {
@@ -13,8 +13,8 @@ _TEX = str.maketrans(
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
         "\\": r"\textbackslash{}",
-        "–": "--",  # noqa: RUF001 - as above
-        "−": "$-$",  # noqa: RUF001 - a minus sign
+        DASH: "--",
+        MINUS: "$-$",
         "±": r"$\pm$",
     }
 )
@@ -24,7 +24,8 @@ def document(tables: Sequence[Table], plots: Sequence[str], warnings: Sequence[s
     """The whole report in Markdown; the plots are PNG files beside it."""
     parts = ["# Certified robustness\n"]
     if warnings:
-        parts.append("".join(f"- {warning}\n" for warning in ["**Before you compare**", *warnings]))
+        listed = "".join(f"- {warning}\n" for warning in warnings)
+        parts.append(f"**Before you compare**\n\n{listed}")
     parts += [markdown(table) for table in tables]
     parts += [f"![{name}]({name}.png)\n" for name in plots]
     return "\n".join(parts)
@@ -60,12 +61,13 @@ def latex(table: Table) -> str:
 
 
 def terminal(table: Table) -> rich.table.Table:
-    """The table for a terminal."""
-    shown = rich.table.Table(title=table.title, title_justify="left", caption_justify="left")
-    for place, name in enumerate(table.header):
-        shown.add_column(name, justify="right" if place else "left", no_wrap=place > 0)
+    """The table for a terminal, turned on its side: a column for each of its rows."""
+    shown = rich.table.Table(title=table.title, title_justify="left")
+    shown.add_column(table.header[0])
     for row in table.rows:
-        shown.add_row(*map(_terminal, row))
+        shown.add_column(rich.text.Text(row[0].text), justify="right", overflow="fold")
+    for place, name in enumerate(table.header[1:], 1):
+        shown.add_row(name, *(_terminal(row[place]) for row in table.rows))
     return shown
 
 
@@ -78,6 +80,6 @@ def _tex(cell: Cell) -> str:
     return cell.text.translate(_TEX) + small
 
 
-def _terminal(cell: Cell) -> str:
-    text = rich.markup.escape(cell.text)
-    return f"{text}\n[dim]{cell.interval}[/]" if cell.interval else text
+def _terminal(cell: Cell) -> rich.text.Text:
+    interval = f" ({cell.interval})" if cell.interval else ""
+    return rich.text.Text.assemble(cell.text, (interval, "dim"))

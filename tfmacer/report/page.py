@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from tfmacer.report.plots import Plot, colour, curves
-from tfmacer.report.summary import Estimate, Run
+from tfmacer.report.summary import Run
 from tfmacer.report.tables import Table
 
 
@@ -97,15 +98,9 @@ def _hover(plot: Plot, runs: Sequence[Run]) -> str:
                 {
                     "name": curve.run.name,
                     "colour": curve.colour,
-                    "shares": [
-                        [round(x, 4) for x in (s.value, s.low, s.high)] for s in curve.shares
-                    ],
+                    "shares": np.stack([curve.shares, curve.low, curve.high], 1).round(4).tolist(),
                 }
                 for curve in found
             ],
         }
     )
-
-
-def _rounded(share: Estimate) -> list[float]:
-    return [round(value, 4) for value in (share.value, share.low, share.high)]

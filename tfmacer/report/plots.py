@@ -3,16 +3,17 @@
 import dataclasses
 import functools
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import matplotlib
 import matplotlib.axes
+import matplotlib.colors
 import matplotlib.figure
 import numpy as np
 from scipy import special
 
-from tfmacer.report.summary import Estimate, Floats, Run
+from tfmacer.report.summary import Floats, Run, share_interval
 
 # Okabe and Ito's palette, told apart by most colour-blind readers; yellow is left out, being too
 # light on white.
@@ -35,21 +36,25 @@ _STYLE: Any = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Curve:
     """A run's certified accuracy at many radii.
 
     Attributes:
       run: whose.
       colour: as in the plots.
-      radii: ascending.
-      shares: certified accuracy at each of them, with its interval.
+      radii: ascending, the same for all curves of a report.
+      shares: certified accuracy at each of them.
+      low: lower ends of its intervals.
+      high: upper ends.
     """
 
     run: Run
     colour: str
     radii: Floats
-    shares: tuple[Estimate, ...]
+    shares: Floats
+    low: Floats
+    high: Floats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +94,15 @@ def _styled(draw: Callable[..., Plot | None]) -> Callable[..., Plot | None]:
 def curves(runs: Sequence[Run]) -> list[Curve]:
     """Certified accuracy by radius of every run that answers for all radii."""
     shown = [run for run in runs if run.decides is None and len(run.radii)]
-    end = max((_end(run) for run in shown), default=0.0)
-    grid = np.linspace(0.0, end, _GRID)
-    return [
-        Curve(run, colour(runs, run), grid, tuple(s for r in grid if (s := run.certified(r))))
-        for run in shown
-    ]
+    grid = np.linspace(0.0, max((_end(run) for run in shown), default=0.0), _GRID)
+    found = []
+    for run in shown:
+        certified = np.sort(run.radii[run.correct])
+        counts = len(certified) - np.searchsorted(certified, grid, side="left")
+        low, high = share_interval(counts, len(run.radii))
+        shares = counts / len(run.radii)
+        found.append(Curve(run, colour(runs, run), grid, shares, low, high))
+    return found
 
 
 def colour(runs: Sequence[Run], run: Run) -> str:
@@ -108,7 +116,7 @@ def radius_accuracy(runs: Sequence[Run]) -> Plot | None:
     found = curves(runs)
     if not found:
         return None
-    figure, axes = _figure(8.0, 4.8)
+    figure, axes = _figure(_width(curve.run for curve in found), 4.8)
     ends = []
     for curve in found:
         steps = np.sort(curve.run.radii[curve.run.correct])
@@ -117,9 +125,8 @@ def radius_accuracy(runs: Sequence[Run]) -> Plot | None:
         # The share at r holds up to and with the radius of the next image.
         axes.step([0.0, *steps, last], [shares[0], *shares], where="pre", color=curve.colour)
         if len(found) <= _MOST_BANDS:
-            low = [100 * share.low for share in curve.shares]
-            high = [100 * share.high for share in curve.shares]
-            axes.fill_between(curve.radii, low, high, color=curve.colour, alpha=0.13, lw=0)
+            band = {"color": curve.colour, "alpha": 0.13, "lw": 0}
+            axes.fill_between(curve.radii, 100 * curve.low, 100 * curve.high, **band)
         ends.append((last, 100 * float(np.mean(curve.run.correct & (curve.run.radii >= last)))))
     axes.set_xlim(0, 1.03 * float(found[0].radii[-1]) or 1.0)
     axes.set_ylim(0, 100)
@@ -141,7 +148,7 @@ def p_true(runs: Sequence[Run]) -> Plot | None:
     shown = [run for run in runs if len(run.p_true)]
     if not shown:
         return None
-    figure, axes = _figure(8.0, 4.8)
+    figure, axes = _figure(_width(shown), 4.8)
     ends = []
     for run in shown:
         # Half a vote from either end: on this axis 0 and 1 are infinitely far away.
@@ -173,53 +180,73 @@ def vote_gap(runs: Sequence[Run]) -> Plot | None:
     shown = [run for run in runs if len(run.vote_gap)]
     if not shown:
         return None
-    figure, axes = _figure(8.0, 4.8)
-    bins = np.linspace(
-        min(float(run.vote_gap.min()) for run in shown) - 0.5,
-        max(float(run.vote_gap.max()) for run in shown) + 0.5,
-        40,
-    )
-    for run in shown:
+    figure, panels = _figure(7.5, 0.8 + 1.25 * len(shown), len(shown))
+    ends = [f(run.vote_gap) for run in shown for f in (np.min, np.max)]
+    bins = np.linspace(min(*ends, 0.0) - 0.5, max(ends) + 0.5, 50)
+    for run, axes in zip(shown, np.ravel(panels), strict=True):
         weights = np.full(len(run.vote_gap), 100 / len(run.vote_gap))
-        style = {"color": colour(runs, run), "label": run.name}
-        axes.hist(run.vote_gap, bins, weights=weights, histtype="step", lw=1.6, **style)
-    axes.axvspan(axes.get_xlim()[0], 0.0, color="#000000", alpha=0.05, lw=0)
+        axes.axvspan(bins[0], 0.0, color="#000000", alpha=0.06, lw=0)
+        axes.hist(run.vote_gap, bins, weights=weights, color=colour(runs, run), alpha=0.85)
+        median = float(np.median(run.vote_gap))
+        axes.axvline(median, color="#000000", lw=1.0)
+        axes.set_title(f"{run.name}, median {median:.1f}", color=colour(runs, run), fontsize=10)
     axes.set_xlim(bins[0], bins[-1])
     axes.set_xlabel("log of votes for the true class over votes for the best other class")
-    axes.set_ylabel("images (%)")
-    axes.legend(frameon=False, loc="upper left")
+    figure.supylabel("images (%)", fontsize=10)
     note = "Left of 0 (shaded), another class wins. Half a vote is added to both counts."
     return Plot("vote_gap", "Gap between the true class and the best other", note, figure)
 
 
 @_styled
 def radius_by_class(runs: Sequence[Run]) -> Plot | None:
-    """Histogram of certified radii for each class; at 0, what is not certified."""
+    """Histogram of certified radii for each class, as a row of shades; a panel for each run."""
     shown = [run for run in runs if run.decides is None and len(run.radii)]
     classes = sorted({int(label) for run in shown for label in run.labels})
     if not shown or not 2 <= len(classes) <= _MOST_CLASSES:
         return None
-    columns = 5
-    rows = -(-len(classes) // columns)
-    figure, panels = _figure(10.0, 0.6 + 1.7 * rows, rows, columns)
-    bins = np.linspace(0, max(float(run.radii.max()) for run in shown) or 1.0, 13)
-    for label, axes in zip(classes, np.ravel(panels), strict=False):
-        for run in shown:
-            radii = run.radii[run.labels == label]
-            if len(radii):
-                weights = np.full(len(radii), 100 / len(radii))
-                style = {"color": colour(runs, run), "label": run.name}
-                axes.hist(radii, bins, weights=weights, histtype="step", lw=1.4, **style)
-        axes.set_title(f"class {label}", fontsize=9)
-    for axes in np.ravel(panels)[len(classes) :]:
+    columns = min(len(shown), 3)
+    rows = -(-len(shown) // columns)
+    figure, panels = _figure(1.2 + 3.1 * columns, rows * (1.2 + 0.22 * len(classes)), rows, columns)
+    bins = np.linspace(0.0, max(float(run.radii.max()) for run in shown) or 1.0, 17)
+    edges = np.concatenate([[-1.5 * bins[1]], bins])
+    for run, axes in zip(shown, np.ravel(panels), strict=False):
+        shares = np.stack([_shares(run, label, bins) for label in classes])
+        white_to_colour = matplotlib.colors.LinearSegmentedColormap.from_list(
+            run.name, ["#ffffff", colour(runs, run)]
+        )
+        axes.pcolormesh(
+            edges,
+            np.arange(len(classes) + 1) - 0.5,
+            100 * shares,
+            cmap=white_to_colour,
+            vmin=0,
+            vmax=50,
+        )
+        axes.axvline(0.0, color="#000000", lw=0.8)
+        axes.set_title(run.name, color=colour(runs, run), fontsize=10)
+        axes.set_yticks(range(len(classes)), [str(label) for label in classes])
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+    for axes in np.ravel(panels)[len(shown) :]:
         axes.set_axis_off()
-    figure.supxlabel(_radius_label(runs) + "", fontsize=10)
-    figure.supylabel("images of the class (%)", fontsize=10)
-    handles, names = np.ravel(panels)[0].get_legend_handles_labels()
-    if len(shown) > 1:
-        figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
-    note = "At 0 stand the images that are wrong or abstained on."
+    figure.supxlabel(_radius_label(runs), fontsize=10)
+    figure.supylabel("class", fontsize=10)
+    note = (
+        "Each row is the histogram of one class: the darker, the more of its images have such a "
+        "radius (full colour: half of them or more). Left of the line: wrong or abstained."
+    )
     return Plot("radius_by_class", "Certified radii by class", note, figure)
+
+
+def _shares(run: Run, label: int, bins: Floats) -> Floats:
+    """Share of a class that is not certified, then of each bin of radii; nan without images."""
+    mine = run.labels == label
+    if not mine.any():
+        return np.full(len(bins), np.nan)
+    certified = run.radii[mine & run.correct]
+    counts = np.array([mine.sum() - len(certified), *np.histogram(certified, bins)[0]])
+    shares: Floats = counts / mine.sum()
+    return shares
 
 
 def draw_all(runs: Sequence[Run]) -> list[Plot]:
@@ -232,6 +259,11 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
     # Not through pyplot, which keeps every figure and may open a window.
     figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, sharex=True, sharey=True)
+
+
+def _width(runs: Iterable[Run]) -> float:
+    """Inches of a figure with the names of the runs beside its axes."""
+    return min(6.4 + 0.085 * max(len(run.name) for run in runs), 12.0)
 
 
 def _end(run: Run) -> float:

@@ -91,7 +91,12 @@ class Run:
 
     @property
     def abstention(self) -> Estimate | None:
-        """Share of all images on which the smoothed classifier abstains."""
+        """Share of all images on which the smoothed classifier abstains.
+
+        None for `stop=decide`, which gives up on an image before that is known.
+        """
+        if self.decides is not None:
+            return None
         abstained = sum(record.predict < 0 for record in self.log.records)
         return share(abstained, len(self.log.records)) if self.log.records else None
 
@@ -116,24 +121,20 @@ class Run:
     def p_true(self) -> Floats:
         """Share of the noisy draws of each labelled image that vote for its true class.
 
-        Empty where votes were not recorded.
+        Empty where votes were not recorded, or were stopped by what they showed.
         """
-        return np.array(
-            [r.counts[r.label] / r.n for r in self._labelled if r.counts is not None and r.n]
-        )
+        return np.array([r.counts[r.label] / r.n for r in self._labelled_votes if r.counts and r.n])
 
     @functools.cached_property
     def vote_gap(self) -> Floats:
         """Per labelled image, log-ratio of the votes for its class and for the best other one.
 
-        Half a vote is added to both, so that the ratio exists without votes. Empty where votes
-        were not recorded.
+        Half a vote is added to both, so that the ratio exists without votes. Empty as `p_true`.
         """
         gaps = []
-        for record in self._labelled:
-            if record.counts is not None:
-                others = [c for k, c in enumerate(record.counts) if k != record.label]
-                gaps.append(np.log((record.counts[record.label] + 0.5) / (max(others) + 0.5)))
+        for record in self._labelled_votes:
+            votes = np.array(record.counts) + 0.5
+            gaps.append(np.log(votes[record.label] / np.delete(votes, record.label).max()))
         return np.array(gaps)
 
     @functools.cached_property
@@ -159,6 +160,11 @@ class Run:
         total = len(self.radii)
         return dataset_lower_bound(round(certified.value * total), total, self.settings.alpha, risk)
 
+    @property
+    def _labelled_votes(self) -> tuple[Record, ...]:
+        fixed = self.settings is not None and self.settings.rule.stop.kind == "fixed"
+        return self._labelled if fixed else ()
+
     @functools.cached_property
     def _labelled(self) -> tuple[Record, ...]:
         return tuple(record for record in self.log.records if record.label >= 0)
@@ -166,8 +172,16 @@ class Run:
 
 def share(count: int, total: int) -> Estimate:
     """A proportion with its exact (Clopper-Pearson) interval."""
-    interval = stats.binomtest(count, total).proportion_ci(CONFIDENCE, method="exact")
-    return Estimate(count / total, float(interval.low), float(interval.high))
+    low, high = share_interval(np.array([count]), total)
+    return Estimate(count / total, float(low[0]), float(high[0]))
+
+
+def share_interval(counts: npt.NDArray[np.int64], total: int) -> tuple[Floats, Floats]:
+    """Ends of the Clopper-Pearson intervals of counts[i] / total."""
+    tail = (1 - CONFIDENCE) / 2
+    low = stats.beta.ppf(tail, counts, total - counts + 1)
+    high = stats.beta.ppf(1 - tail, counts + 1, total - counts)
+    return np.where(counts > 0, low, 0.0), np.where(counts < total, high, 1.0)
 
 
 def mean_estimate(values: Floats) -> Estimate | None:

@@ -13,9 +13,10 @@ from tfmacer.report.summary import Estimate, Run
 
 # More columns do not fit on a page.
 _MOST_RADII = 17
-_STEPS = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+_STEPS = tuple(part * 10.0**power for power in range(-2, 6) for part in (1, 2.5, 5))
 _USUAL_STEP = 0.25
-_ABSENT = "–"  # noqa: RUF001 - the dash that says that there is nothing
+ABSENT = DASH = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ def radii_of(runs: Sequence[Run]) -> list[float]:
     """
     largest = max((float(run.radii.max()) for run in runs if len(run.radii)), default=0.0)
     fitting = [step for step in _STEPS if largest / step < _MOST_RADII]
-    step = next((s for s in fitting if s >= _USUAL_STEP or largest < 2 * _USUAL_STEP), 10.0)
+    step = next(s for s in fitting if s >= _USUAL_STEP or largest < 2 * _USUAL_STEP)
     count = math.floor(largest / step * (1 + 1e-12)) + 1
     decided = {run.decides for run in runs if run.decides is not None}
     return sorted({round(i * step, 9) for i in range(count)} | decided)
@@ -111,9 +112,9 @@ def differences(pairs: Sequence[Difference], radii: Sequence[float]) -> Table:
     ]
     return Table(
         "Paired differences",
-        "First run minus second on the images that both certified: ACR, and certified accuracy in "
-        "percentage points. An interval (95 %, Student, paired) without 0 is a difference that the "
-        "choice of images does not explain.",
+        "A run minus one named before it, on the images that both certified: ACR, and certified "
+        "accuracy in percentage points. A paired 95 % interval (Student for ACR, Agresti-Min for "
+        "shares) without 0 is a difference that the choice of images does not explain.",
         (
             "run",
             "minus",
@@ -238,32 +239,32 @@ def _words(text: str) -> Cell:
 
 
 def _integer(value: float | None) -> Cell:
-    return Cell(_ABSENT) if value is None else Cell(f"{value:,.0f}", order=value)
+    return Cell(ABSENT) if value is None else Cell(f"{value:,.0f}", order=value)
 
 
 def _number(value: float | None, decimals: int) -> Cell:
-    return Cell(_ABSENT) if value is None else Cell(f"{value:.{decimals}f}", order=value)
+    return Cell(ABSENT) if value is None else Cell(f"{value:.{decimals}f}", order=value)
 
 
 def _acr(estimate: Estimate | None) -> Cell:
     if estimate is None:
-        return Cell(_ABSENT)
-    interval = f"{estimate.low:.3f}–{estimate.high:.3f}"  # noqa: RUF001
+        return Cell(ABSENT)
+    interval = f"{estimate.low:.3f}{DASH}{estimate.high:.3f}"
     return Cell(f"{estimate.value:.3f}", interval, estimate.value)
 
 
 def _percent(estimate: Estimate | None) -> Cell:
     if estimate is None:
-        return Cell(_ABSENT)
-    interval = f"{100 * estimate.low:.1f}–{100 * estimate.high:.1f}"  # noqa: RUF001
+        return Cell(ABSENT)
+    interval = f"{100 * estimate.low:.1f}{DASH}{100 * estimate.high:.1f}"
     return Cell(f"{100 * estimate.value:.1f}", interval, estimate.value)
 
 
 def _signed(estimate: Estimate | None, decimals: int, scale: float) -> Cell:
     if estimate is None:
-        return Cell(_ABSENT)
+        return Cell(ABSENT)
     value, low, high = (
-        f"{scale * x:+.{decimals}f}".replace("-", "−")  # noqa: RUF001
+        f"{scale * x:+.{decimals}f}".replace("-", MINUS)
         for x in (estimate.value, estimate.low, estimate.high)
     )
     return Cell(value, f"{low} to {high}", estimate.value)
@@ -271,6 +272,6 @@ def _signed(estimate: Estimate | None, decimals: int, scale: float) -> Cell:
 
 def _spread(values: Sequence[float], decimals: int, scale: float) -> Cell:
     if len(values) < 2:
-        return Cell(_ABSENT)
+        return Cell(ABSENT)
     mean, deviation = scale * np.mean(values), scale * np.std(values, ddof=1)
     return Cell(f"{mean:.{decimals}f} ± {deviation:.{decimals}f}", order=float(mean))

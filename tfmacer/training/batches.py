@@ -1,5 +1,6 @@
 """Training batches: a function of the seed and the step, so that a run can be entered anywhere."""
 
+import math
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -110,7 +111,7 @@ def _streamed(split: StreamSplit, batch_size: int, seed: int, start: int) -> tf.
 
 
 def resized_crop_flip(image: tf.Tensor, seed: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
-    """A random window (8 to 100 % of the area, sides 3:4 to 4:3), resized, mirrored or not.
+    """A random window of an image, resized, and mirrored half of the time.
 
     Args:
       image: uint8 `[h, w, C]`.
@@ -121,19 +122,40 @@ def resized_crop_flip(image: tf.Tensor, seed: tf.Tensor, shape: tuple[int, int, 
       float32 `[H, W, C]` in [0, 1].
     """
     crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2, alg="philox"))
-    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        tf.shape(image),
-        tf.zeros([1, 0, 4]),
-        crop_seed,
-        min_object_covered=0.0,
-        area_range=(0.08, 1.0),
-        aspect_ratio_range=(3 / 4, 4 / 3),
-        use_image_if_no_bounding_boxes=True,
-    )
-    window = tf.cast(tf.slice(image, begin, size), tf.float32) / 255
+    top, left, height, width = tf.unstack(random_window(tf.shape(image)[:2], crop_seed))
+    window = tf.cast(image[top : top + height, left : left + width], tf.float32) / 255
     resized = tf.image.resize(window, shape[:2], antialias=True)
-    resized = tf.ensure_shape(tf.image.stateless_random_flip_left_right(resized, flip_seed), shape)
-    return tf.clip_by_value(resized, 0.0, 1.0)
+    resized = tf.image.stateless_random_flip_left_right(resized, flip_seed)
+    return tf.clip_by_value(tf.ensure_shape(resized, shape), 0.0, 1.0)
+
+
+def random_window(size: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """A window as torchvision's RandomResizedCrop, and so the papers' code, chooses it.
+
+    Its share of the area is uniform from 8 to 100 %, the logarithm of width / height uniform from
+    3:4 to 4:3; the first of ten tries that fits the image, else the largest centred window whose
+    sides are in that range.
+
+    Args:
+      size: int32 `[2]`, height and width of the image.
+      seed: int64 `[2]`.
+
+    Returns:
+      int32 `[4]`: top, left, height, width.
+    """
+    draws = tf.random.stateless_uniform([4, 10], seed, alg="philox")
+    height, width = tf.unstack(tf.cast(size, tf.float32))
+    area = height * width * (0.08 + 0.92 * draws[0])
+    ratio = tf.exp((2 * draws[1] - 1) * math.log(4 / 3))
+    heights, widths = tf.round(tf.sqrt(area / ratio)), tf.round(tf.sqrt(area * ratio))
+    fits = (heights <= height) & (widths <= width) & (heights >= 1) & (widths >= 1)
+    tops = tf.floor(draws[2] * (height - heights + 1))
+    lefts = tf.floor(draws[3] * (width - widths + 1))
+    first = tf.stack([tops, lefts, heights, widths])[:, tf.argmax(fits)]
+    high = tf.minimum(height, tf.round(width * 4 / 3))
+    wide = tf.minimum(width, tf.round(height * 4 / 3))
+    centre = tf.stack([(height - high) // 2, (width - wide) // 2, high, wide])
+    return tf.cast(tf.where(tf.reduce_any(fits), first, centre), tf.int32)
 
 
 def check_augmentation(split: Split, augmentation: str) -> None:

@@ -23,16 +23,7 @@ WATCH = "watch"
 PICTURES = 8
 
 # Columns of metrics.csv after epoch and step, as the trainer names them in its logs.
-LOGGED = (*TRAIN_METRICS, *(f"val_{name}" for name in TEST_METRICS))
-
-
-def rates(trainer: keras.Model) -> dict[str, float]:
-    """Learning rate and robustness weight (lambda) that the next step will use."""
-    step = tf.convert_to_tensor(trainer.optimizer.iterations)
-    return {
-        "learning_rate": float(keras.ops.convert_to_numpy(trainer.optimizer.learning_rate)),
-        "lambda": float(trainer.objective.weight_at(step)),
-    }
+LOGGED = ("learning_rate", "lambda", *TRAIN_METRICS, *(f"val_{name}" for name in TEST_METRICS))
 
 
 class MetricsFile(keras.callbacks.Callback):
@@ -47,8 +38,7 @@ class MetricsFile(keras.callbacks.Callback):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
-        self._header = ("epoch", "step", "learning_rate", "lambda", *LOGGED, "seconds")
-        self._rates: dict[str, float] = {}
+        self._header = ("epoch", "step", *LOGGED, "seconds")
         self._started = 0.0
 
     def on_train_begin(self, logs: Logs = None) -> None:
@@ -62,13 +52,13 @@ class MetricsFile(keras.callbacks.Callback):
         write_atomically(self._path, "\n".join(kept) + "\n")
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        """Notes what the epoch starts with."""
-        self._rates, self._started = rates(self.model), time.monotonic()
+        """Starts the clock."""
+        self._started = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Appends the epoch's row."""
         values: dict[str, Any] = {"epoch": epoch + 1, "step": int(self.model.optimizer.iterations)}
-        values |= self._rates | {k: float(v) for k, v in (logs or {}).items()}
+        values |= {name: float(value) for name, value in (logs or {}).items()}
         values["seconds"] = round(time.monotonic() - self._started, 3)
         with open(self._path, "a", newline="") as file:
             file.write(",".join(str(values.get(name, "")) for name in self._header) + "\n")
@@ -109,7 +99,7 @@ class TensorBoard(keras.callbacks.Callback):
         now = time.monotonic()
         speed = {"steps_per_second": (step - self._seen) / (now - self._clock)}
         self._seen, self._clock = step, now
-        self._scalars(step, (logs or {}) | rates(self.model) | speed)
+        self._scalars(step, (logs or {}) | speed)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Writes what was measured after the epoch, and looks at the watched images."""

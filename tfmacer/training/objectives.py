@@ -1,7 +1,8 @@
 """What is minimised: losses of the logits under noise, and the objectives composed of them.
 
-The losses are pure functions of logits `[B, k, K]` (image, noisy copy, class) and labels `[B]`,
-in the precision of the logits. An objective is a small object that says which views of a batch
+The losses are pure functions of logits `[B, k, K]` (image, noisy copy, class) and labels `[B]`.
+They compute in float64, which costs nothing beside the network: many of their derivatives are
+small differences of large terms. An objective is a small object that says which views of a batch
 the network must see (`views`) and what their logits cost (`losses`); it is handed the network and
 never owns one. A new objective is one class here and one line in `OBJECTIVES`.
 """
@@ -94,8 +95,8 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     Returns:
       Scalar.
     """
-    log_p = tf.nn.log_softmax(_at_least_float32(logits))
-    return -tf.reduce_mean(tf.gather(tf.reduce_mean(log_p, axis=1), labels, batch_dims=1))
+    log_p = tf.reduce_mean(tf.nn.log_softmax(_double(logits)), axis=1)
+    return _like(logits, -tf.reduce_mean(tf.gather(log_p, labels, batch_dims=1)))
 
 
 def smoothed_log_probabilities(logits: tf.Tensor, beta: float = 1.0) -> tf.Tensor:
@@ -106,9 +107,9 @@ def smoothed_log_probabilities(logits: tf.Tensor, beta: float = 1.0) -> tf.Tenso
       beta: inverse temperature; > 0.
 
     Returns:
-      `[B, K]`, finite wherever the logits are.
+      float64 `[B, K]`, finite wherever the logits are.
     """
-    log_p = tf.nn.log_softmax(beta * _at_least_float32(logits))
+    log_p = tf.nn.log_softmax(beta * _double(logits))
     copies = tf.cast(tf.shape(logits)[1], log_p.dtype)
     return tf.reduce_logsumexp(log_p, axis=1) - tf.math.log(copies)
 
@@ -127,7 +128,7 @@ def smoothed_cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
       Scalar.
     """
     log_p = smoothed_log_probabilities(logits)
-    return -tf.reduce_mean(tf.gather(log_p, labels, batch_dims=1))
+    return _like(logits, -tf.reduce_mean(tf.gather(log_p, labels, batch_dims=1)))
 
 
 def macer_robustness(
@@ -156,7 +157,8 @@ def macer_robustness(
     active = right & (gap < gamma)
     half = tf.fill(tf.shape(rest), tf.constant(0.5, rest.dtype))
     gap = -_quantile(tf.where(active, rest, half)) - _quantile(tf.where(active, runner_up, half))
-    return sigma / 2 * tf.reduce_mean(tf.where(active, gamma - gap, tf.zeros_like(gap)))
+    hinge = tf.where(active, gamma - gap, tf.zeros_like(gap))
+    return _like(logits, sigma / 2 * tf.reduce_mean(hinge))
 
 
 def soft_radius(logits: tf.Tensor, labels: tf.Tensor, *, sigma: float, beta: float) -> tf.Tensor:
@@ -176,7 +178,7 @@ def soft_radius(logits: tf.Tensor, labels: tf.Tensor, *, sigma: float, beta: flo
     """
     right, rest, runner_up = _tails(logits, labels, beta)
     gap = -_quantile(rest) - _quantile(runner_up)
-    return tf.where(right, sigma / 2 * gap, tf.zeros_like(gap))
+    return _like(logits, tf.where(right, sigma / 2 * gap, tf.zeros_like(gap)))
 
 
 def stability(clean_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -192,9 +194,9 @@ def stability(clean_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     Returns:
       Scalar.
     """
-    target = tf.nn.softmax(_at_least_float32(clean_logits))
-    log_p = tf.nn.log_softmax(_at_least_float32(logits))
-    return -tf.reduce_mean(tf.reduce_sum(target * log_p, axis=-1))
+    target = tf.nn.softmax(_double(clean_logits))
+    cross = -tf.reduce_sum(target * tf.nn.log_softmax(_double(logits)), axis=-1)
+    return _like(logits, tf.reduce_mean(cross))
 
 
 def consistency_divergence(logits: tf.Tensor) -> tf.Tensor:
@@ -209,10 +211,9 @@ def consistency_divergence(logits: tf.Tensor) -> tf.Tensor:
     Returns:
       Scalar.
     """
-    log_p = tf.nn.log_softmax(_at_least_float32(logits))
     log_mean = smoothed_log_probabilities(logits)
-    gaps = log_mean - tf.reduce_mean(log_p, axis=1)
-    return tf.reduce_mean(tf.reduce_sum(tf.exp(log_mean) * gaps, axis=-1))
+    gaps = log_mean - tf.reduce_mean(tf.nn.log_softmax(_double(logits)), axis=1)
+    return _like(logits, tf.reduce_mean(tf.reduce_sum(tf.exp(log_mean) * gaps, axis=-1)))
 
 
 def prediction_entropy(logits: tf.Tensor) -> tf.Tensor:
@@ -225,7 +226,7 @@ def prediction_entropy(logits: tf.Tensor) -> tf.Tensor:
       Scalar, in nats.
     """
     log_mean = smoothed_log_probabilities(logits)
-    return -tf.reduce_mean(tf.reduce_sum(tf.exp(log_mean) * log_mean, axis=-1))
+    return _like(logits, -tf.reduce_mean(tf.reduce_sum(tf.exp(log_mean) * log_mean, axis=-1)))
 
 
 def consistency_distance(logits: tf.Tensor) -> tf.Tensor:
@@ -240,10 +241,10 @@ def consistency_distance(logits: tf.Tensor) -> tf.Tensor:
     Returns:
       Scalar.
     """
-    p = tf.nn.softmax(_at_least_float32(logits))
+    p = tf.nn.softmax(_double(logits))
     deviations = tf.reduce_sum((p - tf.reduce_mean(p, axis=1, keepdims=True)) ** 2, axis=[1, 2])
-    others = tf.maximum(tf.shape(logits)[1] - 1, 1)
-    return tf.reduce_mean(2 * deviations / tf.cast(others, p.dtype))
+    others = tf.cast(tf.maximum(tf.shape(logits)[1] - 1, 1), tf.float64)
+    return _like(logits, tf.reduce_mean(2 * deviations / others))
 
 
 def _tails(
@@ -252,7 +253,7 @@ def _tails(
     """Whether argmax q = y (bool `[B]`), 1 - q_y and max_{c != y} q_c (both `[B]`).
 
     1 - q_y is summed from the other classes rather than subtracted, and Phi^-1(q_y) taken as
-    -Phi^-1(1 - q_y), so that the tail keeps its full relative precision as q_y nears 1.
+    -Phi^-1(1 - q_y): as q_y nears 1, the tail keeps its full relative precision.
     """
     log_q = smoothed_log_probabilities(logits, beta)
     truth = tf.one_hot(labels, tf.shape(log_q)[-1], on_value=True, off_value=False)
@@ -263,13 +264,18 @@ def _tails(
 
 
 def _quantile(p: tf.Tensor) -> tf.Tensor:
-    """Phi^-1 in the precision of `p`; -inf at 0."""
-    zero = tf.zeros((), p.dtype)
+    """Phi^-1 of float64; -inf at 0."""
+    zero = tf.zeros((), tf.float64)
     return tfp.distributions.Normal(zero, tf.ones_like(zero)).quantile(p)
 
 
-def _at_least_float32(logits: tf.Tensor) -> tf.Tensor:
-    return logits if logits.dtype == tf.float64 else tf.cast(logits, tf.float32)
+def _double(logits: tf.Tensor) -> tf.Tensor:
+    return tf.cast(logits, tf.float64)
+
+
+def _like(logits: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    """A result in the precision of the logits, float32 at least."""
+    return value if logits.dtype == tf.float64 else tf.cast(value, tf.float32)
 
 
 class _OnNoise:

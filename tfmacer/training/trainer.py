@@ -81,7 +81,11 @@ class SmoothedTrainer(keras.Model):
         return self.network(images, training=training)
 
     def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One step on `(images [B, H, W, C], labels [B])`; returns the epoch's running means."""
+        """One step on `(images [B, H, W, C], labels [B])`.
+
+        Returns:
+          The epoch's running means, and the learning rate and lambda of this step.
+        """
         images, labels = data
         step = tf.convert_to_tensor(self.optimizer.iterations)
         batch = self.draw(images, labels, TRAIN, step)
@@ -93,12 +97,16 @@ class SmoothedTrainer(keras.Model):
             loss += tf.add_n([*self.network.losses, tf.zeros_like(loss)])
             # The optimizer sums the gradients of all replicas.
             scaled = loss / replicas
+        rates = {
+            "learning_rate": tf.convert_to_tensor(self.optimizer.learning_rate),
+            "lambda": self.objective.weight_at(step),
+        }
         variables = self.network.trainable_variables
         norm = self._apply(tape.gradient(scaled, variables), variables, replicas)
         values = (*losses[:2], _accuracy(losses.noisy_logits, labels), norm)
         for mean, value in zip(self._train_means.values(), (loss, *values), strict=True):
             mean.update_state(value, sample_weight=tf.shape(images)[0])
-        return {name: mean.result() for name, mean in self._train_means.items()}
+        return {name: mean.result() for name, mean in self._train_means.items()} | rates
 
     def test_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Accuracy on `(images, labels)` without noise and under one draw of it."""

@@ -30,7 +30,9 @@ _SERVICE_CONFIG = {
                 "initialBackoff": "0.2s",
                 "maxBackoff": "3s",
                 "backoffMultiplier": 2.5,
-                "retryableStatusCodes": ["UNAVAILABLE"],
+                # CANCELLED is what a server says of calls that its shutdown cuts off; our own
+                # cancellations are not repeated.
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         }
     ]
@@ -41,7 +43,7 @@ class BackendError(UserError):
     """The endpoint gave no votes that could be used.
 
     Attributes:
-      code: what a server in front of it should answer: UNAVAILABLE (down, after retries),
+      code: what a server in front of it should answer: UNAVAILABLE (down or full, after retries),
         DEADLINE_EXCEEDED (slow), NOT_FOUND (no such model), FAILED_PRECONDITION (a model that
         cannot be certified), ABORTED (the version was exchanged midway), CANCELLED (by
         `RemoteVotes.cancel`), INTERNAL (an answer that makes no sense, or a refusal).
@@ -106,13 +108,14 @@ class Endpoint:
     def explain(self, error: Any, asked: str) -> BackendError:
         """The failure of one call, as what it means to whoever asked for votes."""
         code, text = error.code(), str(error.details())
-        passed_on = (
-            grpc.StatusCode.UNAVAILABLE,
-            grpc.StatusCode.DEADLINE_EXCEEDED,
-            grpc.StatusCode.NOT_FOUND,
-            grpc.StatusCode.CANCELLED,
-        )
-        meaning = code if code in passed_on else grpc.StatusCode.INTERNAL
+        meanings = {
+            grpc.StatusCode.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.CANCELLED: grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.RESOURCE_EXHAUSTED: grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
+            grpc.StatusCode.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+        }
+        meaning = meanings.get(code, grpc.StatusCode.INTERNAL)
         return BackendError(meaning, f"backend {self.target}: {asked}: {code.name}: {text}")
 
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atfmacer/wire/serving.proto\x12\x0ctfmacer.wire\x1a\x1egoogle/protobuf/wrappers.proto\"n\n\x10TensorShapeProto\x12/\n\x03\x64im\x18\x02 \x03(\x0b\x32\".tfmacer.wire.TensorShapeProto.Dim\x12\x14\n\x0cunknown_rank\x18\x03 \x01(\x08\x1a\x13\n\x03\x44im\x12\x0c\n\x04size\x18\x01 \x01(\x03\"\xf1\x01\n\x0bTensorProto\x12%\n\x05\x64type\x18\x01 \x01(\x0e\x32\x16.tfmacer.wire.DataType\x12\x34\n\x0ctensor_shape\x18\x02 \x01(\x0b\x32\x1e.tfmacer.wire.TensorShapeProto\x12\x16\n\x0etensor_content\x18\x04 \x01(\x0c\x12\x15\n\tfloat_val\x18\x05 \x03(\x02\x42\x02\x10\x01\x12\x16\n\ndouble_val\x18\x06 \x03(\x01\x42\x02\x10\x01\x12\x13\n\x07int_val\x18\x07 \x03(\x05\x42\x02\x10\x01\x12\x12\n\nstring_val\x18\x08 \x03(\x0c\x12\x15\n\tint64_val\x18\n \x03(\x03\x42\x02\x10\x01\"_\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x07version\x18\x02 \x01(\x0b\x32\x1b.google.protobuf.Int64Value\x12\x16\n\x0esignature_name\x18\x03 \x01(\t\"\xd8\x01\n\x0ePredictRequest\x12+\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x17.tfmacer.wire.ModelSpec\x12\x38\n\x06inputs\x18\x02 \x03(\x0b\x32(.tfmacer.wire.PredictRequest.InputsEntry\x12\x15\n\routput_filter\x18\x03 \x03(\t\x1aH\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.tfmacer.wire.TensorProto:\x02\x38\x01\"\xc6\x01\n\x0fPredictResponse\x12;\n\x07outputs\x18\x01 \x03(\x0b\x32*.tfmacer.wire.PredictResponse.OutputsEntry\x12+\n\nmodel_spec\x18\x02 \x01(\x0b\x32\x17.tfmacer.wire.ModelSpec\x1aI\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.tfmacer.wire.TensorProto:\x02\x38\x01\"D\n\x15GetModelStatusRequest\x12+\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x17.tfmacer.wire.ModelSpec\"8\n\x0bStatusProto\x12\x12\n\nerror_code\x18\x01 \x01(\x05\x12\x15\n\rerror_message\x18\x02 \x01(\t\"\xdc\x01\n\x12ModelVersionStatus\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.tfmacer.wire.ModelVersionStatus.State\x12)\n\x06status\x18\x03 \x01(\x0b\x32\x19.tfmacer.wire.StatusProto\"S\n\x05State\x12\x0b\n\x07UNKNOWN\x10\x00\x12\t\n\x05START\x10\n\x12\x0b\n\x07LOADING\x10\x14\x12\r\n\tAVAILABLE\x10\x1e\x12\r\n\tUNLOADING\x10(\x12\x07\n\x03\x45ND\x10\x32\"X\n\x16GetModelStatusResponse\x12>\n\x14model_version_status\x18\x01 \x03(\x0b\x32 .tfmacer.wire.ModelVersionStatus*b\n\x08\x44\x61taType\x12\x0e\n\nDT_INVALID\x10\x00\x12\x0c\n\x08\x44T_FLOAT\x10\x01\x12\r\n\tDT_DOUBLE\x10\x02\x12\x0c\n\x08\x44T_INT32\x10\x03\x12\r\n\tDT_STRING\x10\x07\x12\x0c\n\x08\x44T_INT64\x10\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atfmacer/wire/serving.proto\x12\x0ctfmacer.wire\x1a\x1egoogle/protobuf/wrappers.proto\"n\n\x10TensorShapeProto\x12/\n\x03\x64im\x18\x02 \x03(\x0b\x32\".tfmacer.wire.TensorShapeProto.Dim\x12\x14\n\x0cunknown_rank\x18\x03 \x01(\x08\x1a\x13\n\x03\x44im\x12\x0c\n\x04size\x18\x01 \x01(\x03\"\xf1\x01\n\x0bTensorProto\x12%\n\x05\x64type\x18\x01 \x01(\x0e\x32\x16.tfmacer.wire.DataType\x12\x34\n\x0ctensor_shape\x18\x02 \x01(\x0b\x32\x1e.tfmacer.wire.TensorShapeProto\x12\x16\n\x0etensor_content\x18\x04 \x01(\x0c\x12\x15\n\tfloat_val\x18\x05 \x03(\x02\x42\x02\x10\x01\x12\x16\n\ndouble_val\x18\x06 \x03(\x01\x42\x02\x10\x01\x12\x13\n\x07int_val\x18\x07 \x03(\x05\x42\x02\x10\x01\x12\x12\n\nstring_val\x18\x08 \x03(\x0c\x12\x15\n\tint64_val\x18\n \x03(\x03\x42\x02\x10\x01\"_\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x07version\x18\x02 \x01(\x0b\x32\x1b.google.protobuf.Int64Value\x12\x16\n\x0esignature_name\x18\x03 \x01(\t\"\xd8\x01\n\x0ePredictRequest\x12+\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x17.tfmacer.wire.ModelSpec\x12\x38\n\x06inputs\x18\x02 \x03(\x0b\x32(.tfmacer.wire.PredictRequest.InputsEntry\x12\x15\n\routput_filter\x18\x03 \x03(\t\x1aH\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.tfmacer.wire.TensorProto:\x02\x38\x01\"\xc6\x01\n\x0fPredictResponse\x12;\n\x07outputs\x18\x01 \x03(\x0b\x32*.tfmacer.wire.PredictResponse.OutputsEntry\x12+\n\nmodel_spec\x18\x02 \x01(\x0b\x32\x17.tfmacer.wire.ModelSpec\x1aI\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.tfmacer.wire.TensorProto:\x02\x38\x01\"D\n\x15GetModelStatusRequest\x12+\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x17.tfmacer.wire.ModelSpec\"\xb1\x01\n\x12ModelVersionStatus\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.tfmacer.wire.ModelVersionStatus.State\"S\n\x05State\x12\x0b\n\x07UNKNOWN\x10\x00\x12\t\n\x05START\x10\n\x12\x0b\n\x07LOADING\x10\x14\x12\r\n\tAVAILABLE\x10\x1e\x12\r\n\tUNLOADING\x10(\x12\x07\n\x03\x45ND\x10\x32\"X\n\x16GetModelStatusResponse\x12>\n\x14model_version_status\x18\x01 \x03(\x0b\x32 .tfmacer.wire.ModelVersionStatus*b\n\x08\x44\x61taType\x12\x0e\n\nDT_INVALID\x10\x00\x12\x0c\n\x08\x44T_FLOAT\x10\x01\x12\r\n\tDT_DOUBLE\x10\x02\x12\x0c\n\x08\x44T_INT32\x10\x03\x12\r\n\tDT_STRING\x10\x07\x12\x0c\n\x08\x44T_INT64\x10\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,8 +44,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTREQUEST_INPUTSENTRY']._serialized_options = b'8\001'
   _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._loaded_options = None
   _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_options = b'8\001'
-  _globals['_DATATYPE']._serialized_start=1390
-  _globals['_DATATYPE']._serialized_end=1488
+  _globals['_DATATYPE']._serialized_start=1289
+  _globals['_DATATYPE']._serialized_end=1387
   _globals['_TENSORSHAPEPROTO']._serialized_start=76
   _globals['_TENSORSHAPEPROTO']._serialized_end=186
   _globals['_TENSORSHAPEPROTO_DIM']._serialized_start=167
@@ -64,12 +64,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_end=947
   _globals['_GETMODELSTATUSREQUEST']._serialized_start=949
   _globals['_GETMODELSTATUSREQUEST']._serialized_end=1017
-  _globals['_STATUSPROTO']._serialized_start=1019
-  _globals['_STATUSPROTO']._serialized_end=1075
-  _globals['_MODELVERSIONSTATUS']._serialized_start=1078
-  _globals['_MODELVERSIONSTATUS']._serialized_end=1298
-  _globals['_MODELVERSIONSTATUS_STATE']._serialized_start=1215
-  _globals['_MODELVERSIONSTATUS_STATE']._serialized_end=1298
-  _globals['_GETMODELSTATUSRESPONSE']._serialized_start=1300
-  _globals['_GETMODELSTATUSRESPONSE']._serialized_end=1388
+  _globals['_MODELVERSIONSTATUS']._serialized_start=1020
+  _globals['_MODELVERSIONSTATUS']._serialized_end=1197
+  _globals['_MODELVERSIONSTATUS_STATE']._serialized_start=1114
+  _globals['_MODELVERSIONSTATUS_STATE']._serialized_end=1197
+  _globals['_GETMODELSTATUSRESPONSE']._serialized_start=1199
+  _globals['_GETMODELSTATUSRESPONSE']._serialized_end=1287
 # @@protoc_insertion_point(module_scope)

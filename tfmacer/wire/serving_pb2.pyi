@@ -283,28 +283,6 @@ class GetModelStatusRequest(_message.Message):
 Global___GetModelStatusRequest: _TypeAlias = GetModelStatusRequest  # noqa: Y015
 
 @_typing.final
-class StatusProto(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ERROR_CODE_FIELD_NUMBER: _builtins.int
-    ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
-    error_code: _builtins.int
-    error_message: _builtins.str
-    def __init__(
-        self,
-        *,
-        error_code: _builtins.int = ...,
-        error_message: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_code", b"error_code", "error_message", b"error_message"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___StatusProto: _TypeAlias = StatusProto  # noqa: Y015
-
-@_typing.final
 class ModelVersionStatus(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -331,21 +309,17 @@ class ModelVersionStatus(_message.Message):
 
     VERSION_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
-    STATUS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     state: Global___ModelVersionStatus.State.ValueType
-    @_builtins.property
-    def status(self) -> Global___StatusProto: ...
     def __init__(
         self,
         *,
         version: _builtins.int = ...,
         state: Global___ModelVersionStatus.State.ValueType = ...,
-        status: Global___StatusProto | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state", "status", b"status", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,129 @@
+"""A real export behind the embedded server, the sidecar in front: one certificate, three ways."""
+
+from pathlib import Path
+
+import grpc
+import numpy as np
+import portpicker
+import pytest
+from processes import serving
+
+from serving import certification_pb2 as pb
+from serving.certification_pb2_grpc import CertifierStub
+from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.smoothing import law
+from tfmacer.votes.driver import Task, draw_certificates
+from tfmacer.votes.remote import RemoteVotes
+
+SEED, BLOCK = 11, 32
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A small untrained classifier, its smoothing, and its base path as served."""
+    import keras
+
+    from tfmacer.records.runs import Smoothing
+
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(4, 3, activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3),
+        ]
+    )
+    smoothing = Smoothing(
+        sigma=0.25, num_classes=3, input_shape=(8, 8, 1), model_digest="0" * 64, block_size=BLOCK
+    )
+    return model, smoothing
+
+
+@pytest.fixture(scope="module")
+def base_path(network, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import tensorflow as tf
+
+    from export.signatures import SmoothedClassifier
+
+    module = SmoothedClassifier(*network, 100)
+    base = tmp_path_factory.mktemp("served")
+    tf.saved_model.save(module, str(base / "5"), signatures=module.signatures())
+    return base
+
+
+@pytest.fixture(scope="module")
+def model_server(base_path: Path, tmp_path_factory: pytest.TempPathFactory):
+    port = portpicker.pick_unused_port()
+    flags = [f"--model_base_path={base_path}", "--model_name=m", f"--port={port}"]
+    log = tmp_path_factory.mktemp("logs") / "server"
+    with serving("serving.model_server", *flags, stderr=log):
+        yield f"127.0.0.1:{port}"
+
+
+IMAGE = np.random.default_rng(0).random((8, 8, 1)).astype(np.float32)
+
+
+def test_the_certificate_over_grpc_is_the_one_of_the_export(
+    model_server, base_path, tmp_path: Path
+) -> None:
+    from tfmacer.votes.local import SavedModelVotes
+
+    port = portpicker.pick_unused_port()
+    flags = [f"--backend={model_server}", "--model_name=m", f"--port={port}", "--metrics_port=0"]
+    with (
+        serving("serving.sidecar", *flags, f"--seed={SEED}", stderr=tmp_path / "log"),
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        pixels = pb.Pixels(shape=IMAGE.shape, float32=IMAGE.astype("<f4").tobytes())
+        message = CertifierStub(channel).Certify(
+            pb.CertifyRequest(pixels=pixels, n=2000, alpha=0.01), timeout=120
+        )
+    rule = Rule(alpha=0.01, n=2000, block_size=BLOCK)
+    noise = law("gaussian", sigma=0.25, params={}, dimension=64)
+    source = SavedModelVotes(base_path)
+    *_, last = draw_certificates(source, [Task.seeded(SEED, 0, IMAGE)], rule, noise)
+    assert last.certificate is not None
+    # Every draw's noise is the same. The threads of the two processes may differ, and with them
+    # the last bit of a logit: a vote may move where two classes tie within rounding.
+    moved = np.abs(np.array(message.counts) - np.array(last.certificate.counts)).sum()
+    assert moved <= 2
+    assert message.predict == last.certificate.predict
+    assert message.model.version == 5
+
+
+def test_remote_votes_do_not_depend_on_the_cut(model_server) -> None:
+    votes = RemoteVotes.connect(model_server, "m", parallelism=2)
+    seeds = np.array([[5, -6]], np.int32)
+
+    def sample(*parts: tuple[int, int]):
+        rows = len(parts)
+        return votes.sample(
+            np.repeat(IMAGE[np.newaxis], rows, axis=0),
+            np.repeat(seeds, rows, axis=0),
+            np.array([offset for offset, _ in parts], np.int32),
+            np.array([n for _, n in parts], np.int32),
+        )
+
+    whole = sample((0, 500))
+    cut = sample((0, 100), (100, 1), (101, 299), (400, 100))
+    np.testing.assert_array_equal(cut.counts.sum(axis=0), whole.counts[0])
+    np.testing.assert_allclose(cut.sums.sum(axis=0), whole.sums[0], rtol=1e-9)
+    np.testing.assert_allclose(cut.square_sums.sum(axis=0), whole.square_sums[0], rtol=1e-9)
+    votes.close()
+
+
+def test_what_the_graph_asserts_comes_back_as_a_refusal(model_server) -> None:
+    """A shape that the model does not take never gets as far as votes."""
+    from tfmacer.votes.endpoint import BackendError
+
+    votes = RemoteVotes.connect(model_server, "m")
+    with pytest.raises(BackendError, match="INVALID_ARGUMENT") as caught:
+        votes.sample(
+            np.zeros((1, 8, 8, 1), np.float32),
+            np.zeros((1, 2), np.int32),
+            np.array([-5], np.int32),
+            np.array([32], np.int32),
+        )
+    assert caught.value.code is grpc.StatusCode.INTERNAL
+    votes.close()

@@ -1,0 +1,213 @@
+"""The embedded server as a process: start, hot swap, health, drain; and its flags."""
+
+import queue
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import portpicker
+import pytest
+import requests
+from processes import serving
+
+from serving import model_server
+from tfmacer.wire import PREDICT, serving_pb2, tensors
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Two SavedModels that add 2 or 3; `slow` adds one, very often."""
+    import tensorflow as tf
+
+    root = tmp_path_factory.mktemp("adders")
+    for addend in (2, 3):
+        module = tf.Module()
+        module.addend = tf.Variable(float(addend))
+        spec = tf.TensorSpec([None], tf.float32, name="x")
+
+        @tf.function(input_signature=[spec])
+        def add(x, module=module):
+            return {"y": x + module.addend}
+
+        @tf.function(input_signature=[spec], autograph=False)
+        def slow(x):
+            (total,) = tf.while_loop(lambda v: v[0] < 3e5, lambda v: (v + 1,), (x,))
+            return {"y": total}
+
+        tf.saved_model.save(
+            module, str(root / str(addend)), signatures={"serving_default": add, "slow": slow}
+        )
+    return {addend: root / str(addend) for addend in (2, 3)}
+
+
+def _ask(channel: grpc.Channel, x: float, signature: str = "") -> grpc.Future:
+    method = channel.unary_unary(
+        PREDICT,
+        request_serializer=serving_pb2.PredictRequest.SerializeToString,
+        response_deserializer=serving_pb2.PredictResponse.FromString,
+    )
+    request = serving_pb2.PredictRequest(
+        model_spec=serving_pb2.ModelSpec(name="adder", signature_name=signature),
+        inputs={"x": tensors.from_numpy(np.array([x], np.float32))},
+    )
+    return method.future(request, timeout=120)
+
+
+def _answer(call) -> float:
+    return call.result().outputs["y"].float_val[0]
+
+
+def test_a_life_in_full(exports, tmp_path: Path) -> None:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    base, config = tmp_path / "adder", tmp_path / "models.config"
+    monitoring = tmp_path / "monitoring.config"
+    shutil.copytree(exports[2], base / "1")
+    config.write_text(
+        f'model_config_list {{ config {{ name: "adder" base_path: "{base}" '
+        'model_platform: "tensorflow" version_labels { key: "stable" value: 1 } } }'
+    )
+    monitoring.write_text("prometheus_config { enable: true }")
+    port, rest = portpicker.pick_unused_port(), portpicker.pick_unused_port()
+    socket = tmp_path / "tfs.sock"
+    flags = [
+        f"--port={port}",
+        f"--rest_api_port={rest}",
+        f"--grpc_socket_path={socket}",
+        f"--model_config_file={config}",
+        "--allow_version_labels_for_unavailable_models",
+        f"--monitoring_config_file={monitoring}",
+        "--file_system_poll_wait_seconds=0.05",
+        "--max_num_load_retries=0",
+    ]
+    url = f"http://127.0.0.1:{rest}"
+    with (
+        serving("serving.model_server", *flags, stderr=tmp_path / "log") as process,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+        grpc.insecure_channel(f"unix:{socket}") as local,
+    ):
+        assert _answer(_ask(channel, 1.0)) == 3.0
+        assert _answer(_ask(local, 1.0)) == 3.0
+        body = {"instances": [1.0]}
+        labelled = requests.post(
+            f"{url}/v1/models/adder/labels/stable:predict", json=body, timeout=60
+        )
+        assert labelled.json() == {"predictions": [3.0]}
+        text = requests.get(f"{url}/monitoring/prometheus/metrics", timeout=60).text
+        assert ':tensorflow:serving:request_count{model_name="adder",status="OK"} 3.0' in text
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "ModelService", "PredictionService"):
+            answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=60)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+        # A version that appears under its number is served; no call fails meanwhile.
+        shutil.copytree(exports[3], base / "next")
+        (base / "next").rename(base / "2")
+        limit = time.monotonic() + 60
+        while (value := _answer(_ask(channel, 1.0))) != 4.0:
+            assert value == 3.0
+            assert time.monotonic() < limit
+
+        # SIGTERM: what is under way finishes, what is new is refused.
+        slow = _ask(channel, 0.0, "slow")
+        time.sleep(0.3)
+        assert not slow.done()
+        process.terminate()
+        code = grpc.StatusCode.OK
+        while code is grpc.StatusCode.OK:
+            code = _ask(channel, 1.0).code()
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert _answer(slow) == 3e5
+        assert process.wait(60) == 0
+
+
+def test_a_broken_export_fails_the_start_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    log = tmp_path / "log"
+    flags = [f"--model_base_path={tmp_path}", "--model_name=m", "--max_num_load_retries=0"]
+    port = f"--port={portpicker.pick_unused_port()}"
+    with (
+        pytest.raises(AssertionError),
+        serving("serving.model_server", *flags, port, stderr=log),
+    ):
+        pass
+    line = log.read_text().splitlines()[-1]
+    assert line.startswith(
+        "error: Failed to start server. Error: UNKNOWN: 1 servable(s) did not become available: "
+        "{{name: m version: 1} due to error: "
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "text"),
+    [
+        ([], 1, "give exactly one of --model_base_path and --model_config_file"),
+        (["--model_base_path=/nowhere"], 1, "--model_base_path=/nowhere: there is no such"),
+        (["--model_config_file=/nowhere"], 1, "--model_config_file=/nowhere: there is no such"),
+        (["--model_base_path=/", "--enable_batching"], 1, "--enable_batching is not supported"),
+        (["--model_base_path=/", "--port=0"], 1, "--port=0: give a port, or --grpc_socket_path"),
+        (["--model_base_path=/", "--port=99999"], 2, "port"),
+        (["--model_base_path=/", "--batching_parameters_file=x"], 2, "batching_parameters_file"),
+        (["--model_base_path=/", "--monitoring_config_file=/x"], 1, "/x: there is no such file"),
+    ],
+)
+def test_bad_flags_are_one_clear_line(capsys, flags, status, text) -> None:
+    assert model_server.main(flags) == status
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+
+
+def test_a_port_in_use_is_named() -> None:
+    from serving import grpc_server
+    from tfmacer.errors import UserError
+
+    def make() -> grpc.Server:
+        return grpc_server.make_server(threads=1, max_concurrent_rpcs=1, max_message_bytes=1000)
+
+    port = portpicker.pick_unused_port()
+    first = make()
+    grpc_server.bind(first, f"127.0.0.1:{port}", "port")
+    with pytest.raises(UserError, match=f"--port: cannot listen on 127.0.0.1:{port}"):
+        grpc_server.bind(make(), f"127.0.0.1:{port}", "port")
+    first.stop(0).wait()
+
+
+def test_a_socket_left_behind_is_named(tmp_path: Path) -> None:
+    from serving import grpc_server
+    from tfmacer.errors import UserError
+
+    path = tmp_path / "tfs.sock"
+    path.touch()
+    server = grpc_server.make_server(threads=1, max_concurrent_rpcs=1, max_message_bytes=1000)
+    with pytest.raises(UserError, match=f"--grpc_socket_path={path}: exists already"):
+        grpc_server.bind(server, f"unix:{path}", "grpc_socket_path")
+
+
+def test_calls_beyond_the_limit_are_refused() -> None:
+    from serving import grpc_server
+
+    held = threading.Event()
+    server = grpc_server.make_server(threads=1, max_concurrent_rpcs=2, max_message_bytes=1000)
+    handler = grpc.unary_unary_rpc_method_handler(
+        lambda request, context: b"" if held.wait(60) else None
+    )
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("test.Service", {"Hold": handler}),)
+    )
+    port = portpicker.pick_unused_port()
+    grpc_server.bind(server, f"127.0.0.1:{port}", "port")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        hold = channel.unary_unary("/test.Service/Hold")
+        ended: queue.Queue[grpc.StatusCode] = queue.Queue()
+        for _ in range(5):
+            hold.future(b"", timeout=60).add_done_callback(lambda call: ended.put(call.code()))
+        refused = [ended.get(timeout=60) for _ in range(3)]
+        held.set()
+        assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 3
+        assert [ended.get(timeout=60) for _ in range(2)] == [grpc.StatusCode.OK] * 2
+    server.stop(0).wait()

@@ -1,0 +1,90 @@
+"""Logs of a classifier that does not exist: votes drawn from known class probabilities."""
+
+from pathlib import Path
+
+import numpy as np
+from scipy import special
+
+from tfmacer.guarantee.certificate import Counts, Rule, certify, decided
+from tfmacer.records.logs import Log, LogSettings, LogWriter, Record, read_log
+from tfmacer.records.runs import Smoothing
+
+CLASSES = 4
+
+
+def smoothing(*, sigma: float = 0.5, model_digest: str = "a" * 64) -> Smoothing:
+    return Smoothing(
+        sigma=sigma, num_classes=CLASSES, input_shape=(2, 2, 1), model_digest=model_digest
+    )
+
+
+def settings(rule: Rule | None = None, *, total: int = 40, **others) -> LogSettings:
+    known = {name: others.pop(name) for name in ("sigma", "model_digest") if name in others}
+    defaults = {
+        "seed": 3,
+        "dataset": "digits",
+        "split": "test",
+        "environment": {"device": "CPU", "intra_op_threads": 1, "versions": {"numpy": "2"}},
+    }
+    rule = rule or Rule(n=2000)
+    return LogSettings.of(smoothing(**known), rule, total=total, **(defaults | others))
+
+
+def probabilities(idx: int, shift: float = 0.0) -> tuple[int, np.ndarray]:
+    """Label of an image and the class probabilities of its noisy copies."""
+    rng = np.random.default_rng(idx)
+    label = int(rng.integers(CLASSES))
+    own = special.ndtr(rng.normal(1.3 + shift, 1.0))
+    return label, np.insert(rng.dirichlet(np.ones(CLASSES - 1)) * (1 - own), label, own)
+
+
+def record(settings: LogSettings, idx: int, *, shift: float = 0.0, label: int | None = None):
+    """One image certified with the settings' rule, stopping where it says."""
+    true, p = probabilities(idx, shift)
+    rule = settings.rule
+    rng = np.random.default_rng([settings.seed, idx])
+    select = rng.choice(CLASSES, rule.n0, p=p)
+    draws = rng.choice(CLASSES, rule.n, p=p)
+    for n in rule.looks:
+        counts = _counts(select, draws[:n], rule)
+        if decided(counts, rule, settings.law):
+            break
+    return Record.of(
+        certify(counts, rule, settings.law),
+        idx=idx,
+        label=true if label is None else label,
+        clean=true if idx % 10 else (true + 1) % CLASSES,
+        seconds=0.25 + idx / 1000,
+    )
+
+
+def _counts(select: np.ndarray, draws: np.ndarray, rule: Rule) -> Counts:
+    def votes(sample):
+        return tuple(np.bincount(sample, minlength=CLASSES).tolist())
+
+    def scores(sample):
+        return 0.8 * np.eye(CLASSES)[sample] + 0.2 / CLASSES
+
+    soft = {
+        "select_sums": tuple(scores(select).sum(0).tolist()),
+        "sums": tuple(scores(draws).sum(0).tolist()),
+        "square_sums": tuple((scores(draws) ** 2).sum(0).tolist()),
+    }
+    return Counts(
+        select_counts=votes(select),
+        counts=votes(draws),
+        n0=rule.n0,
+        n=len(draws),
+        **(soft if rule.soft else {}),
+    )
+
+
+def write(
+    path: Path, settings: LogSettings, *, shift: float = 0.0, images: int | None = None
+) -> Log:
+    """Writes the log's first `images` missing rows, all of them by default."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with LogWriter(path, settings) as log:
+        for idx in list(log.missing)[:images]:
+            log.append(record(settings, idx, shift=shift))
+    return read_log(path)

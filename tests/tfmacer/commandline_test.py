@@ -1,0 +1,97 @@
+import pytest
+from absl import flags
+
+from tfmacer import commandline
+from tfmacer.errors import UserError
+
+
+@pytest.fixture
+def values():
+    values = flags.FlagValues()
+    flags.DEFINE_integer("count", 1, "How many.", flag_values=values, lower_bound=1)
+    flags.DEFINE_bool("loud", False, "Whether.", flag_values=values)
+    return values
+
+
+def run(main, values, argv):
+    return commandline.run(main, values, argv, name="python -m thing", doc="Does a thing.")
+
+
+def run_with_arguments(main, values, argv):
+    return commandline.run_with_arguments(
+        main, values, argv, name="python -m thing", doc="Does a thing.", arguments="FILE ..."
+    )
+
+
+def test_flags_are_parsed_and_fall_back_to_their_defaults_between_runs(values):
+    seen = []
+    assert (
+        run(lambda: seen.append((values.count, values.loud)), values, ["--count=3", "--loud"]) == 0
+    )
+    assert run(lambda: seen.append((values.count, values.loud)), values, []) == 0
+    assert seen == [(3, True), (1, False)]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--count=0"], "count"),
+        (["--count=x"], "count"),
+        (["--unknown=1"], "unknown"),
+        (["file"], "unexpected argument 'file': python -m thing takes flags only"),
+        (["file", "--count=2"], "unexpected argument 'file'"),
+        (["--flagfile=nowhere.flags"], "nowhere.flags"),
+    ],
+)
+def test_bad_flags_are_one_line_and_status_2(values, capsys, argv, message):
+    assert run(lambda: pytest.fail("called"), values, argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    "argv", [["a", "--count=2", "b"], ["--count=2", "a", "b"], ["a", "b", "--count", "2"]]
+)
+def test_arguments_and_flags_stand_in_any_order(values, argv):
+    seen = []
+    assert run_with_arguments(lambda rest: seen.append((rest, values.count)), values, argv) == 0
+    assert seen == [(["a", "b"], 2)]
+
+
+def test_what_follows_two_dashes_is_no_flag(values):
+    seen = []
+    assert run_with_arguments(seen.append, values, ["--", "--count=2"]) == 0
+    assert seen == [["--count=2"]]
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_shows_doc_usage_and_flags(values, capsys, flag):
+    assert run_with_arguments(lambda rest: pytest.fail("called"), values, [flag]) == 0
+    out = capsys.readouterr().out
+    assert "Does a thing." in out
+    assert "usage: python -m thing [flags] FILE ...\n" in out
+    assert "--count" in out
+    run(lambda: None, values, [flag])
+    assert "usage: python -m thing [flags]\n" in capsys.readouterr().out
+
+
+def test_a_users_mistake_is_one_line_and_status_1(values, capsys):
+    def fail(rest):
+        raise UserError(f"{rest[0]}:\n no such file")
+
+    assert run_with_arguments(fail, values, ["a"]) == 1
+    assert capsys.readouterr().err == "error: a: no such file\n"
+
+
+def test_an_interrupt_has_its_own_status_and_other_errors_are_not_hidden(values, capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    def break_down():
+        raise RuntimeError("a defect")
+
+    assert run(interrupt, values, []) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+    with pytest.raises(RuntimeError, match="a defect"):
+        run(break_down, values, [])

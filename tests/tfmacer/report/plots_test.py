@@ -1,0 +1,152 @@
+import io
+import itertools
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import made_logs
+import matplotlib.image
+import numpy as np
+import pytest
+
+from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.stopping import StopRule
+from tfmacer.records.logs import Log, Record
+from tfmacer.report import plots
+from tfmacer.report.summary import Run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("logs")
+    decide = Rule(n=3000, bound="beta_binomial", stop=StopRule.parse("decide:0.3"))
+    rules = {"plain": (Rule(n=2000), 0.0), "better": (Rule(n=2000), 0.6), "decide": (decide, 0.0)}
+    return [
+        Run(name, made_logs.write(folder / f"{name}.tsv", made_logs.settings(rule), shift=shift))
+        for name, (rule, shift) in rules.items()
+    ]
+
+
+def published(radii):
+    records = [
+        Record(idx=i, label=i % 2, predict=i % 2, radius=r, correct=True, seconds=1.0)
+        for i, r in enumerate(radii)
+    ]
+    return Run("published", Log(Path("published.tsv"), tuple(records), None))
+
+
+def words(plot):
+    figure = plot.figure
+    return {text.get_text() for text in figure.findobj(lambda x: hasattr(x, "get_text"))}
+
+
+def test_the_drawn_steps_are_the_certified_accuracy(runs):
+    """Read off the line at many radii, on and between the steps."""
+    (axes,) = plots.radius_accuracy(runs).figure.axes
+    for run, line in zip(runs[:2], axes.get_lines(), strict=False):
+        x, y = line.get_data()
+        assert line.get_drawstyle() == "steps-pre"
+        for radius in [*np.linspace(0, x[-1], 97), *run.radii[run.correct]]:
+            # Steps before: y[i] is drawn over (x[i - 1], x[i]].
+            drawn = y[np.searchsorted(x, radius, side="left")]
+            assert drawn == pytest.approx(100 * run.certified(radius).value), radius
+
+
+def test_bands_hold_the_intervals(runs):
+    for curve in plots.curves(runs):
+        for i in range(0, len(curve.radii), 37):
+            share = curve.run.certified(curve.radii[i])
+            assert (curve.shares[i], curve.low[i], curve.high[i]) == (
+                share.value, share.low, share.high,
+            )  # fmt: skip
+
+
+def test_decide_runs_are_not_drawn_over_radii(runs):
+    assert [curve.run.name for curve in plots.curves(runs)] == ["plain", "better"]
+    assert "decide" not in words(plots.radius_accuracy(runs))
+    assert plots.draw_all([runs[2]]) == []
+
+
+def test_names_and_the_largest_radius_are_written(runs):
+    plot = plots.radius_accuracy(runs)
+    assert {"plain", "better", "largest certifiable, 2,000 draws"} <= words(plot)
+    dashed = [line for line in plot.figure.axes[0].get_lines() if line.get_linestyle() == "--"]
+    assert [line.get_xdata()[0] for line in dashed] == [round(runs[0].largest_radius, 4)]
+    assert "certified l2 radius (pixels in [0, 1])" in words(plot)
+
+
+def test_a_run_has_one_colour_in_all_plots(runs):
+    assert plots.colour(runs, runs[0]) != plots.colour(runs, runs[1])
+    for draw in (plots.radius_accuracy, plots.p_true):
+        lines = draw(runs).figure.axes[0].get_lines()
+        assert [line.get_color() for line in lines[:2]] == [
+            plots.colour(runs, run) for run in runs[:2]
+        ]
+
+
+def test_p_true_at_a_half_is_the_share_of_majorities(runs):
+    (axes,) = plots.p_true(runs).figure.axes
+    for run, line in zip(runs[:2], axes.get_lines(), strict=False):
+        x, y = line.get_data()
+        drawn = y[np.searchsorted(x, 0.0, side="left")]
+        assert drawn == pytest.approx(100 * np.mean(run.p_true >= 0.5))
+
+
+def test_histogram_rows_of_classes_add_up_to_one(runs):
+    figure = plots.radius_by_class(runs).figure
+    assert len([axes for axes in figure.axes if axes.collections]) == 2
+    (mesh,) = figure.axes[0].collections
+    shares = np.asarray(mesh.get_array()).reshape(made_logs.CLASSES, -1)
+    assert shares.sum(axis=1) == pytest.approx(np.full(made_logs.CLASSES, 100.0))
+    for label in range(made_logs.CLASSES):
+        mine = runs[0].labels == label
+        assert shares[label, 0] == pytest.approx(100 * np.mean(~runs[0].correct[mine]))
+
+
+def test_vote_gap_holds_every_image(runs):
+    for axes in plots.vote_gap(runs).figure.axes:
+        heights = [patch.get_height() for patch in axes.patches[1:]]
+        assert sum(heights) == pytest.approx(100.0)
+
+
+def test_published_logs_have_the_plots_that_need_no_votes():
+    names = [plot.name for plot in plots.draw_all([published([0.1, 0.5, 0.9, 0.9])])]
+    assert names == ["radius_accuracy", "radius_by_class"]
+
+
+@pytest.mark.parametrize("radii", [[0.0], [0.0, 0.0], [0.7]])
+def test_degenerate_runs_are_drawn(radii):
+    for plot in plots.draw_all([published(radii)]):
+        plot.image("png")
+
+
+def test_many_runs_are_drawn(runs):
+    many = [Run(f"run{i}", runs[i % 2].log) for i in range(9)]
+    plot = plots.radius_accuracy(many)
+    assert {f"run{i}" for i in range(9)} <= words(plot)
+    assert not plot.figure.axes[0].collections  # no bands
+
+
+def test_files_are_pictures(runs):
+    drawn = plots.draw_all(runs)
+    assert [plot.name for plot in drawn] == [
+        "radius_accuracy", "p_true", "vote_gap", "radius_by_class",
+    ]  # fmt: skip
+    for plot in drawn:
+        assert plot.note.endswith(".")
+        picture = matplotlib.image.imread(io.BytesIO(plot.image("png")))
+        assert min(picture.shape[:2]) > 250
+        assert picture.std() > 0.05  # not blank
+        assert ElementTree.fromstring(plot.image("svg")).tag.endswith("svg")
+
+
+@pytest.mark.parametrize("values", [[], [5.0], [1, 1, 1, 1], [0, 50, 99, 100], [100, 100, 100]])
+def test_names_are_kept_apart_in_order_and_within(values):
+    placed = plots._apart(values, 5.0, 2.0, 98.0)
+    assert all(b - a >= 5.0 - 1e-9 for a, b in itertools.pairwise(placed))
+    assert all(2.0 <= place <= 98.0 for place in placed)
+    if values == [0, 50, 99, 100]:
+        assert placed[:2] == [2.0, 50]
+
+
+def test_no_runs_no_plots():
+    assert plots.draw_all([]) == []

@@ -1,0 +1,166 @@
+import dataclasses
+import math
+from pathlib import Path
+
+import made_logs
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.stopping import StopRule
+from tfmacer.records.logs import Log, Record, read_log
+from tfmacer.report.summary import Run, mean_estimate, share, share_interval
+
+PUBLISHED = Path(__file__).parents[3].parent / "shared" / "data" / "certify_logs"
+
+
+def record(idx, label, predict, radius, **others):
+    correct = predict == label and label >= 0
+    return Record(
+        idx=idx, label=label, predict=predict, radius=radius, correct=correct, seconds=2.0, **others
+    )
+
+
+def run(*records, settings=None):
+    return Run("run", Log(Path("log.tsv"), tuple(records), settings))
+
+
+FIVE = run(
+    record(0, 1, 1, 0.5),
+    record(1, 1, 1, 1.5),
+    record(2, 1, 0, 2.5),  # wrong: its radius counts for nothing
+    record(3, 1, -1, 0.0),  # abstained
+    record(4, -1, 1, 3.5),  # no label: left out
+)
+
+
+def test_acr_and_certified_accuracy_by_hand():
+    assert FIVE.acr.value == pytest.approx((0.5 + 1.5) / 4)
+    assert [FIVE.certified(r).value for r in (0.0, 0.5, 0.500001, 1.5, 1.6, 2.5)] == [
+        0.5, 0.5, 0.25, 0.25, 0.0, 0.0,
+    ]  # fmt: skip
+    assert FIVE.abstention.value == 0.2
+    assert FIVE.seconds == 2.0
+    assert list(FIVE.idx) == [0, 1, 2, 3]
+
+
+def test_standard_error_and_interval_of_the_acr():
+    """S / sqrt(n) with n - 1 in s, and Student's quantile for 3 degrees of freedom, 3.18245."""
+    error = np.sqrt(np.var([0.5, 1.5, 0, 0], ddof=1) / 4)
+    assert FIVE.standard_error == pytest.approx(error)
+    assert FIVE.acr.high - FIVE.acr.value == pytest.approx(3.1824463 * error)
+    assert FIVE.acr.value - FIVE.acr.low == pytest.approx(3.1824463 * error)
+
+
+def test_one_image_has_a_mean_and_no_interval():
+    alone = run(record(0, 1, 1, 0.5))
+    assert alone.acr.value == 0.5
+    assert math.isnan(alone.acr.low)
+    assert math.isnan(alone.standard_error)
+
+
+def test_no_labelled_image_has_no_numbers():
+    nothing = run(record(0, -1, 1, 0.5))
+    assert nothing.acr is None
+    assert nothing.certified(0.0) is None
+    assert run().abstention is None
+    assert mean_estimate(np.array([])) is None
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 10), (3, 10), (10, 10), (250, 500)])
+def test_shares_have_clopper_pearson_intervals(count, total):
+    """Against the defining equations: each end leaves 2.5 % in the binomial tail beyond."""
+    low, high = share(count, total).low, share(count, total).high
+    if count == 0:
+        assert low == 0
+    else:
+        assert stats.binom.sf(count - 1, total, low) == pytest.approx(0.025)
+    if count == total:
+        assert high == 1
+    else:
+        assert stats.binom.cdf(count, total, high) == pytest.approx(0.025)
+
+
+def test_share_intervals_of_many_counts_are_those_of_each():
+    counts = np.arange(21)
+    low, high = share_interval(counts, 20)
+    for count in counts:
+        one = share(int(count), 20)
+        assert (one.low, one.high) == (low[count], high[count])
+
+
+def test_clean_accuracy_is_the_base_networks():
+    known = run(record(0, 1, -1, 0.0, clean=1), record(1, 1, 1, 0.3, clean=0))
+    assert known.clean.value == 0.5
+    assert FIVE.clean is None
+
+
+def made(tmp_path, rule, **others):
+    return Run("made", made_logs.write(tmp_path / "log.tsv", made_logs.settings(rule, **others)))
+
+
+def test_decide_has_one_radius_and_no_acr(tmp_path):
+    rule = Rule(n=3000, bound="beta_binomial", stop=StopRule.parse("decide:0.3"))
+    decided = made(tmp_path, rule)
+    assert decided.decides == 0.3
+    assert decided.acr is None
+    assert decided.abstention is None
+    assert decided.certified(0.0) is None
+    assert decided.certified(0.25) is None
+    assert decided.certified(0.3).value == np.mean(decided.radii >= 0.3)
+    assert decided.draws < 3000
+    # Votes that were stopped by what they showed are biased.
+    assert len(decided.p_true) == len(decided.vote_gap) == 0
+
+
+@pytest.mark.parametrize("stop", ["precision:0.2", "budget:60.0"])
+def test_other_early_stops_keep_their_acr(tmp_path, stop):
+    rule = Rule(n=3000, bound="beta_binomial", stop=StopRule.parse(stop))
+    assert made(tmp_path, rule).acr is not None
+
+
+def test_largest_radius_is_that_of_unanimous_votes(tmp_path):
+    """alpha^(1/n) is the Clopper-Pearson bound of n of n votes."""
+    assert made(tmp_path, Rule(n=2000)).largest_radius == pytest.approx(
+        0.5 * special.ndtri(0.001 ** (1 / 2000)), rel=1e-6
+    )
+    assert FIVE.largest_radius is None
+
+
+def test_dataset_bound_takes_off_the_binomial_quantile(tmp_path):
+    """With alpha = 0.1 and 40 images, P(Bin(40, 0.1) > q) <= 0.01 first at q = 9."""
+    found = made(tmp_path, Rule(n=2000, alpha=0.1))
+    assert stats.binom.sf(9, 40, 0.1) <= 0.01 < stats.binom.sf(8, 40, 0.1)
+    certified = found.certified(0.25).value
+    assert found.dataset_bound(0.25, 0.01) == pytest.approx(certified - 9 / 40)
+    assert FIVE.dataset_bound(0.0, 0.01) is None
+
+
+def test_p_true_and_vote_gap_by_hand(tmp_path):
+    settings = made_logs.settings()
+    votes = {"n0": 100, "n": 2000, "select_counts": (100, 0, 0, 0)}
+    found = run(
+        record(0, 0, 0, 0.5, counts=(1500, 400, 100, 0), **votes),
+        record(1, 3, 0, 0.5, counts=(1500, 400, 100, 0), **votes),
+        record(2, -1, 0, 0.5, counts=(1500, 400, 100, 0), **votes),
+        settings=settings,
+    )
+    assert list(found.p_true) == [0.75, 0.0]
+    assert found.vote_gap == pytest.approx([np.log(1500.5 / 400.5), np.log(0.5 / 1500.5)])
+    assert len(dataclasses.replace(found, log=FIVE.log).p_true) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "mean"),
+    [
+        ("cohen2019_cifar10_resnet110_noise_0.25_sigma_0.25", 0.42888),
+        ("cohen2019_imagenet_resnet50_noise_0.50_sigma_0.50", 0.73251),
+        ("jeong2020_mnist_lenet_gaussian_noise_0.50", 1.55694),
+        ("jeong2020_mnist_lenet_macer_noise_0.50", 1.58264),
+    ],
+)
+def test_acr_of_published_logs(name, mean):
+    if not PUBLISHED.is_dir():
+        pytest.skip(f"{PUBLISHED} is missing")
+    assert round(Run(name, read_log(PUBLISHED / f"{name}.tsv")).acr.value, 5) == mean

@@ -1,0 +1,43 @@
+"""The papers' choices, and what is said where they made none."""
+
+import pytest
+
+from tfmacer.errors import UserError
+from tfmacer.training import published
+
+
+@pytest.mark.parametrize(
+    ("dataset", "objective", "sigma", "expected"),
+    [
+        # Zhai et al., section 5.1 and Appendix C.
+        ("cifar10", "macer", 0.25, (12.0, "constant")),
+        ("cifar10", "macer", 0.5, (4.0, "constant")),
+        ("cifar10", "macer", 1.0, (12.0, "deferred")),
+        ("imagenet2012", "macer", 1.0, (3.0, "constant")),
+        # Jeong and Shin, supplementary B.
+        ("mnist", "macer", 0.5, (16.0, "deferred")),
+        ("mnist5k", "macer", 1.0, (6.0, "deferred")),
+        ("mnist", "consistency", 0.25, (10.0, "constant")),
+    ],
+)
+def test_weights(dataset, objective, sigma, expected):
+    assert published.published_weight(dataset, objective, sigma) == expected
+
+
+@pytest.mark.parametrize(
+    ("dataset", "sigma", "message"),
+    [
+        ("cifar10", 0.3, "--sigma=0.3.*only at 0.25, 0.5, 1.0"),
+        ("folder:x", 0.25, "--dataset=folder:x"),
+    ],
+)
+def test_no_weight_is_made_up(dataset, sigma, message):
+    with pytest.raises(UserError, match=f"--lambda must be given.*{message}"):
+        published.published_weight(dataset, "macer", sigma)
+
+
+def test_augmentations():
+    assert published.published_augmentation("cifar10") == "crop_flip"
+    assert published.published_augmentation("svhn_cropped") == "crop"
+    assert published.published_augmentation("imagenet2012") == "resized_crop_flip"
+    assert published.published_augmentation("mnist") == "none"

@@ -1,0 +1,249 @@
+"""One step against the same written out, and the streams of noise."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmacer.errors import UserError
+from tfmacer.training import objectives
+from tfmacer.training.optimizer import SGD
+from tfmacer.training.trainer import SmoothedTrainer
+
+SHAPE, CLASSES = (4, 3, 2), 3
+
+
+def _data(size=12):
+    rng = np.random.default_rng(0)
+    return rng.random((size, *SHAPE)).astype(np.float32), rng.integers(0, CLASSES, size)
+
+
+def _trainer(objective=None, *, rate=0.1, **options):
+    keras.utils.set_random_seed(1)
+    network = keras.Sequential(
+        [keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(CLASSES)]
+    )
+    options = {"sigma": 0.5, "num_noise": 4, "seed": 7} | options
+    trainer = SmoothedTrainer(network, objective or objectives.Gaussian(), **options)
+    trainer.compile(optimizer=SGD(rate, momentum=0.0))
+    return trainer
+
+
+def _step(trainer, images, labels):
+    return trainer.train_step((tf.constant(images), tf.constant(labels)))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        objectives.Gaussian(),
+        objectives.Macer(sigma=0.5, weight=0.3),
+        objectives.Stability(),
+        objectives.Consistency(),
+    ],
+)
+def test_a_step_descends_the_objective_of_the_noisy_copies(objective):
+    """The network is x W + b, so its logits and their gradient can be written in NumPy."""
+    images, labels = _data()
+    trainer = _trainer(objective)
+    kernel, bias = trainer.network.get_weights()
+    batch = trainer.draw(tf.constant(images), tf.constant(labels), "train", 0)
+    views = objective.views(None, batch).numpy().reshape(12, -1, np.prod(SHAPE))
+    logits = tf.constant(views @ kernel + bias)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        losses = objective.losses(logits, batch)
+        loss = losses.classification + losses.robustness
+    slopes = tape.gradient(loss, logits).numpy()
+    gradients = [np.einsum("bvd,bvk->dk", views, slopes), slopes.sum(axis=(0, 1))]
+    found = _step(trainer, images, labels)
+    for weight, before, gradient in zip(
+        trainer.network.get_weights(), (kernel, bias), gradients, strict=True
+    ):
+        np.testing.assert_allclose(weight, before - 0.1 * gradient, rtol=1e-4, atol=1e-5)
+    norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients))
+    accuracy = np.mean(losses.noisy_logits.numpy().argmax(axis=-1) == labels[:, np.newaxis])
+    expected = {
+        "loss": loss,
+        "classification": losses.classification,
+        "robustness": losses.robustness,
+        "noisy_accuracy": accuracy,
+        "gradient_norm": norm,
+        "learning_rate": 0.1,
+        "lambda": objective.weight_at(0),
+    }
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert float(found[name]) == pytest.approx(float(value), rel=1e-4), name
+
+
+def test_clipping_bounds_the_step_and_not_the_norm_reported():
+    images, labels = _data()
+    free, clipped = _trainer(rate=1.0), _trainer(rate=1.0, clip_norm=0.01)
+    before = free.network.get_weights()
+    norm = float(_step(free, images, labels)["gradient_norm"])
+    assert float(_step(clipped, images, labels)["gradient_norm"]) == pytest.approx(norm)
+    steps = [
+        [w - b for w, b in zip(t.network.get_weights(), before, strict=True)]
+        for t in (free, clipped)
+    ]
+    assert norm > 0.1
+    for whole, short in zip(*steps, strict=True):
+        np.testing.assert_allclose(short, whole * 0.01 / norm, rtol=1e-3, atol=1e-7)
+
+
+def test_the_networks_own_regularisation_counts():
+    images, labels = _data()
+    network = keras.Sequential(
+        [
+            keras.Input(SHAPE),
+            keras.layers.Flatten(),
+            keras.layers.Dense(CLASSES, kernel_regularizer=keras.regularizers.L2(0.1)),
+        ]
+    )
+    trainer = SmoothedTrainer(network, objectives.Gaussian(), sigma=0.5)
+    trainer.compile(optimizer=SGD(0.1))
+    penalty = 0.1 * (network.get_weights()[0] ** 2).sum()
+    found = _step(trainer, images, labels)
+    assert float(found["loss"] - found["classification"]) == pytest.approx(penalty, rel=1e-4)
+
+
+def test_fit_and_evaluate_work_on_any_classifier():
+    """A problem that a linear network solves, on plain arrays, with a last batch that is ragged."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, CLASSES, 100)
+    images = np.zeros((100, *SHAPE), np.float32)
+    images[np.arange(100), labels] = 1.0
+    trainer = _trainer(objectives.Macer(sigma=0.25, weight=0.1), sigma=0.25, rate=0.3)
+    history = trainer.fit(
+        images, labels, batch_size=32, epochs=5, verbose=0, validation_data=(images, labels)
+    )
+    assert history.history["loss"][-1] < history.history["loss"][0]
+    assert history.history["val_accuracy"][-1] == 1.0
+    result = trainer.evaluate(images, labels, batch_size=32, verbose=0, return_dict=True)
+    assert result["accuracy"] == 1.0
+    assert 0.8 < result["noisy_accuracy"] <= 1.0
+    np.testing.assert_array_equal(trainer(images), trainer.network(images))
+
+
+def test_metrics_are_means_over_the_epoch_weighted_by_batch():
+    images, labels = _data(12)
+    trainer = _trainer(rate=0.0)
+    first = _step(trainer, images[:8], labels[:8])["loss"]
+    both = _step(trainer, images[8:], labels[8:])["loss"]
+    fresh = _trainer(rate=0.0)
+    fresh.optimizer.iterations.assign(1)
+    second = _step(fresh, images[8:], labels[8:])["loss"]
+    assert float(both) == pytest.approx((8 * float(first) + 4 * float(second)) / 12, rel=1e-5)
+    trainer.reset_metrics()
+    assert float(trainer.metrics[0].result()) == 0.0
+
+
+def test_evaluation_has_noise_that_repeats_and_differs_between_batches():
+    """Of equal images, in batches of one: equal noise would give equal answers."""
+    image = np.full((1, *SHAPE), 0.5, np.float32)
+    images, labels = np.repeat(image, 64, axis=0), np.zeros(64, int)
+    trainer = _trainer(sigma=5.0)
+    results = [
+        trainer.evaluate(images, labels, batch_size=1, verbose=0, return_dict=True)
+        for _ in range(2)
+    ]
+    assert results[0] == results[1]
+    assert results[0]["accuracy"] in (0.0, 1.0)
+    assert 0.05 < results[0]["noisy_accuracy"] < 0.95
+
+
+def _noise(trainer, step=0, stream="train", size=64):
+    images = tf.zeros([size, *SHAPE])
+    return trainer.draw(images, tf.zeros([size], tf.int64), stream, step).noise.numpy()
+
+
+def test_noise_is_gaussian_of_scale_sigma():
+    noise = _noise(_trainer(num_noise=16))
+    assert noise.shape == (64, 16, *SHAPE)
+    count = noise.size
+    assert abs(noise.mean()) < 4 * 0.5 / np.sqrt(count)
+    assert noise.std() == pytest.approx(0.5, rel=4 / np.sqrt(2 * count))
+
+
+def test_noise_is_a_function_of_seed_stream_and_step():
+    trainer = _trainer()
+    np.testing.assert_array_equal(_noise(trainer, 3), _noise(_trainer(), 3))
+    draws = [
+        _noise(trainer, 3),
+        _noise(trainer, 4),
+        _noise(_trainer(seed=8), 3),
+        _noise(trainer, 3, "test"),
+        _noise(trainer, 2**40 + 3),
+    ]
+    rows = np.stack([draw.reshape(64 * 4, -1) for draw in draws]).reshape(-1, np.prod(SHAPE))
+    assert len(np.unique(rows, axis=0)) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sigma": 0.0}, "sigma must be positive"),
+        ({"sigma": float("nan")}, "sigma must be positive"),
+        ({"num_noise": 0}, "num_noise must be 1 or more"),
+        ({"clip_norm": 0.0}, "clip_norm must be positive"),
+    ],
+)
+def test_numbers_out_of_range(options, message):
+    with pytest.raises(UserError, match=message):
+        _trainer(**options)
+
+
+REPLICAS = """
+import sys
+import keras, numpy as np, tensorflow as tf
+from tfmacer.training import objectives
+from tfmacer.training.optimizer import SGD
+from tfmacer.training.trainer import SmoothedTrainer
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+rng = np.random.default_rng(0)
+data = tf.data.Dataset.from_tensor_slices(
+    (rng.random((16, 4)).astype(np.float32), rng.integers(0, 3, 16))).batch(8).repeat()
+
+def weights(strategy, clip_norm):
+    with strategy.scope():
+        keras.utils.set_random_seed(0)
+        network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        # Noise too small to matter: what the replicas draw differs from what one device does.
+        trainer = SmoothedTrainer(network, objectives.Gaussian(), sigma=1e-9, clip_norm=clip_norm)
+        trainer.compile(optimizer=SGD(0.5, momentum=0.9, weight_decay=0.01))
+    trainer.fit(data, steps_per_epoch=4, epochs=1, verbose=0)
+    return [v.numpy() for v in network.variables]
+
+for clip_norm in (None, 0.1):
+    one = weights(tf.distribute.get_strategy(), clip_norm)
+    two = weights(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), clip_norm)
+    for a, b in zip(one, two):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+@tf.function
+def noise():
+    return tf.distribute.get_strategy().run(
+        lambda: trainer.draw(tf.zeros([2, 4]), tf.zeros([2]), "train", 5).noise)
+
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with strategy.scope():
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    trainer = SmoothedTrainer(network, objectives.Gaussian(), sigma=1.0)
+    a, b = strategy.experimental_local_results(noise())
+assert not np.isin(a.numpy(), b.numpy()).any()
+print("equal")
+"""
+
+
+def test_two_replicas_train_as_one_device_does():
+    """In a process of its own: logical devices must be made before TensorFlow starts."""
+    answer = subprocess.run(
+        [sys.executable, "-c", REPLICAS], capture_output=True, text=True, check=False
+    )
+    assert answer.stdout == "equal\n", answer.stderr[-2000:]

@@ -1,0 +1,298 @@
+import dataclasses
+import json
+import shutil
+
+import made_logs
+import numpy as np
+import pytest
+
+from tfmacer import verify
+from tfmacer.errors import UserError
+from tfmacer.guarantee.certificate import Counts, Rule, certify
+from tfmacer.records import rows
+from tfmacer.records.logs import LogWriter, Record, read_log, settings_path
+from tfmacer.records.verification import verify_log
+from tfmacer.votes.source import ESTIMATE, SELECT, Votes, row_seed
+
+RULES = {
+    "hard": Rule(n=2000, bilateral=True),
+    "soft": Rule(n=2000, bound="bernstein"),
+}
+
+
+@pytest.fixture(params=RULES)
+def path(request, tmp_path):
+    path = tmp_path / "log.tsv"
+    made_logs.write(path, made_logs.settings(RULES[request.param], total=12))
+    return path
+
+
+def run(*arguments):
+    return verify.main([str(argument) for argument in arguments])
+
+
+def edit(path, place, column, text):
+    """Changes one cell of the file by hand; its old text."""
+    lines = [line.split("\t") for line in path.read_text().splitlines()]
+    k = lines[0].index(column)
+    old, lines[place + 1][k] = lines[place + 1][k], text
+    path.write_text("".join("\t".join(line) + "\n" for line in lines))
+    return old
+
+
+def test_a_good_log(path, capsys):
+    assert run(path) == 0
+    assert capsys.readouterr().out == f"{path}: 12 records verified\n"
+
+
+def other_text(column, text):
+    """Other texts of a cell that could stand there, above and below where it is a number."""
+    if column in ("select_counts", "counts"):
+        votes = {int(k): int(v) for k, v in (part.split(":") for part in text.split(","))}
+        top = max(votes, key=lambda k: votes[k])
+        moved = [(top, -1), ((top + 1) % 4, 1)]
+        for sign in (1, -1):
+            changed = dict(votes)
+            for k, by in moved:
+                changed[k] = changed.get(k, 0) + sign * by
+            if min(changed.values()) >= 0:
+                yield ",".join(f"{k}:{v}" for k, v in sorted(changed.items()) if v)
+    elif column in ("select_sums", "sums", "square_sums"):
+        first, *others = text.split(",")
+        k, _, value = first.partition(":")
+        for factor in (1 + 1e-9, 1 - 1e-9):
+            yield ",".join([f"{k}:{float(value) * factor!r}", *others])
+    elif column == "radius":
+        yield f"{float(text) + 1e-9:.9f}"
+        yield f"{max(float(text) - 1e-9, 0) or 0.1:.9f}"
+    elif column in ("p_lower", "p_upper_second"):
+        yield repr(0.5 if text == "-" else float(text) + 1e-15 + 1e-15 * float(text))
+        yield "-" if column == "p_upper_second" and text != "-" else repr(0.25)
+    elif column in ("correct", "stopped_early"):
+        yield "10"[int(text)]
+    elif column == "bound":
+        yield "hoeffding"
+    elif column == "digest":
+        yield "0" * 16
+    else:
+        yield str(int(text) + 1)
+        yield str(int(text) - 1)
+
+
+@pytest.mark.parametrize("column", [c for c in rows.SOFT_COLUMNS if c != "time"] + ["digest"])
+@pytest.mark.parametrize("place", [0, 5, 11])
+def test_an_altered_cell_is_found_whichever_way(path, column, place, capsys):
+    header, *lines = (line.split("\t") for line in path.read_text().splitlines())
+    if column not in header:
+        assert column in ("select_sums", "sums", "square_sums")
+        return
+    cells = dict(zip(header, lines[place], strict=True))
+    for text in other_text(column, cells[column]):
+        assert text != cells[column]
+        edit(path, place, column, text)
+        assert run(path) == 1, text
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {path}")
+        assert "idx" in line or column in line
+        edit(path, place, column, cells[column])
+        assert run(path) == 0
+        capsys.readouterr()
+
+
+def test_the_time_may_change(path):
+    edit(path, 3, "time", "1:00:00.000000")
+    assert run(path) == 0
+
+
+def test_the_first_row_and_field_that_differ_are_named(path, capsys):
+    edit(path, 9, "radius", "9.000000000")
+    edit(path, 4, "radius", "8.000000000")
+    assert run(path) == 1
+    error = capsys.readouterr().err
+    assert f"{path}: idx 4: radius is 8.0, it should be" in error
+
+
+@pytest.mark.parametrize("change", ["twice", "cut", "swapped", "added"])
+def test_altered_lines_are_found(path, change, capsys):
+    header, *lines = path.read_text().splitlines()
+    swapped = [lines[0].replace("0\t", "1\t", 1), lines[1].replace("1\t", "0\t", 1)]
+    lines = {
+        "twice": [*lines, lines[3]],
+        "cut": [lines[0][:40], *lines[1:]],
+        "swapped": [*swapped, *lines[2:]],
+        "added": [*lines, lines[3].replace("3\t", "12\t", 1)],
+    }[change]
+    path.write_text("\n".join([header, *lines]) + "\n")
+    assert run(path) == 1
+    assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seal", [False, True], ids=["digest left", "digest made to fit"])
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+@pytest.mark.parametrize("field", ["alpha", "sigma", "n", "n0"])
+def test_altered_settings_are_found_whichever_way(path, field, factor, seal, capsys):
+    beside = settings_path(path)
+    if seal:
+        settings = read_log(path).settings
+        value = type(getattr(settings, field))(getattr(settings, field) * factor)
+        beside.write_text(dataclasses.replace(settings, **{field: value}).to_json())
+    else:
+        fields = json.loads(beside.read_text())
+        beside.write_text(json.dumps(fields | {field: fields[field] * factor}))
+    assert run(path) == 1
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert ("idx 0: " in error) == seal
+
+
+def test_an_unfinished_log_is_verified_as_far_as_it_goes(tmp_path, capsys):
+    path = tmp_path / "log.tsv"
+    made_logs.write(path, made_logs.settings(total=12), images=5)
+    with open(path, "a") as file:
+        file.write("7\t1\t1\t0.")
+    assert run(path) == 0
+    out = capsys.readouterr().out
+    assert f"{path}: unfinished: 7 images have no row, the first is idx 5" in out
+    assert f"{path}: 5 records verified" in out
+    assert run(path, "--complete") == 1
+    assert "unfinished: 7 images" in capsys.readouterr().err
+
+
+def test_a_row_taken_out_is_reported(path, capsys):
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:4], *lines[5:]]))
+    assert run(path) == 0
+    assert "unfinished: 1 images have no row, the first is idx 3" in capsys.readouterr().out
+    assert run(path, "--complete") == 1
+
+
+def test_several_logs_are_all_verified(path, capsys):
+    bad = path.with_name("bad.tsv")
+    shutil.copy(path, bad)
+    shutil.copy(settings_path(path), settings_path(bad))
+    edit(bad, 2, "clean", "9")
+    assert run(bad, path) == 1
+    captured = capsys.readouterr()
+    assert f"{path}: 12 records verified" in captured.out
+    assert f"{bad}: idx 2: clean is 9" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name the logs to verify"),
+        (["none.tsv"], "none.tsv: cannot be read"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+# Drawing again.
+
+
+class Drawing:
+    """A source whose draw j of a stream is the j-th of the stream's own generator."""
+
+    def __init__(self, parallelism=3, **smoothing):
+        self.smoothing = made_logs.smoothing(**smoothing)
+        self.parallelism = parallelism
+        self.calls = 0
+
+    def sample(self, images, seeds, offsets, num_samples, *, beta=1.0):
+        self.calls += 1
+        drawn = [
+            self._row(image, seed, int(first), int(n), beta)
+            for image, seed, first, n in zip(images, seeds, offsets, num_samples, strict=True)
+        ]
+        return Votes(*(np.stack(arrays) for arrays in zip(*drawn, strict=True)))
+
+    def logits(self, images):
+        return np.stack([np.eye(4, dtype=np.float32)[int(image.sum()) % 4] for image in images])
+
+    def _row(self, image, seed, first, n, beta):
+        _, p = made_logs.probabilities(int(image.sum()))
+        rng = np.random.default_rng(seed.astype(np.int64) % 2**32)
+        draws = rng.choice(4, first + n, p=p)[first:]
+        scores = 0.8 * np.eye(4)[draws] + 0.05 * beta
+        return np.bincount(draws, minlength=4), scores.sum(0), (scores**2).sum(0)
+
+
+def image_of(idx):
+    return np.full((2, 2, 1), idx / 4, np.float32), made_logs.probabilities(idx)[0]
+
+
+def drawn_log(path, rule, **others):
+    """A log certified from `Drawing`, in one piece for each stage."""
+    settings = made_logs.settings(rule, total=8, **others)
+    source = Drawing()
+    with LogWriter(path, settings) as log:
+        for idx in list(log.missing):
+            image, label = image_of(idx)
+            stages = [
+                source.sample(
+                    image[np.newaxis],
+                    row_seed(settings.seed, stage, idx)[np.newaxis],
+                    np.array([0]),
+                    np.array([n]),
+                    beta=rule.beta,
+                ).row(0)
+                for stage, n in ((SELECT, rule.n0), (ESTIMATE, rule.n))
+            ]
+            counts = Counts(
+                select_counts=tuple(stages[0].counts.tolist()),
+                counts=tuple(stages[1].counts.tolist()),
+                n0=rule.n0,
+                n=rule.n,
+                select_sums=tuple(stages[0].sums.tolist()),
+                sums=tuple(stages[1].sums.tolist()),
+                square_sums=tuple(stages[1].square_sums.tolist()),
+            )
+            certificate = certify(counts, rule, settings.law)
+            log.append(Record.of(certificate, idx=idx, label=label, clean=idx % 4, seconds=0.1))
+    return read_log(path)
+
+
+@pytest.mark.parametrize("parallelism", [1, 3, 50])
+@pytest.mark.parametrize("bound", ["clopper_pearson", "bernstein"])
+def test_votes_are_drawn_again_from_the_rows_seeds(tmp_path, bound, parallelism):
+    log = drawn_log(tmp_path / "log.tsv", Rule(n=2000, bound=bound))
+    source = Drawing(parallelism)
+    assert verify_log(log, verify.redraw_from(source, image_of)) is None
+    assert source.calls == 8
+
+
+def test_streams_longer_than_one_request_are_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "LARGEST_REQUEST", 700)
+    log = drawn_log(tmp_path / "log.tsv", Rule(n=2000))
+    assert verify_log(log, verify.redraw_from(Drawing(1), image_of)) is None
+
+
+def test_votes_of_another_seed_image_or_label_are_told_apart(tmp_path):
+    log = drawn_log(tmp_path / "log.tsv", Rule(n=2000))
+    other = drawn_log(tmp_path / "other.tsv", Rule(n=2000), seed=77)
+    source = Drawing()
+    mixed = dataclasses.replace(other, settings=log.settings)
+    fixed = [rows.sealed(r, log.settings.identity, False) for r in mixed.records]
+    mixed = dataclasses.replace(mixed, records=tuple(fixed))
+    assert verify_log(mixed) is None
+    assert verify_log(mixed, verify.redraw_from(source, image_of)).field.endswith("counts")
+
+    def neighbour(idx):
+        return image_of(idx + 1)[0], image_of(idx)[1]
+
+    def mislabelled(idx):
+        return image_of(idx)[0], -1
+
+    assert verify_log(log, verify.redraw_from(source, neighbour)).field == "clean"
+    assert verify_log(log, verify.redraw_from(source, mislabelled)).field == "label"
+
+
+@pytest.mark.parametrize("other", [{"sigma": 0.25}, {"model_digest": "b" * 64}])
+def test_another_model_is_refused(tmp_path, other):
+    log = drawn_log(tmp_path / "log.tsv", Rule(n=2000))
+    with pytest.raises(UserError, match=f"the source is another model: its {next(iter(other))}"):
+        verify_log(log, verify.redraw_from(Drawing(**other), image_of))

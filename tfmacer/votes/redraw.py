@@ -1,0 +1,101 @@
+"""Drawing the votes of a record again, from any source, to compare them with those recorded."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from tfmacer.errors import UserError
+from tfmacer.guarantee.certificate import Counts
+from tfmacer.records.rows import Record
+from tfmacer.records.settings import LogSettings
+from tfmacer.records.verification import Redraw, Redrawn
+from tfmacer.votes.source import ESTIMATE, SELECT, VoteSource, row_seed
+
+LARGEST_REQUEST = 1_000_000
+
+Images = Callable[[int], tuple[npt.NDArray[np.float32], int]]
+
+
+def redraw_from(source: VoteSource, images: Images) -> Redraw:
+    """Draws an image's votes again from any source.
+
+    Args:
+      source: of the model that the log names.
+      images: gives for an idx the image, float32 `[H, W, C]` in [0, 1], and its label.
+
+    Returns:
+      A function for `verify_log`. It raises UserError where the source is of another model.
+    """
+
+    def redraw(settings: LogSettings, record: Record) -> Redrawn:
+        _check_source(source, settings)
+        image, label = images(record.idx)
+        drawn = record.all_counts
+        return Redrawn(
+            label=label,
+            clean=_clean(source.logits(image[np.newaxis])[0], record),
+            counts=_votes(source, image, settings, record.idx, drawn.n0, drawn.n),
+        )
+
+    return redraw
+
+
+def _clean(logits: npt.NDArray[np.float32], record: Record) -> int:
+    """The class without noise; the recorded one where it ties with the best within rounding."""
+    best = float(logits.max())
+    if record.clean is not None and logits[record.clean] >= best - 1e-4 * max(1.0, abs(best)):
+        return record.clean
+    return int(logits.argmax())
+
+
+def _votes(
+    source: VoteSource,
+    image: npt.NDArray[np.float32],
+    settings: LogSettings,
+    idx: int,
+    n0: int,
+    n: int,
+) -> Counts:
+    """Votes of one image, its stream cut into as many requests as keep the source busy."""
+    blocks = -(-n // settings.block_size)
+    size = settings.block_size * -(-blocks // source.parallelism)
+    size = min(size, LARGEST_REQUEST // settings.block_size * settings.block_size)
+    parts = [(SELECT, 0, n0)]
+    parts += [(ESTIMATE, first, min(size, n - first)) for first in range(0, n, size)]
+    votes = source.sample(
+        np.repeat(image[np.newaxis], len(parts), axis=0),
+        np.stack([row_seed(settings.seed, stage, idx) for stage, _, _ in parts]),
+        np.array([first for _, first, _ in parts], np.int32),
+        np.array([draws for _, _, draws in parts], np.int32),
+        beta=settings.beta,
+    )
+    soft = {
+        "select_sums": tuple(votes.sums[0].tolist()),
+        "sums": tuple(votes.sums[1:].sum(axis=0).tolist()),
+        "square_sums": tuple(votes.square_sums[1:].sum(axis=0).tolist()),
+    }
+    return Counts(
+        select_counts=tuple(votes.counts[0].tolist()),
+        counts=tuple(votes.counts[1:].sum(axis=0).tolist()),
+        n0=n0,
+        n=n,
+        **(soft if settings.rule.soft else {}),
+    )
+
+
+def _check_source(source: VoteSource, settings: LogSettings) -> None:
+    """Refuses a source of another smoothed classifier than the log's."""
+    for field in (
+        "model_digest",
+        "sigma",
+        "noise_family",
+        "noise_params",
+        "block_size",
+        "num_classes",
+        "input_shape",
+        "precision",
+    ):
+        theirs, ours = getattr(source.smoothing, field), getattr(settings, field)
+        if theirs != ours:
+            raise UserError(f"the source is another model: its {field} is {theirs}, not {ours}")
