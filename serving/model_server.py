@@ -203,8 +203,8 @@ def _main() -> None:
     try:
         metrics_path = _metrics_path()
         registry = _registry()
-        registry.configure(_config())
         registry.start()
+        registry.configure(_config())
     except StatusError as error:
         raise UserError(
             f"Failed to start server. Error: {error.code.name}: {error.message}"

@@ -78,6 +78,14 @@ _INTRA_OP = _integer(
     "Threads inside one operation; part of the votes' identity.",
     lower_bound=1,
 )
+_DISTRIBUTION = flags.DEFINE_enum(
+    "distribution",
+    "auto",
+    ["auto", "one_device", "mirrored"],
+    "How --run_dir uses this machine: auto spreads the draws over all GPUs where there are "
+    "several.",
+    flag_values=FLAGS,
+)
 
 
 def _main() -> None:
@@ -93,13 +101,13 @@ def _main() -> None:
     commandline.load_tensorflow()
     from tfmacer.certification import check_shape, preflight
 
-    source = _open_source()
+    source, doubts = _open_source()
     smoothing = source.smoothing
     _check_sigma(smoothing)
     rules = _rules(stop, smoothing.block_size)
     split = _load_split(smoothing)
     check_shape(smoothing, split.shape, what=f"images of {split.dataset}")
-    settings = [_settings(smoothing, rule, split) for rule in rules]
+    settings = [_settings(smoothing, rule, split, doubts) for rule in rules]
     for warning in settings[0].warnings:
         print(f"warning: {warning}", file=sys.stderr)
     with contextlib.ExitStack() as stack:
@@ -178,18 +186,27 @@ def _check_sigma(smoothing: Smoothing) -> None:
         raise UserError(f"--sigma={_SIGMA.value} is not the model's own, {smoothing.sigma}")
 
 
-def _open_source() -> "VoteSource":
+def _open_source() -> tuple["VoteSource", list[str]]:
+    """The source of votes, and what a reader of the results should know of its network."""
     if _SERVER.value is not None and _MODEL_NAME.value is not None:
         from tfmacer.votes.remote import RemoteVotes
 
-        return RemoteVotes.connect(_SERVER.value, _MODEL_NAME.value)
+        return RemoteVotes.connect(_SERVER.value, _MODEL_NAME.value), []
     from tfmacer.votes import local
 
     local.use_threads(_INTRA_OP.value)
-    if _RUN_DIR.value is not None:
+    if _RUN_DIR.value is None:
+        return local.SavedModelVotes(_SAVED_MODEL.value or ""), []
+    strategy = local.distribution(_DISTRIBUTION.value)
+    with strategy.scope():
         network, smoothing = local.load_run(Path(_RUN_DIR.value))
-        return local.NetworkVotes(network, smoothing)
-    return local.SavedModelVotes(_SAVED_MODEL.value or "")
+    doubts = []
+    if not local.leads_with_normalization(network):
+        doubts.append(
+            "no normalisation layer leads the network: sigma and radii are in units of pixels in "
+            "[0, 1] only if the network was trained on such pixels with the noise added to them"
+        )
+    return local.NetworkVotes(network, smoothing, strategy=strategy), doubts
 
 
 def _load_split(smoothing: Smoothing) -> "Split":
@@ -201,7 +218,9 @@ def _load_split(smoothing: Smoothing) -> "Split":
     return load_split(name, _SPLIT.value, _DATA_DIR.value)
 
 
-def _settings(smoothing: Smoothing, rule: Rule, split: "Split") -> LogSettings:
+def _settings(
+    smoothing: Smoothing, rule: Rule, split: "Split", doubts: Sequence[str]
+) -> LogSettings:
     settings = LogSettings.of(
         smoothing,
         rule,
@@ -215,7 +234,7 @@ def _settings(smoothing: Smoothing, rule: Rule, split: "Split") -> LogSettings:
         shard=_SHARD.value,
         environment=_environment(),
     )
-    return dataclasses.replace(settings, warnings=tuple(_warnings(settings)))
+    return dataclasses.replace(settings, warnings=(*doubts, *_warnings(settings)))
 
 
 def _environment() -> dict[str, Any]:

@@ -41,7 +41,7 @@ _bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
 _enum = functools.partial(flags.DEFINE_enum, flag_values=FLAGS)
 _list = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
 
-_string("run_dir", None, "Where everything is written. Required.")
+_string("run_dir", None, "Where everything is written; {FLAG} stands for its value. Required.")
 _string("dataset", None, "mnist5k, a TFDS name, folder:DIR or package.module:function. Required.")
 _string("data_dir", None, "Where TensorFlow Datasets keeps its data; its own default otherwise.")
 _string("network", "lenet", "A network's name, or package.module:function.")
@@ -99,7 +99,7 @@ def _get(name: str) -> Any:
 
 def _main() -> None:
     _check_flags()
-    run = RunDirectory(Path(_get("run_dir")))
+    run = RunDirectory(_run_root())
     with _locked(run):
         commandline.load_tensorflow()
         _train(run)
@@ -120,6 +120,16 @@ def _check_flags() -> None:
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise UserError(f"--{name} must be 0 or more and finite, got {value}")
     _decay_epochs()
+
+
+def _run_root() -> Path:
+    """The run directory's path, with `{flag}` replaced by that flag's value."""
+    values = {name: FLAGS[name].value for name in FLAGS}
+    try:
+        FLAGS["run_dir"].value = _get("run_dir").format_map(values)
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(f"--run_dir={_get('run_dir')}: {error} is no flag") from error
+    return Path(_get("run_dir"))
 
 
 def _decay_epochs() -> list[int]:
@@ -253,6 +263,9 @@ def _trainer(split: "Split", objective: "Objective", steps: int) -> "SmoothedTra
 
     if _get("deterministic"):
         tf.config.experimental.enable_op_determinism()
+    # Layers without a name are numbered from 1, whatever this process has built before: names are
+    # part of the network's digest.
+    keras.utils.clear_session()
     keras.utils.set_random_seed(_get("seed"))
     network = networks.build(_get("network"), split.dataset, split.shape, split.num_classes)
     if _get("init_from"):

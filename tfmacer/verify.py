@@ -8,12 +8,15 @@ direction is named. With --redraw and a source (--run_dir, --saved_model or --se
 themselves are drawn again and compared.
 """
 
+import bisect
 import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import tqdm
 from absl import flags
 
@@ -21,11 +24,13 @@ from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.records.logs import Log, read_log
 from tfmacer.records.rows import Record
+from tfmacer.records.runs import RunDirectory
 from tfmacer.records.settings import LogSettings
 from tfmacer.records.verification import Redraw, Redrawn, verify_log
 from tfmacer.votes.redraw import Images, redraw_from
 
 if TYPE_CHECKING:
+    from tfmacer.datasets import Split
     from tfmacer.votes.source import VoteSource
 
 # Images read at a time.
@@ -65,6 +70,10 @@ def _check_flags() -> None:
         raise UserError(f"--{given[0]} is for --redraw, which was not given")
     if (_SERVER.value is None) != (_MODEL_NAME.value is None):
         raise UserError("--model_name goes with --server, and --server needs it")
+    if _RUN_DIR.value is not None:
+        RunDirectory(Path(_RUN_DIR.value)).read_smoothing()
+    if _SAVED_MODEL.value is not None and not Path(_SAVED_MODEL.value).is_dir():
+        raise UserError(f"--saved_model={_SAVED_MODEL.value}: no such directory")
 
 
 def _verify(path: Path, redraw_of: Callable[[Log], Redraw] | None) -> str | None:
@@ -101,17 +110,23 @@ def _open() -> Callable[[Log], Redraw]:
         if threads not in sources:
             sources[threads] = _source(threads)
         _note_environment(log, log.settings)
-        redraw = redraw_from(sources[threads], _images(log, log.settings))
-        bar = tqdm.tqdm(total=len(log.records), desc=log.path.name, unit="image")
-
-        def counted(settings: LogSettings, record: Record) -> Redrawn:
-            redrawn = redraw(settings, record)
-            bar.update()
-            return redrawn
-
-        return counted
+        return _shown(redraw_from(sources[threads], _images(log, log.settings)), log)
 
     return redraw_of
+
+
+def _shown(redraw: Redraw, log: Log) -> Redraw:
+    """The same, with a progress bar where someone can see it."""
+    bar = tqdm.tqdm(total=len(log.records), desc=log.path.name, unit="image", disable=None)
+
+    def counted(settings: LogSettings, record: Record) -> Redrawn:
+        redrawn = redraw(settings, record)
+        bar.update()
+        if bar.n == bar.total:
+            bar.close()
+        return redrawn
+
+    return counted
 
 
 def _source(threads: int) -> "VoteSource":
@@ -145,26 +160,34 @@ def _images(log: Log, settings: LogSettings) -> Images:
 
     if settings.dataset is None or settings.split is None:
         raise UserError(f"{log.path}: records no dataset, so its images cannot be had again")
-    split = load_split(settings.dataset, settings.split, _DATA_DIR.value)
+    channels = settings.input_shape[2]
+    split = load_split(settings.dataset, settings.split, _DATA_DIR.value, channels=channels)
     if split.total != settings.total:
         raise UserError(
             f"{log.path}: {settings.dataset} has {split.total} images in {settings.split}, "
             f"the log was made from {settings.total}"
         )
-    positions = [record.idx for record in log.records]
-    places = {idx: place for place, idx in enumerate(positions)}
+    return _ByIdx(split, [record.idx for record in log.records])
 
-    @functools.lru_cache(maxsize=1)
-    def chunk(number: int) -> tuple[Sequence[int], object, object]:
-        wanted = positions[number * _LOADED : (number + 1) * _LOADED]
-        return (wanted, *split.take(wanted))
 
-    def image(idx: int):
-        wanted, images, labels = chunk(places[idx] // _LOADED)
-        place = wanted.index(idx)
-        return images[place], int(labels[place])
+class _ByIdx:
+    """Images and labels of a split by idx, read a few ahead: records are verified in order."""
 
-    return image
+    def __init__(self, split: "Split", positions: Sequence[int]) -> None:
+        self._split = split
+        self._positions = positions
+        self._loaded: dict[int, tuple[npt.NDArray[np.float32], int]] = {}
+
+    def __call__(self, idx: int) -> tuple[npt.NDArray[np.float32], int]:
+        if idx not in self._loaded:
+            place = bisect.bisect_left(self._positions, idx)
+            wanted = self._positions[place : place + _LOADED]
+            images, labels = self._split.take(wanted)
+            self._loaded = {
+                one: (image, int(label))
+                for one, image, label in zip(wanted, images, labels, strict=True)
+            }
+        return self._loaded[idx]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,12 +1,12 @@
 """What every call of the service has: an id, a client, a deadline, a log line, an honest end."""
 
+import contextlib
 import dataclasses
 import logging
 import re
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import grpc
 
@@ -58,9 +58,17 @@ class Calls:
         self._metrics = metrics
         self._max_seconds = max_seconds
 
-    @contextmanager
-    def open(self, context: grpc.ServicerContext, method: str) -> Iterator[Call]:
-        """Runs the body as one admitted call; what it raises becomes a gRPC status."""
+    @contextlib.contextmanager
+    def open(
+        self, context: grpc.ServicerContext, method: str, *, draws: bool = True
+    ) -> Iterator[Call]:
+        """Runs the body as one call; what it raises becomes a gRPC status.
+
+        Args:
+          context: the call's.
+          method: its name.
+          draws: whether it needs the backend, and so to be admitted.
+        """
         started = time.monotonic()
         remaining = context.time_remaining()
         seconds = self._max_seconds
@@ -70,7 +78,7 @@ class Calls:
         context.send_initial_metadata(((REQUEST_ID, call.request_id),))
         failure: tuple[grpc.StatusCode, str] | None = None
         try:
-            with self._admission.enter(call.client):
+            with self._admission.enter(call.client) if draws else contextlib.nullcontext():
                 yield call
         except GeneratorExit:
             call.outcome = grpc.StatusCode.CANCELLED.name

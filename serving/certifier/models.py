@@ -146,6 +146,8 @@ class Models:
         self._on_health = lambda healthy: None
         self._stopped.set()
         self._look.set()
+        if self._thread is not None:
+            self._thread.join(2 * POLL_TIMEOUT)
 
     def _describe(self, version: int, timeout: float) -> Certifiable:
         model = served_model(self._endpoint, self._model_name, version=version, timeout=timeout)

@@ -93,7 +93,7 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
     @override
     def GetModel(self, request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.Model:
         """What is served."""
-        with self._calls.open(context, "GetModel") as call:
+        with self._calls.open(context, "GetModel", draws=False) as call:
             message = model_message(self._models.current().model)
             call.outcome = "described"
         return message
@@ -250,16 +250,18 @@ def _fresh_seed() -> Seeds:
 
 
 def _draw(votes: RemoteVotes, image: Image, seed: Seeds, n: int) -> tuple[int, ...]:
-    """Counts `[K]` of the first n draws of one stream, in one part for each place."""
+    """Counts `[K]` of the first n draws of one stream.
+
+    A request for each block: small pieces let other clients in between, end soon after a
+    cancellation, and come back in time from the slowest network too.
+    """
     block = votes.smoothing.block_size
-    part = -(-n // (votes.parallelism * block)) * block
-    offsets = np.arange(0, n, part, dtype=np.int32)
-    sizes = np.minimum(part, n - offsets).astype(np.int32)
+    offsets = np.arange(0, n, block, dtype=np.int32)
     rows = len(offsets)
     counted = votes.sample(
-        np.repeat(image.values[np.newaxis], rows, axis=0),
-        np.repeat(seed[np.newaxis], rows, axis=0),
+        np.broadcast_to(image.values, (rows, *image.values.shape)),
+        np.broadcast_to(seed, (rows, 2)),
         offsets,
-        sizes,
+        np.minimum(block, n - offsets).astype(np.int32),
     )
     return tuple(counted.counts.sum(axis=0).tolist())

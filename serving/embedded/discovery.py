@@ -12,41 +12,54 @@ logger = logging.getLogger(__name__)
 _NUMBER = re.compile(r"\s*[+-]?\d+\s*")
 
 
-def aspired_versions(model: Model) -> dict[int, Path] | None:
-    """Version directories that the model's policy asks for; None where the path cannot be read.
+class Discovery:
+    """Looks below base paths; says each oddity once, not at every look."""
 
-    A numeric directory counts as soon as it is there, complete or not: writers must rename a
-    finished directory into place.
-    """
-    try:
-        children = sorted(model.base_path.iterdir(), key=lambda child: child.name)
-    except OSError as error:
-        logger.warning("base path of model %s cannot be read: %s", model.name, error)
-        return None
+    def __init__(self) -> None:
+        self._said: dict[str, list[str]] = {}
+
+    def aspired(self, model: Model) -> dict[int, Path] | None:
+        """Version directories that the model's policy asks for; None for an unreadable base path.
+
+        A numeric directory counts as soon as it is there, complete or not: writers must rename a
+        finished directory into place.
+        """
+        oddities: list[str] = []
+        try:
+            children = sorted(model.base_path.iterdir(), key=lambda child: child.name)
+        except OSError as error:
+            oddities.append(f"base path cannot be read: {error}")
+            chosen = None
+        else:
+            chosen = _chosen(model, _numbered(children, oddities), oddities)
+        for oddity in oddities:
+            if oddity not in self._said.get(model.name, ()):
+                logger.warning("model %s: %s", model.name, oddity)
+        self._said[model.name] = oddities
+        return chosen
+
+
+def _numbered(children: list[Path], oddities: list[str]) -> dict[int, Path]:
     found: dict[int, Path] = {}
     for child in children:
-        if not _NUMBER.fullmatch(child.name) or not child.is_dir():
+        if not _NUMBER.fullmatch(child.name) or int(child.name) < 0 or not child.is_dir():
             continue
         version = int(child.name)
-        if version < 0:
-            continue
         if version in found:
-            logger.warning(
-                "model %s: %s and %s are both %d", model.name, found[version], child, version
-            )
+            oddities.append(f"{found[version].name} and {child.name} are both {version}")
         found[version] = child
+    return found
+
+
+def _chosen(model: Model, found: dict[int, Path], oddities: list[str]) -> dict[int, Path]:
     if not found:
-        logger.warning("no versions of model %s found under %s", model.name, model.base_path)
-    return _chosen(model, found)
-
-
-def _chosen(model: Model, found: dict[int, Path]) -> dict[int, Path]:
+        oddities.append(f"no versions found under {model.base_path}")
     choice = model.policy.WhichOneof("policy_choice")
     if choice == "all":
         return found
     if choice == "specific":
-        for version in set(model.policy.specific.versions) - set(found):
-            logger.warning("model %s: version %d is not there", model.name, version)
-        return {v: path for v, path in found.items() if v in model.policy.specific.versions}
+        wanted = set(model.policy.specific.versions)
+        oddities += [f"version {version} is not there" for version in sorted(wanted - set(found))]
+        return {version: found[version] for version in wanted & set(found)}
     count = model.policy.latest.num_versions or 1
     return {version: found[version] for version in sorted(found)[-count:]}

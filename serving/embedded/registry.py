@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from serving.embedded.configuration import Model, models
-from serving.embedded.discovery import aspired_versions
+from serving.embedded.discovery import Discovery
 from serving.embedded.servable import Servable
 from serving.embedded.status import StatusError, invalid
 from serving.embedded.versions import LoadPolicy, Versions, VersionStatus, not_found
@@ -43,6 +43,7 @@ class Registry:
         self._models: dict[str, Model] = {}
         self._versions: dict[str, Versions] = {}
         self._lock = threading.RLock()
+        self._discovery = Discovery()
         self._stopped = threading.Event()
         self._poller = threading.Thread(target=self._poll, name="poll", daemon=True)
 
@@ -51,16 +52,17 @@ class Registry:
         if self._poll_seconds > 0:
             self._poller.start()
 
-    def configure(self, config: Any, *, wait: bool = True) -> None:
+    def configure(self, config: Any, *, timeout: float | None = None) -> None:
         """Makes a ModelServerConfig the whole truth: absent models go, the others come.
 
         Args:
           config: the configuration.
-          wait: return only when each of its models has a version available.
+          timeout: seconds to wait until each model has a version available; None for as long
+            as it takes a version to appear on disk.
 
         Raises:
           StatusError: the configuration is wrong, a label names a version that is not available,
-            or (where waiting) a model has no version that loads.
+            or a model has no version that loads.
         """
         wanted = models(config)
         with self._lock:
@@ -70,8 +72,7 @@ class Registry:
         for versions in gone:
             versions.stop()
         self._look()
-        if wait:
-            _wait(served)
+        _wait(served, timeout)
 
     def stop(self) -> None:
         """Unloads everything, after the calls under way."""
@@ -165,7 +166,7 @@ class Registry:
         with self._lock:
             current = list(self._models.values())
         for model in current:
-            found = aspired_versions(model)
+            found = self._discovery.aspired(model)
             if found is None or (not found and self._versions_always_present):
                 continue
             with self._lock:
@@ -173,8 +174,8 @@ class Registry:
                     self._versions[model.name].aspire(found)
 
 
-def _wait(served: list[Versions]) -> None:
-    failed = [versions for versions in served if not versions.wait_available()]
+def _wait(served: list[Versions], timeout: float | None) -> None:
+    failed = [versions for versions in served if not versions.wait_available(timeout)]
     if not failed:
         return
     reasons = ", ".join(

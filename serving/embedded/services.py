@@ -86,14 +86,14 @@ class Calls:
             status.status.error_message = found.error.message if found.error else ""
         return response
 
-    def reload(self, request: Any) -> Any:
+    def reload(self, request: Any, *, timeout: float | None) -> Any:
         """ReloadConfigResponse: another configuration, loaded before this returns."""
         if request.config.WhichOneof("config") != "model_config_list":
             raise invalid(
                 "ServerModelConfig type not supported by HandleReloadConfigRequest. "
                 "Only ModelConfigList is currently supported"
             )
-        self.registry.configure(request.config)
+        self.registry.configure(request.config, timeout=timeout)
         return model_management_pb2.ReloadConfigResponse()
 
 
@@ -107,11 +107,8 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
     @override
     def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
         """See `Calls.predict`; the caller's deadline aborts the run."""
-        timeout_ms = 0
-        remaining = context.time_remaining() if self._enforce_timeout else None
-        # A call without a deadline may say so with a time far beyond any.
-        if remaining is not None and remaining < MAX_SECONDS:
-            timeout_ms = max(1, int(1000 * remaining))
+        remaining = _remaining(context) if self._enforce_timeout else None
+        timeout_ms = 0 if remaining is None else max(1, int(1000 * remaining))
         return _measured(
             self._calls.metrics,
             request.model_spec.name,
@@ -140,7 +137,15 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore
     @override
     def HandleReloadConfigRequest(self, request: Any, context: grpc.ServicerContext) -> Any:
         """See `Calls.reload`."""
-        return _answer(context, lambda: self._calls.reload(request))
+        timeout = _remaining(context)
+        return _answer(context, lambda: self._calls.reload(request, timeout=timeout))
+
+
+def _remaining(context: grpc.ServicerContext) -> float | None:
+    """Seconds until the caller's deadline; None where there is none."""
+    remaining = context.time_remaining()
+    # A call without a deadline may say so with a time far beyond any.
+    return None if remaining is None or remaining > MAX_SECONDS else remaining
 
 
 def _answer(context: grpc.ServicerContext, call: Callable[[], Any]) -> Any:

@@ -59,11 +59,8 @@ def test_a_log_holds_every_selected_image_once_with_its_label(reference):
 
 def test_a_second_run_of_the_same_settings_says_that_it_is_finished(reference, tiny_run, capsys):
     before = reference.read_bytes()
-    command = [sys.executable, "-m", "tfmacer.certify", f"--run_dir={tiny_run}"]
-    done = subprocess.run(
-        [*command, f"--out={reference}", *PLAN], check=True, capture_output=True, text=True
-    )
-    assert "finished already, 40 images" in done.stdout
+    assert run(f"--run_dir={tiny_run}", f"--out={reference}", *PLAN) == 0
+    assert "finished already, 40 images" in capsys.readouterr().out
     assert reference.read_bytes() == before
 
 
@@ -104,16 +101,15 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_counted_twice(
     assert rows(out) == rows(reference)
 
 
-def test_shards_hold_the_rows_of_the_whole(reference, tiny_run, tmp_path):
+def test_shards_hold_the_rows_of_the_whole(tiny_run, tmp_path):
+    plan = ["--num_examples=10", "--skip=25", "--n=1000"]
+    assert run(f"--run_dir={tiny_run}", f"--out={tmp_path / 'whole.tsv'}", *plan) == 0
     found = []
     for i in range(3):
         out = tmp_path / f"{i}.tsv"
-        command = [sys.executable, "-m", "tfmacer.certify", f"--run_dir={tiny_run}", *PLAN]
-        subprocess.run(
-            [*command, f"--shard={i}/3", f"--out={out}"], check=True, capture_output=True
-        )
+        assert run(f"--run_dir={tiny_run}", f"--out={out}", f"--shard={i}/3", *plan) == 0
         found += rows(out)
-    assert sorted(found, key=lambda row: int(row[0])) == rows(reference)
+    assert sorted(found, key=lambda row: int(row[0])) == rows(tmp_path / "whole.tsv")
 
 
 def test_several_bounds_share_one_pass_over_the_draws(tiny_run, tmp_path):
@@ -138,6 +134,35 @@ def test_an_export_gives_the_log_of_its_run(tiny_run, tmp_path):
     assert run(f"--run_dir={tiny_run}", f"--out={tmp_path / 'a.tsv'}", *plan) == 0
     assert run(f"--saved_model={tmp_path / 'm'}", f"--out={tmp_path / 'b.tsv'}", *plan) == 0
     assert rows(tmp_path / "a.tsv") == rows(tmp_path / "b.tsv")
+
+
+def test_several_devices_give_the_log_of_one(tiny_run, tmp_path):
+    """Two logical CPU devices under MirroredStrategy, in a process of its own."""
+    script = """
+import sys
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, 2 * [tf.config.LogicalDeviceConfiguration()])
+from tfmacer import certify
+from tfmacer.votes import local
+local.distribution = lambda name: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+sys.exit(certify.main(sys.argv[1:]))
+"""
+    plan = ["--num_examples=7", "--skip=100", "--n=2000"]
+    two = [sys.executable, "-c", script, f"--run_dir={tiny_run}", f"--out={tmp_path / 'two.tsv'}"]
+    subprocess.run([*two, *plan], check=True, capture_output=True)
+    assert run(f"--run_dir={tiny_run}", f"--out={tmp_path / 'one.tsv'}", *plan) == 0
+    assert rows(tmp_path / "two.tsv") == rows(tmp_path / "one.tsv")
+
+
+def test_a_network_without_normalisation_is_warned_of(tmp_path, tiny_run, capsys):
+    assert local.leads_with_normalization(local.load_run(tiny_run)[0])
+    import keras
+
+    bare = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    assert not local.leads_with_normalization(bare)
+    nested = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Rescaling(2.0), bare])
+    assert local.leads_with_normalization(nested)
 
 
 def test_a_contiguous_part_of_a_split_is_warned_of_and_recorded(tiny_run, tmp_path, capsys):

@@ -3,16 +3,12 @@ import json
 import shutil
 
 import made_logs
-import numpy as np
 import pytest
 
-from tfmacer import verify
-from tfmacer.errors import UserError
-from tfmacer.guarantee.certificate import Counts, Rule, certify
+from tfmacer import certify, verify
+from tfmacer.guarantee.certificate import Rule
 from tfmacer.records import rows
-from tfmacer.records.logs import LogWriter, Record, read_log, settings_path
-from tfmacer.records.verification import verify_log
-from tfmacer.votes.source import ESTIMATE, SELECT, Votes, row_seed
+from tfmacer.records.logs import read_log, settings_path
 
 RULES = {
     "hard": Rule(n=2000, bilateral=True),
@@ -194,105 +190,48 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, message
 # Drawing again.
 
 
-class Drawing:
-    """A source whose draw j of a stream is the j-th of the stream's own generator."""
-
-    def __init__(self, parallelism=3, **smoothing):
-        self.smoothing = made_logs.smoothing(**smoothing)
-        self.parallelism = parallelism
-        self.calls = 0
-
-    def sample(self, images, seeds, offsets, num_samples, *, beta=1.0):
-        self.calls += 1
-        drawn = [
-            self._row(image, seed, int(first), int(n), beta)
-            for image, seed, first, n in zip(images, seeds, offsets, num_samples, strict=True)
-        ]
-        return Votes(*(np.stack(arrays) for arrays in zip(*drawn, strict=True)))
-
-    def logits(self, images):
-        return np.stack([np.eye(4, dtype=np.float32)[int(image.sum()) % 4] for image in images])
-
-    def _row(self, image, seed, first, n, beta):
-        _, p = made_logs.probabilities(int(image.sum()))
-        rng = np.random.default_rng(seed.astype(np.int64) % 2**32)
-        draws = rng.choice(4, first + n, p=p)[first:]
-        scores = 0.8 * np.eye(4)[draws] + 0.05 * beta
-        return np.bincount(draws, minlength=4), scores.sum(0), (scores**2).sum(0)
+@pytest.fixture
+def certified(tiny_run, tmp_path, monkeypatch):
+    """A log certified by the command from a small network."""
+    # TensorFlow is already running in the tests' process and keeps its thread counts.
+    monkeypatch.setattr("tfmacer.votes.local.use_threads", lambda *_: None)
+    path = tmp_path / "log.tsv"
+    plan = ["--num_examples=6", "--skip=150", "--n=1000", "--bound=bernstein", "--beta=2"]
+    assert certify.main([f"--run_dir={tiny_run}", f"--out={path}", *plan]) == 0
+    return path
 
 
-def image_of(idx):
-    return np.full((2, 2, 1), idx / 4, np.float32), made_logs.probabilities(idx)[0]
+def test_votes_are_drawn_again_from_the_run(certified, tiny_run, capsys):
+    assert run(certified, "--redraw", f"--run_dir={tiny_run}") == 0
+    assert f"{certified}: 6 records verified, all votes drawn again" in capsys.readouterr().out
 
 
-def drawn_log(path, rule, **others):
-    """A log certified from `Drawing`, in one piece for each stage."""
-    settings = made_logs.settings(rule, total=8, **others)
-    source = Drawing()
-    with LogWriter(path, settings) as log:
-        for idx in list(log.missing):
-            image, label = image_of(idx)
-            stages = [
-                source.sample(
-                    image[np.newaxis],
-                    row_seed(settings.seed, stage, idx)[np.newaxis],
-                    np.array([0]),
-                    np.array([n]),
-                    beta=rule.beta,
-                ).row(0)
-                for stage, n in ((SELECT, rule.n0), (ESTIMATE, rule.n))
-            ]
-            counts = Counts(
-                select_counts=tuple(stages[0].counts.tolist()),
-                counts=tuple(stages[1].counts.tolist()),
-                n0=rule.n0,
-                n=rule.n,
-                select_sums=tuple(stages[0].sums.tolist()),
-                sums=tuple(stages[1].sums.tolist()),
-                square_sums=tuple(stages[1].square_sums.tolist()),
-            )
-            certificate = certify(counts, rule, settings.law)
-            log.append(Record.of(certificate, idx=idx, label=label, clean=idx % 4, seconds=0.1))
-    return read_log(path)
+def test_a_record_that_only_drawing_again_can_refute_is_found(certified, tiny_run, capsys):
+    """Another image's votes and label under a digest that was made to fit."""
+    log = read_log(certified)
+    moved = dataclasses.replace(log.records[1], idx=log.records[0].idx)
+    sealed = rows.sealed(moved, log.settings.identity, soft=True)
+    lines = certified.read_text().splitlines()
+    old = rows.to_line(log.records[0], soft=True)
+    lines[lines.index(old)] = rows.to_line(sealed, soft=True)
+    certified.write_text("\n".join(lines) + "\n")
+    assert run(certified) == 0
+    assert run(certified, "--redraw", f"--run_dir={tiny_run}") == 1
+    assert f"{certified}: idx 0: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("parallelism", [1, 3, 50])
-@pytest.mark.parametrize("bound", ["clopper_pearson", "bernstein"])
-def test_votes_are_drawn_again_from_the_rows_seeds(tmp_path, bound, parallelism):
-    log = drawn_log(tmp_path / "log.tsv", Rule(n=2000, bound=bound))
-    source = Drawing(parallelism)
-    assert verify_log(log, verify.redraw_from(source, image_of)) is None
-    assert source.calls == 8
-
-
-def test_streams_longer_than_one_request_are_cut(tmp_path, monkeypatch):
-    monkeypatch.setattr(verify, "LARGEST_REQUEST", 700)
-    log = drawn_log(tmp_path / "log.tsv", Rule(n=2000))
-    assert verify_log(log, verify.redraw_from(Drawing(1), image_of)) is None
-
-
-def test_votes_of_another_seed_image_or_label_are_told_apart(tmp_path):
-    log = drawn_log(tmp_path / "log.tsv", Rule(n=2000))
-    other = drawn_log(tmp_path / "other.tsv", Rule(n=2000), seed=77)
-    source = Drawing()
-    mixed = dataclasses.replace(other, settings=log.settings)
-    fixed = [rows.sealed(r, log.settings.identity, False) for r in mixed.records]
-    mixed = dataclasses.replace(mixed, records=tuple(fixed))
-    assert verify_log(mixed) is None
-    assert verify_log(mixed, verify.redraw_from(source, image_of)).field.endswith("counts")
-
-    def neighbour(idx):
-        return image_of(idx + 1)[0], image_of(idx)[1]
-
-    def mislabelled(idx):
-        return image_of(idx)[0], -1
-
-    assert verify_log(log, verify.redraw_from(source, neighbour)).field == "clean"
-    assert verify_log(log, verify.redraw_from(source, mislabelled)).field == "label"
-
-
-@pytest.mark.parametrize("other", [{"sigma": 0.25}, {"model_digest": "b" * 64}])
-def test_another_model_is_refused(tmp_path, other):
-    log = drawn_log(tmp_path / "log.tsv", Rule(n=2000))
-    with pytest.raises(UserError, match=f"the source is another model: its {next(iter(other))}"):
-        verify_log(log, verify.redraw_from(Drawing(**other), image_of))
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["LOG", "--redraw"], "--redraw needs exactly one of --run_dir, --saved_model and"),
+        (["LOG", "--redraw", "--run_dir=a", "--server=b"], "got --run_dir, --server"),
+        (["LOG", "--run_dir=a"], "--run_dir is for --redraw"),
+        (["LOG", "--redraw", "--server=localhost:1"], "--model_name goes with --server"),
+        (["LOG", "--redraw", "--run_dir=nowhere"], "nowhere: not a finished run directory"),
+        (["LOG", "--redraw", "--saved_model=nowhere"], "--saved_model=nowhere: no such directory"),
+    ],
+)
+def test_mistakes_about_the_source_are_one_line(path, capsys, arguments, message):
+    assert run(*(argument.replace("LOG", str(path)) for argument in arguments)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

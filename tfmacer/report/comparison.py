@@ -184,13 +184,20 @@ def warnings(runs: Sequence[Run]) -> list[str]:
         for text in _run_warnings(run):
             texts.setdefault(text, []).append(run.name)
     found = [f"{', '.join(names)}: {text}" for text, names in texts.items()]
-    ours = [run for run in runs if run.settings is not None]
-    for field in _COMPARED:
-        values = {str(getattr(run.settings, field)): run.name for run in reversed(ours)}
-        if len(values) > 1:
-            listed = ", ".join(f"{value} ({name})" for value, name in reversed(values.items()))
-            found.append(f"the runs differ in {field}: {listed}; compare them with care")
+    differing = [text for field in _COMPARED if (text := _values(runs, field))]
+    if differing:
+        found.append(f"compare with care: the runs differ in {'; '.join(differing)}")
     return found
+
+
+def _values(runs: Sequence[Run], field: str) -> str:
+    """The values of a setting, each with the first run that has it; empty where all agree."""
+    first: dict[str, str] = {}
+    for run in runs:
+        if run.settings is not None:
+            first.setdefault(str(getattr(run.settings, field)), run.name)
+    listed = ", ".join(f"{value} ({name})" for value, name in first.items())
+    return f"{field}: {listed}" if len(first) > 1 else ""
 
 
 def _run_warnings(run: Run) -> Iterator[str]:
@@ -216,8 +223,3 @@ def _run_warnings(run: Run) -> Iterator[str]:
     unlabelled = len(run.log.records) - len(run.idx)
     if unlabelled:
         yield f"{unlabelled} images without a true label are left out of accuracy and ACR"
-    if run.decides is not None:
-        yield (
-            f"stop=decide: it answers for radius {run.decides} alone, so it has no ACR and no "
-            "certified accuracy elsewhere"
-        )

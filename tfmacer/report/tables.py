@@ -18,6 +18,11 @@ _USUAL_STEP = 0.25
 ABSENT = DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 
+_DECIDES = (
+    " A run with stop=decide answers for one radius alone: it ends there, so an ACR of it would "
+    "mean nothing."
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -83,7 +88,8 @@ def results(runs: Sequence[Run], radii: Sequence[float]) -> Table:
         "Certified accuracy",
         "Certified accuracy (%) is the share of images whose certified class is the true one with "
         "a certified radius of at least r; ACR is the mean of radius x correct. In brackets, 95 % "
-        "intervals for the choice of images: Clopper-Pearson for shares, Student for ACR.",
+        "intervals for the choice of images: Clopper-Pearson for shares, Student for ACR."
+        + (_DECIDES if any(run.decides is not None for run in runs) else ""),
         (
             "run",
             "images",

@@ -47,8 +47,9 @@ class MetricsFile(keras.callbacks.Callback):
         kept = [",".join(self._header)]
         if step and self._path.is_file():
             with open(self._path, newline="") as file:
-                rows = csv.DictReader(file)
-                kept += [",".join(r.values()) for r in rows if int(r["step"]) <= step]
+                # A kill may have torn the last row; no checkpoint is as late as that.
+                rows = [row for row in csv.DictReader(file) if None not in row.values()]
+            kept += [",".join(row.values()) for row in rows if int(row["step"]) <= step]
         write_atomically(self._path, "\n".join(kept) + "\n")
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:

@@ -135,25 +135,42 @@ class NetworkVotes(_LocalVotes):
     A Keras model is called in inference mode: batch statistics frozen, no dropout.
     """
 
-    def __init__(self, network: Callable[..., tf.Tensor], smoothing: Smoothing) -> None:
+    def __init__(
+        self,
+        network: Callable[..., tf.Tensor],
+        smoothing: Smoothing,
+        *,
+        strategy: tf.distribute.Strategy | None = None,
+    ) -> None:
+        """Traces nothing yet.
+
+        Args:
+          network: images float32 `[B, H, W, C]` in [0, 1] to logits `[B, K]`.
+          smoothing: its noise, shapes and digest.
+          strategy: spreads the rows of a call over its replicas; the network must have been made
+            in its scope. None for one device. The votes are the same.
+        """
         super().__init__(smoothing)
         noise.noisy_block(smoothing)
         infer = inference(network)
-        batch = [None]
+        self._strategy = strategy or tf.distribute.get_strategy()
         self._logits = tf.function(
             lambda images: tf.cast(infer(images), tf.float32),
             input_signature=[tf.TensorSpec([None, *smoothing.input_shape], tf.float32)],
         )
+        # One graph for all replicas: run eagerly, they would take turns.
         self._sample = tf.function(
-            lambda *row: count_votes(infer, smoothing, *row),
-            input_signature=[
-                tf.TensorSpec(batch + list(smoothing.input_shape), tf.float32),
-                tf.TensorSpec([*batch, 2], tf.int32),
-                tf.TensorSpec(batch, tf.int32),
-                tf.TensorSpec(batch, tf.int32),
-                tf.TensorSpec(batch, tf.float32),
-            ],
+            lambda rows: self._strategy.run(
+                lambda row: count_votes(infer, smoothing, *row), args=(rows,)
+            ),
+            reduce_retracing=True,
         )
+
+    @property
+    def parallelism(self) -> int:
+        """How many rows are worth asking for at once: one per replica, or per core."""
+        replicas: int = self._strategy.num_replicas_in_sync
+        return replicas if replicas > 1 else super().parallelism
 
     def sample(
         self,
@@ -165,8 +182,29 @@ class NetworkVotes(_LocalVotes):
         beta: float = 1.0,
     ) -> Votes:
         """See `VoteSource.sample`."""
-        betas = np.full(len(images), beta, np.float32)
-        return Votes(*(v.numpy() for v in self._sample(images, seeds, offsets, num_samples, betas)))
+        count = len(images)
+        replicas = self._strategy.num_replicas_in_sync
+        # Every replica gets equally many rows; those beyond the last one draw nothing.
+        padding = -count % replicas
+        betas = np.full(count, beta, np.float32)
+        rows = [
+            np.concatenate([values, np.zeros_like(values[:1]).repeat(padding, axis=0)])
+            for values in (images, seeds, offsets, num_samples, betas)
+        ]
+        shares = self._strategy.experimental_distribute_values_from_function(
+            lambda context: tuple(
+                tf.constant(values[context.replica_id_in_sync_group :: replicas]) for values in rows
+            )
+        )
+        answers = self._sample(shares)
+        votes = []
+        for answer in answers:
+            parts = [part.numpy() for part in self._strategy.experimental_local_results(answer)]
+            whole = np.empty((count + padding, parts[0].shape[1]), parts[0].dtype)
+            for replica, part in enumerate(parts):
+                whole[replica::replicas] = part
+            votes.append(whole[:count])
+        return Votes(*votes)
 
     def logits(self, images: Images) -> npt.NDArray[np.float32]:
         """See `VoteSource.logits`."""
@@ -243,6 +281,14 @@ def from_run(directory: str | Path) -> NetworkVotes:
     return NetworkVotes(*load_run(Path(directory)))
 
 
+def distribution(name: str) -> tf.distribute.Strategy:
+    """The strategy of `--distribution`: `auto` uses all GPUs where there are several."""
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    if name == "mirrored" or (name == "auto" and gpus > 1):
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
 def load_run(directory: Path) -> tuple[Any, Smoothing]:
     """The Keras network of a run directory and its smoothing.
 
@@ -288,6 +334,24 @@ def weights_digest(model: Any) -> str:
         return "unknown"
     values = ((variable.name, variable.numpy()) for variable in model.weights)
     return model_digest(json.dumps(model.get_config(), sort_keys=True, default=str), values)
+
+
+def leads_with_normalization(network: Any) -> bool:
+    """Whether pixels are normalised inside the network, before its first other weights."""
+    import keras
+
+    normalizers = (
+        keras.layers.Normalization,
+        keras.layers.Rescaling,
+        keras.layers.BatchNormalization,
+    )
+    layers = (layer for layer in network.layers if not isinstance(layer, keras.layers.InputLayer))
+    for layer in layers:
+        if isinstance(layer, normalizers):
+            return True
+        if layer.weights:
+            return isinstance(layer, keras.Model) and leads_with_normalization(layer)
+    return False
 
 
 def library_versions() -> dict[str, str]:

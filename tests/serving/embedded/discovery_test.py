@@ -8,7 +8,7 @@ from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from serving.embedded.configuration import Model
-from serving.embedded.discovery import aspired_versions
+from serving.embedded.discovery import Discovery
 
 
 def _model(base: Path, policy: str = "") -> Model:
@@ -16,6 +16,10 @@ def _model(base: Path, policy: str = "") -> Model:
         f"model_version_policy {{ {policy} }}", model_server_config_pb2.ModelConfig()
     )
     return Model("m", base, config.model_version_policy)
+
+
+def aspired_versions(model: Model) -> dict[int, Path] | None:
+    return Discovery().aspired(model)
 
 
 def _make(base: Path, *names: str) -> Path:
@@ -57,3 +61,15 @@ def test_policies(tmp_path: Path, policy: str, expected: list[int]) -> None:
 def test_an_unreadable_base_path_is_not_an_empty_one(tmp_path: Path) -> None:
     assert aspired_versions(_model(tmp_path / "missing")) is None
     assert aspired_versions(_model(tmp_path)) == {}
+
+
+def test_an_oddity_is_said_once_and_again_when_it_comes_back(tmp_path: Path, caplog) -> None:
+    discovery, model = Discovery(), _model(tmp_path)
+    for _ in range(3):
+        discovery.aspired(model)
+    assert caplog.text.count("no versions found") == 1
+    _make(tmp_path, "1")
+    discovery.aspired(model)
+    (tmp_path / "1").rmdir()
+    discovery.aspired(model)
+    assert caplog.text.count("no versions found") == 2

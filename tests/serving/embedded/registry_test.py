@@ -1,5 +1,6 @@
 """Models by name: resolution, labels, reconfiguration, polling."""
 
+import threading
 import time
 from pathlib import Path
 
@@ -156,6 +157,16 @@ def test_no_loadable_version_fails_the_start_with_its_reason(registry, tmp_path:
         r"OSError: half written\}$",
     ):
         registry.configure(single_model("m", str(tmp_path)))
+
+
+def test_a_model_without_a_version_is_waited_for(registry, tmp_path: Path) -> None:
+    registry.start()
+    later = threading.Timer(0.2, (tmp_path / "1").mkdir)
+    later.start()
+    registry.configure(single_model("m", str(tmp_path)), timeout=PATIENCE)
+    assert _version(registry, "name: 'm'") == 1
+    with pytest.raises(StatusError, match="did not become available"):
+        registry.configure(single_model("n", str(tmp_path / "none")), timeout=0.05)
 
 
 def test_labels_follow_the_configuration(tmp_path: Path) -> None:

@@ -472,6 +472,11 @@ class TestPredict:
     def test_abstains(self, counts):
         assert predict(counts, 0.001).predict == -1
 
+    def test_is_two_sided(self):
+        """59 of 100: one tail is 0.044, both are 0.089."""
+        assert predict((59, 41), 0.05).predict == -1
+        assert predict((59, 41), 0.09).predict == 0
+
     def test_numpy_counts(self):
         assert predict(np.array([1, 99]), 0.05) == predict((1, 99), 0.05)
 
@@ -585,6 +590,27 @@ class TestDecided:
             )
             given_up += first is not None and certify(first, rule, UNIT).radius < radius
         assert given_up <= stats.binom.isf(1e-9, runs, reject_alpha)
+
+    @given(first=st.integers(200, 500), second=st.integers(100, 300))
+    def test_bilateral_gives_up_by_limits_that_hold_for_all_other_classes(self, first, second):
+        """The upper limit of p_A, and a lower limit of p_B shared among the four other classes."""
+        rest = 1024 - first - second
+        counts = make_counts(
+            (first, second, *[rest // 3] * 2, rest - 2 * (rest // 3)), [10] + [0] * 4
+        )
+        rule = Rule(
+            n0=10,
+            n=2000,
+            bound="beta_binomial",
+            bilateral=True,
+            reject_alpha=0.1,
+            stop=StopRule("decide", 0.3),
+        )
+        upper = bounds.beta_binomial_upper(first, 1024, 0.05)
+        lower = bounds.beta_binomial_lower(max(counts.counts[1:]), 1024, 0.05 / 4)
+        impossible = UNIT.radius(upper, lower) < 0.3
+        certified = certify(counts, rule, UNIT).radius >= 0.3
+        assert decided(counts, rule, UNIT) is (impossible or certified)
 
     def test_bilateral_gives_up_what_is_plainly_false(self):
         rule = Rule(n0=10, n=20_000, bound="beta_binomial", bilateral=True, stop="decide:0.5")

@@ -261,6 +261,7 @@ def test_a_file_that_cannot_grow_keeps_its_whole_rows(tmp_path, limit):
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode != 0
     assert "cannot be written: File too large" in refused.stderr.splitlines()[-1]
+    assert {file.name for file in tmp_path.iterdir()} <= {"log.tsv", "log.tsv.json"}
     if path.exists():
         assert path.stat().st_size <= limit
         assert path.read_bytes()[-1:] in (b"\n", b"")

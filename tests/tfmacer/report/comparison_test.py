@@ -191,12 +191,23 @@ def test_what_makes_runs_incomparable_is_said(tmp_path, others, text):
     assert text in told([write(tmp_path, "a"), write(tmp_path, "b", **others)])
 
 
+def test_all_differences_are_one_warning(tmp_path):
+    runs = [
+        write(tmp_path, "a"),
+        write(tmp_path, "b", rule=Rule(n=3000, alpha=0.01)),
+        write(tmp_path, "c", rule=Rule(n=3000)),
+    ]
+    assert warnings(runs) == [
+        "compare with care: the runs differ in n: 2000 (a), 3000 (b); alpha: 0.001 (a), 0.01 (b)"
+    ]
+
+
 def test_a_warning_that_several_runs_share_is_said_once(tmp_path):
     runs = [write(tmp_path, name, warnings=("contiguous",)) for name in "ab"]
     assert warnings(runs) == ["a, b: contiguous"]
 
 
-def test_unfinished_altered_unlabelled_and_deciding_runs_are_said(tmp_path):
+def test_unfinished_altered_and_unlabelled_runs_are_said(tmp_path):
     path = tmp_path / "part.tsv"
     log = made_logs.write(path, made_logs.settings(), images=10)
     assert "unfinished: 30 of 40 images have no row" in told([Run("part", log)])
@@ -208,8 +219,6 @@ def test_unfinished_altered_unlabelled_and_deciding_runs_are_said(tmp_path):
     unlabelled = Log(path, (*log.records, Record(
         idx=50, label=-1, predict=1, radius=1.0, correct=False, seconds=1.0)), None)  # fmt: skip
     assert "1 images without a true label" in told([Run("part", unlabelled)])
-    rule = Rule(n=3000, bound="beta_binomial", stop=StopRule.parse("decide:0.3"))
-    assert "radius 0.3 alone" in told([write(tmp_path, "decide", rule=rule)])
 
 
 def test_published_logs_are_warned_of(tmp_path):

@@ -51,6 +51,17 @@ def test_radii_hold_what_decide_runs_answer_for(tmp_path):
     assert tables.radii_of([decide, published("x", [0.9])]) == [0.0, 0.25, 0.3, 0.5, 0.75]
 
 
+def test_decide_runs_get_no_acr_and_the_table_says_why(tmp_path):
+    rule = Rule(n=3000, bound="beta_binomial", stop=StopRule.parse("decide:0.3"))
+    decide = Run("d", made_logs.write(tmp_path / "d.tsv", made_logs.settings(rule)))
+    table = tables.results([decide, *RUNS], [0.0, 0.3])
+    assert texts(table)[0][2:5] == [DASH, DASH, DASH]
+    assert texts(table)[0][5] == f"{100 * decide.certified(0.3).value:.1f}"
+    assert "stop=decide answers for one radius alone" in table.note
+    assert "stop=decide" not in tables.results(RUNS, [0.0]).note
+    assert "nan" not in tables.results_csv([decide], [0.0])
+
+
 def texts(table):
     return [[cell.text for cell in row] for row in table.rows]
 

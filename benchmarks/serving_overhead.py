@@ -1,0 +1,131 @@
+"""What asking the sidecar costs over certifying in this process, on the same export.
+
+  python -m benchmarks.serving_overhead
+
+The two take turns, so that a change of the machine's pace meets both, and the medians of the turns
+are compared. Both servers run on this machine, with as many threads as the process has.
+"""
+
+import contextlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+import portpicker
+from absl import flags
+
+from serving import certification_pb2 as pb
+from serving.certification_pb2_grpc import CertifierStub
+from tfmacer import commandline
+from tfmacer.guarantee.certificate import Rule
+from tfmacer.votes.driver import Task, draw_certificates
+
+FLAGS = flags.FlagValues()
+_N = flags.DEFINE_integer("n", 10_000, "Draws of one certificate.", 100, flag_values=FLAGS)
+_TURNS = flags.DEFINE_integer("turns", 9, "Turns of each way.", 1, flag_values=FLAGS)
+
+SHAPE = (28, 28, 1)
+SIGMA = 0.25
+# Turns that are not counted: the sessions' first runs, and the first sizes of requests.
+WARM_UP = 2
+
+
+@contextlib.contextmanager
+def serving(module: str, *arguments: str) -> Iterator[None]:
+    """A server of ours, from its line `ready` on."""
+    command = [sys.executable, "-m", module, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            if not any(line.strip() == "ready" for line in process.stdout):
+                raise RuntimeError(f"{module} did not start")
+            yield
+        finally:
+            process.terminate()
+
+
+def export(folder: Path) -> None:
+    """An untrained LeNet as version 1 below `folder`."""
+    import tensorflow as tf
+
+    from export.signatures import SmoothedClassifier
+    from tfmacer.records.runs import Smoothing
+    from tfmacer.training import networks
+
+    smoothing = Smoothing(sigma=SIGMA, num_classes=10, input_shape=SHAPE, model_digest="0" * 64)
+    module = SmoothedClassifier(networks.lenet(SHAPE, 10), smoothing, 100)
+    tf.saved_model.save(module, str(folder / "1"), signatures=module.signatures())
+
+
+def in_process(folder: Path, image: npt.NDArray[np.float32]) -> Iterator[float]:
+    """Seconds of one certificate from the export loaded here, again and again."""
+    from tfmacer.certification import smoothing_law
+    from tfmacer.votes.local import SavedModelVotes
+
+    source = SavedModelVotes(folder)
+    rule = Rule(n0=100, n=_N.value, block_size=source.smoothing.block_size)
+    while True:
+        started = time.perf_counter()
+        deque(
+            draw_certificates(
+                source, [Task.seeded(1, 0, image)], rule, smoothing_law(source.smoothing)
+            ),
+            maxlen=0,
+        )
+        yield time.perf_counter() - started
+
+
+def over_grpc(target: str, image: npt.NDArray[np.float32]) -> Iterator[float]:
+    """Seconds of one certificate from the sidecar, again and again."""
+    pixels = pb.Pixels(shape=image.shape, float32=image.astype("<f4").tobytes())
+    request = pb.CertifyRequest(pixels=pixels, n0=100, n=_N.value)
+    with grpc.insecure_channel(target) as channel:
+        stub = CertifierStub(channel)
+        while True:
+            started = time.perf_counter()
+            stub.Certify(request)
+            yield time.perf_counter() - started
+
+
+def _main() -> None:
+    commandline.load_tensorflow()
+    from tfmacer.votes.local import use_threads
+
+    use_threads()
+    image = np.random.default_rng(0).random(SHAPE).astype(np.float32)
+    model_port, port = portpicker.pick_unused_port(), portpicker.pick_unused_port()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        export(folder)
+        server = (f"--model_base_path={folder}", "--model_name=m", f"--port={model_port}")
+        sidecar = (f"--backend=127.0.0.1:{model_port}", "--model_name=m", f"--port={port}")
+        with (
+            serving("serving.model_server", *server),
+            serving("serving.sidecar", *sidecar, "--metrics_port=0", "--seed=1"),
+        ):
+            local, remote = in_process(folder, image), over_grpc(f"127.0.0.1:{port}", image)
+            turns = [(next(local), next(remote)) for _ in range(WARM_UP + _TURNS.value)][WARM_UP:]
+    here, there = (statistics.median(column) for column in zip(*turns, strict=True))
+    print(f"n = {_N.value}, {_TURNS.value} turns each, medians")
+    print(f"in this process: {here:.3f} s, {_N.value / here:,.0f} draws a second")
+    print(f"from the sidecar: {there:.3f} s, {_N.value / there:,.0f} draws a second")
+    print(f"overhead: {there / here - 1:+.1%}")
+
+
+def main() -> int:
+    """Measures and prints; returns the exit status."""
+    return commandline.run(
+        _main, FLAGS, None, name="python -m benchmarks.serving_overhead", doc=__doc__ or ""
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,324 @@
+"""The command, in process: its flags, its files, and taking up what was left."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from tfmacer import train
+from tfmacer.records.runs import RunDirectory
+from tfmacer.votes import local
+
+ROOT = pathlib.Path(__file__).parents[2]
+FLAG_FILES = sorted(path.name for path in ROOT.glob("*.flags"))
+
+MODULE = """
+import keras
+import numpy as np
+
+def digits(split):
+    rng = np.random.default_rng(split == "test")
+    labels = rng.integers(0, 3, 40)
+    images = rng.integers(0, 100, (40, 4, 4, 1)).astype(np.uint8)
+    images[np.arange(40), labels, labels] = 255
+    return images, labels, 3
+
+def network(shape, num_classes):
+    return keras.Sequential([keras.Input(shape), keras.layers.Flatten(),
+                             keras.layers.Dense(num_classes)])
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Flags of a run of two epochs of four steps, a second or two long."""
+    (tmp_path / "my_parts.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return [
+        f"--run_dir={tmp_path / 'run'}",
+        "--dataset=my_parts:digits",
+        "--network=my_parts:network",
+        "--sigma=0.25",
+        "--lambda=1",
+        "--num_noise=2",
+        "--batch_size=10",
+        "--epochs=2",
+        "--checkpoint_every=3",
+    ]
+
+
+def _error(capsys, arguments):
+    status = train.main(arguments)
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    return status, captured.err
+
+
+def test_a_run_writes_all_that_is_promised(tiny, tmp_path, capsys):
+    assert train.main(tiny) == 0
+    run = RunDirectory(tmp_path / "run")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[:2] for line in lines] == [["epoch", "1/2"], ["epoch", "2/2"]]
+    smoothing = run.read_smoothing()
+    assert (smoothing.sigma, smoothing.num_classes, smoothing.input_shape) == (0.25, 3, (4, 4, 1))
+    assert (smoothing.dataset, smoothing.objective) == ("my_parts:digits", "macer")
+    assert set(smoothing.versions) >= {"tensorflow", "keras", "tfmacer"}
+    network = keras.models.load_model(run.model)
+    assert local.network_digest(run.model, network) == smoothing.model_digest
+    with open(run.metrics, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["4", "8"]
+    assert all(0 <= float(row["val_accuracy"]) <= 1 for row in rows)
+    assert any(run.tensorboard.iterdir())
+    assert any(run.checkpoints.iterdir())
+    votes = local.from_run(run.root)
+    assert votes.logits(np.zeros((2, 4, 4, 1), np.float32)).shape == (2, 3)
+
+
+def test_flags_txt_says_everything_and_works_as_a_flagfile(tiny, tmp_path, capsys):
+    assert train.main(tiny) == 0
+    written = (tmp_path / "run" / "flags.txt").read_text()
+    for line in ("--gamma=8.0", "--beta=16.0", "--lambda_schedule=constant", "--augmentation=none"):
+        assert line in written.splitlines()
+    again = [f"--flagfile={tmp_path / 'run' / 'flags.txt'}"]
+    other = tmp_path / "other"
+    assert train.main([*again, f"--run_dir={other}"]) == 0
+    first, second = (RunDirectory(root) for root in (tmp_path / "run", other))
+    assert first.read_smoothing() == second.read_smoothing()
+    capsys.readouterr()
+    assert train.main(again) == 0
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_an_unfinished_run_is_taken_up_and_ends_the_same(tiny, tmp_path, capsys, monkeypatch):
+    whole = tmp_path / "whole"
+    assert train.main([*tiny, f"--run_dir={whole}"]) == 0
+    from tfmacer.training.trainer import SmoothedTrainer
+
+    original = SmoothedTrainer.make_train_function
+
+    def killed(self, *args, **kwargs):
+        function = original(self, *args, **kwargs)
+        plain = self.train_function
+
+        def train_function(iterator):
+            if int(self.optimizer.iterations) == 5:
+                raise KeyboardInterrupt
+            return plain(iterator)
+
+        self.train_function = train_function
+        return function
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SmoothedTrainer, "make_train_function", killed)
+        assert train.main(tiny) == 130
+    assert not (tmp_path / "run" / "smoothing.json").exists()
+    capsys.readouterr()
+    assert train.main(tiny) == 0
+    assert "going on after step 3" in capsys.readouterr().out
+    found, expected = (RunDirectory(root) for root in (tmp_path / "run", whole))
+    assert found.read_smoothing() == expected.read_smoothing()
+    curves = []
+    for run in (found, expected):
+        with open(run.metrics, newline="") as file:
+            curves.append([row[:-1] for row in csv.reader(file)])
+    assert curves[0] == curves[1]
+
+
+def test_more_epochs_go_on_and_fewer_are_refused(tiny, tmp_path, capsys):
+    assert train.main(tiny) == 0
+    capsys.readouterr()
+    assert train.main([*tiny, "--epochs=3", "--checkpoint_every=2"]) == 0
+    assert "going on after step 8" in capsys.readouterr().out
+    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["4", "8", "12"]
+    status, error = _error(capsys, tiny)
+    assert status == 1
+    assert "--epochs was 3, is 2" in error
+
+
+def test_other_flags_are_refused_with_the_difference(tiny, tmp_path, capsys):
+    assert train.main(tiny) == 0
+    capsys.readouterr()
+    before = (tmp_path / "run" / "model.keras").read_bytes()
+    status, error = _error(capsys, [*tiny, "--sigma=0.5", "--seed=3"])
+    assert status == 1
+    assert "--seed was 0, is 3; --sigma was 0.25, is 0.5" in error
+    assert (tmp_path / "run" / "model.keras").read_bytes() == before
+
+
+def test_the_seed_decides_everything(tiny, tmp_path):
+    digests = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert train.main([*tiny, f"--run_dir={tmp_path / name}", f"--seed={seed}"]) == 0
+        digests.append(RunDirectory(tmp_path / name).read_smoothing().model_digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_warm_start_begins_with_the_weights_of_another_run(tiny, tmp_path):
+    assert train.main(tiny) == 0
+    rest = ["--learning_rate=1e-30", "--momentum=0", "--weight_decay=0", "--seed=5"]
+    for source in (tmp_path / "run", tmp_path / "run" / "model.keras"):
+        warm = tmp_path / f"warm_{source.name}"
+        assert train.main([*tiny, *rest, f"--run_dir={warm}", f"--init_from={source}"]) == 0
+        weights = [keras.models.load_model(r / "model.keras").get_weights() for r in (
+            tmp_path / "run", warm)]  # fmt: skip
+        for found, expected in zip(*weights, strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_two_processes_never_train_in_one_directory(tiny, tmp_path, capsys):
+    import filelock
+
+    (tmp_path / "run").mkdir()
+    with filelock.FileLock(tmp_path / "run" / ".lock"):
+        status, error = _error(capsys, tiny)
+    assert status == 1
+    assert "another process is training there" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sigma=-1"], "--sigma must be positive and finite, got -1.0"),
+        (["--sigma=0"], "--sigma must be positive"),
+        (["--sigma=nan"], "--sigma must be positive"),
+        (["--sigma=a"], "sigma"),
+        (["--gamma=0"], "--gamma must be positive"),
+        (["--gamma=-8"], "--gamma must be positive"),
+        (["--lambda=-1"], "lambda"),
+        (["--epochs=0"], "epochs"),
+        (["--batch_size=0"], "batch_size"),
+        (["--batch_size=41"], "--batch_size=41 exceeds the 40 images"),
+        (["--num_noise=0"], "num_noise"),
+        (["--learning_rate=0"], "--learning_rate must be positive"),
+        (["--clip_norm=0"], "--clip_norm must be positive"),
+        (["--lr_decay_epochs=5,x"], "--lr_decay_epochs must be positive integers, got '5,x'"),
+        (["--lambda_schedule=deferred"], "needs --lr_decay_epochs"),
+        (["--lambda_schedule=linear"], "--lambda_warmup_epochs goes with"),
+        (["--lambda_warmup_epochs=2"], "--lambda_warmup_epochs goes with"),
+        (["--objective=mace"], "--objective must be one of gaussian, macer.*got 'mace'"),
+        (["--objective=gaussian"], "--lambda has no meaning for --objective=gaussian"),
+        (["--eta=0.1"], "--eta has no meaning for --objective=macer"),
+        (["--consistency_loss=l2"], "consistency_loss"),
+        (["--network=lennet"], "--network must be one of"),
+        (["--network=lenet"], "lenet cannot take images of"),
+        (["--dataset=no_such_dataset"], "'no_such_dataset' cannot be had"),
+        (["--dataset=folder:/nonexistent"], "is not a directory"),
+        (["--augmentation=flip"], "--augmentation must be one of"),
+        (["--init_from=nowhere"], "--init_from=nowhere: cannot be used"),
+        (["--run_dir=/dev/null/run"], "--run_dir=/dev/null/run cannot be written"),
+        (["--run_dir=runs/{sigmas}"], "'sigmas' is no flag"),
+        (["--no_such_flag=1"], "no_such_flag"),
+        (["stray"], "stray"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(tiny, tmp_path, capsys, arguments, message):
+    import re
+
+    status, error = _error(capsys, [*tiny, *arguments])
+    assert status in (1, 2)
+    assert error.startswith("error: ")
+    assert re.search(message, error)
+    assert not (tmp_path / "run" / "flags.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["run_dir", "dataset", "sigma"])
+def test_what_must_be_given(tiny, capsys, name):
+    status, error = _error(capsys, [a for a in tiny if not a.startswith(f"--{name}=")])
+    assert status == 1
+    assert f"--{name} must be given" in error
+
+
+def _resolved(arguments, steps=10):
+    train.FLAGS.unparse_flags()
+    train.FLAGS(["", *arguments])
+    train._check_flags()
+    objective = train._objective(steps)
+    return train._run_root(), objective, {name: train.FLAGS[name].value for name in train.FLAGS}
+
+
+@pytest.mark.parametrize("file", FLAG_FILES)
+@pytest.mark.parametrize("objective", ["gaussian", "macer"])
+def test_flag_files_work_alone_and_for_the_baseline(file, objective, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    root, _, values = _resolved([f"--flagfile={file}", f"--objective={objective}"])
+    assert root.parts[0] == "runs"
+    assert root.name.endswith(f"_{objective}_{values['sigma']}")
+    text = (ROOT / file).read_text()
+    assert text.startswith("# ")
+    assert f"python -m tfmacer.train --flagfile={file}" in text
+
+
+@pytest.mark.parametrize(
+    ("file", "sigma", "expected"),
+    [
+        ("mnist.flags", 0.5, [0.0, 16.0]),
+        ("mnist.flags", 1.0, [0.0, 6.0]),
+        ("cifar.flags", 0.25, [12.0, 12.0]),
+        ("cifar.flags", 0.5, [4.0, 4.0]),
+        ("cifar.flags", 1.0, [0.0, 12.0]),
+        ("svhn.flags", 0.5, [12.0, 12.0]),
+        ("imagenet.flags", 1.0, [3.0, 3.0]),
+    ],
+)
+def test_one_flag_chooses_sigma_and_lambda_follows(file, sigma, expected, monkeypatch):
+    """At the first step, and once the learning rate has fallen."""
+    monkeypatch.chdir(ROOT)
+    root, objective, values = _resolved([f"--flagfile={file}", f"--sigma={sigma}"])
+    fallen = 10 * int(values["lr_decay_epochs"][0])
+    found = [float(objective.weight_at(step)) for step in (0, fallen)]
+    assert found == expected
+    assert objective.sigma == sigma
+    assert root.name.endswith(f"_macer_{sigma}")
+
+
+def test_the_readmes_cifar_run_directory(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    root, objective, values = _resolved(["--flagfile=cifar.flags"])
+    assert root.as_posix() == "runs/cifar10_macer_0.25"
+    assert (objective.gamma, objective.beta, values["num_noise"]) == (8.0, 16.0, 16)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_ends_as_one_that_is_not(tiny, tmp_path):
+    """SIGKILL in earnest, at moments that nothing chose, on an operating system's process."""
+    command = [sys.executable, "-m", "tfmacer.train", *tiny, "--deterministic", "--epochs=60"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+
+    def start(root):
+        return subprocess.Popen([*command, f"--run_dir={root}"], env=environment, cwd=tmp_path)
+
+    assert start(tmp_path / "whole").wait() == 0
+    for _ in range(4):
+        process = start(tmp_path / "run")
+        # Kill once it has got a few epochs further than it was.
+        seen = _rows(tmp_path / "run")
+        while process.poll() is None and _rows(tmp_path / "run") < seen + 8:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start(tmp_path / "run").wait() == 0
+    found, expected = (RunDirectory(tmp_path / name) for name in ("run", "whole"))
+    assert found.read_smoothing() == expected.read_smoothing()
+    curves = []
+    for run in (found, expected):
+        with open(run.metrics, newline="") as file:
+            curves.append([row[:-1] for row in csv.reader(file)])
+    assert len(curves[0]) == 61
+    assert curves[0] == curves[1]
+    assert json.loads(found.smoothing.read_text())["dataset"] == "my_parts:digits"
+
+
+def _rows(root):
+    path = root / "metrics.csv"
+    return path.read_text().count("\n") if path.is_file() else 0

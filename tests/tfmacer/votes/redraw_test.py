@@ -1,0 +1,132 @@
+import dataclasses
+
+import made_logs
+import numpy as np
+import pytest
+
+from tfmacer.errors import UserError
+from tfmacer.guarantee.certificate import Counts, Rule, certify
+from tfmacer.records import rows
+from tfmacer.records.logs import LogWriter, Record, read_log
+from tfmacer.records.verification import verify_log
+from tfmacer.votes import redraw
+from tfmacer.votes.redraw import redraw_from
+from tfmacer.votes.source import ESTIMATE, SELECT, Votes, row_seed
+
+
+class Drawing:
+    """A source whose draw j of a stream is the j-th of the stream's own generator."""
+
+    def __init__(self, parallelism=3, **smoothing):
+        self.smoothing = made_logs.smoothing(**smoothing)
+        self.parallelism = parallelism
+        self.calls = 0
+
+    def sample(self, images, seeds, offsets, num_samples, *, beta=1.0):
+        self.calls += 1
+        drawn = [
+            self._row(image, seed, int(first), int(n), beta)
+            for image, seed, first, n in zip(images, seeds, offsets, num_samples, strict=True)
+        ]
+        return Votes(*(np.stack(arrays) for arrays in zip(*drawn, strict=True)))
+
+    def logits(self, images):
+        return np.stack([np.eye(4, dtype=np.float32)[int(image.sum()) % 4] for image in images])
+
+    def _row(self, image, seed, first, n, beta):
+        _, p = made_logs.probabilities(int(image.sum()))
+        rng = np.random.default_rng(seed.astype(np.int64) % 2**32)
+        draws = rng.choice(4, first + n, p=p)[first:]
+        scores = 0.8 * np.eye(4)[draws] + 0.05 * beta
+        return np.bincount(draws, minlength=4), scores.sum(0), (scores**2).sum(0)
+
+
+def image_of(idx):
+    return np.full((2, 2, 1), idx / 4, np.float32), made_logs.probabilities(idx)[0]
+
+
+def drawn_log(path, rule, **others):
+    """A log certified from `Drawing`, in one piece for each stage."""
+    settings = made_logs.settings(rule, total=8, **others)
+    source = Drawing()
+    with LogWriter(path, settings) as log:
+        for idx in list(log.missing):
+            image, label = image_of(idx)
+            stages = [
+                source.sample(
+                    image[np.newaxis],
+                    row_seed(settings.seed, stage, idx)[np.newaxis],
+                    np.array([0]),
+                    np.array([n]),
+                    beta=rule.beta,
+                ).row(0)
+                for stage, n in ((SELECT, rule.n0), (ESTIMATE, rule.n))
+            ]
+            counts = Counts(
+                select_counts=tuple(stages[0].counts.tolist()),
+                counts=tuple(stages[1].counts.tolist()),
+                n0=rule.n0,
+                n=rule.n,
+                select_sums=tuple(stages[0].sums.tolist()),
+                sums=tuple(stages[1].sums.tolist()),
+                square_sums=tuple(stages[1].square_sums.tolist()),
+            )
+            certificate = certify(counts, rule, settings.law)
+            log.append(Record.of(certificate, idx=idx, label=label, clean=idx % 4, seconds=0.1))
+    return read_log(path)
+
+
+@pytest.mark.parametrize("parallelism", [1, 3, 50])
+@pytest.mark.parametrize("bound", ["clopper_pearson", "bernstein"])
+def test_votes_are_drawn_again_from_the_rows_seeds(tmp_path, bound, parallelism):
+    log = drawn_log(tmp_path / "log.tsv", Rule(n=2000, bound=bound))
+    source = Drawing(parallelism)
+    assert verify_log(log, redraw_from(source, image_of)) is None
+    assert source.calls == 8
+
+
+def test_streams_longer_than_one_request_are_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(redraw, "LARGEST_REQUEST", 700)
+    log = drawn_log(tmp_path / "log.tsv", Rule(n=2000))
+    assert verify_log(log, redraw_from(Drawing(1), image_of)) is None
+
+
+def test_votes_of_another_seed_image_or_label_are_told_apart(tmp_path):
+    log = drawn_log(tmp_path / "log.tsv", Rule(n=2000))
+    other = drawn_log(tmp_path / "other.tsv", Rule(n=2000), seed=77)
+    source = Drawing()
+    mixed = dataclasses.replace(other, settings=log.settings)
+    fixed = [rows.sealed(r, log.settings.identity, False) for r in mixed.records]
+    mixed = dataclasses.replace(mixed, records=tuple(fixed))
+    assert verify_log(mixed) is None
+    assert verify_log(mixed, redraw_from(source, image_of)).field.endswith("counts")
+
+    def neighbour(idx):
+        return image_of(idx + 1)[0], image_of(idx)[1]
+
+    def mislabelled(idx):
+        return image_of(idx)[0], -1
+
+    assert verify_log(log, redraw_from(source, neighbour)).field == "clean"
+    assert verify_log(log, redraw_from(source, mislabelled)).field == "label"
+
+
+@pytest.mark.parametrize("other", [{"sigma": 0.25}, {"model_digest": "b" * 64}])
+def test_another_model_is_refused(tmp_path, other):
+    log = drawn_log(tmp_path / "log.tsv", Rule(n=2000))
+    with pytest.raises(UserError, match=f"the source is another model: its {next(iter(other))}"):
+        verify_log(log, redraw_from(Drawing(**other), image_of))
+
+
+def test_a_tie_without_noise_is_no_difference(tmp_path):
+    """Whose logits are read beside other images may break a tie of the clean class differently."""
+    log = drawn_log(tmp_path / "log.tsv", Rule(n=2000))
+    source = Drawing()
+    logits = source.logits
+    source.logits = lambda images: logits(images) + 1e-5 * np.roll(logits(images), 1) + 7.0
+    assert verify_log(log, redraw_from(source, image_of)) is None
+    tied = 1.0 + 1e-6 * np.arange(4, dtype=np.float32)
+    source.logits = lambda images: tied[np.newaxis]
+    assert verify_log(log, redraw_from(source, image_of)) is None
+    source.logits = lambda images: 100 * tied[np.newaxis] + np.arange(4)
+    assert verify_log(log, redraw_from(source, image_of)).field == "clean"
