@@ -215,7 +215,10 @@ def _load_split(smoothing: Smoothing) -> "Split":
     name = _DATASET.value or smoothing.dataset
     if name is None:
         raise UserError("--dataset must be given: the model does not record one")
-    return load_split(name, _SPLIT.value, _DATA_DIR.value)
+    data_dir = _DATA_DIR.value
+    if data_dir is None and _RUN_DIR.value is not None and _DATASET.value is None:
+        data_dir = RunDirectory(Path(_RUN_DIR.value)).recorded_flag("data_dir")
+    return load_split(name, _SPLIT.value, data_dir, channels=smoothing.input_shape[2])
 
 
 def _settings(

@@ -78,8 +78,6 @@ def _run(
         return 0
     try:
         flag_values.unparse_flags()
-        # Flags may stand after arguments, as they may in most commands.
-        flag_values.set_gnu_getopt(True)
         rest = flag_values([name, *given])[1:]
         if rest and not arguments:
             raise flags.Error(f"unexpected argument {rest[0]!r}: {name} takes flags only")

@@ -221,7 +221,7 @@ def load_split(
 
     Args:
       name: `mnist5k`; a TFDS name; `folder:DIR`, a directory of PNG or JPEG files per class, in
-        sorted order; or `package.module:function`, called with the split's name, which returns
+        sorted order (or such files alone, whose label is -1); or `package.module:function`, called with the split's name, which returns
         `(images, labels)` or `(images, labels, num_classes)` as arrays: images `[N, H, W, C]`,
         uint8 or floating-point in [0, 1], labels `[N]`.
       split: the split's name. A folder has one split, whatever it is called.
@@ -296,7 +296,7 @@ def _digits() -> tuple[npt.NDArray[np.uint8], Labels]:
 
 
 def _folder(name: str, split: str, channels: int | None) -> Split:
-    """A directory per class, classes and files sorted by name."""
+    """A directory per class, classes and files sorted by name; or files alone, without labels."""
     from PIL import Image
 
     root = Path(name.removeprefix("folder:"))
@@ -304,8 +304,13 @@ def _folder(name: str, split: str, channels: int | None) -> Split:
         raise UserError(f"dataset {name}: {root} is not a directory")
     classes = sorted(child for child in root.iterdir() if child.is_dir())
     files = [(path, label) for label, child in enumerate(classes) for path in _images(child)]
-    if len(classes) < 2 or not files:
-        raise UserError(f"dataset {name}: {root} must hold a directory of images per class")
+    if not classes:
+        files = [(path, -1) for path in _images(root)]
+    if len(classes) == 1 or not files:
+        raise UserError(
+            f"dataset {name}: {root} must hold a directory of images per class, "
+            "or images alone, which are then without labels"
+        )
     sizes = {}
     for path, _ in files:
         try:

@@ -1,5 +1,9 @@
 """A real export behind the embedded server, the sidecar in front: one certificate, three ways."""
 
+import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import grpc
@@ -12,6 +16,7 @@ from serving import certification_pb2 as pb
 from serving.certification_pb2_grpc import CertifierStub
 from tfmacer.guarantee.certificate import Rule
 from tfmacer.guarantee.smoothing import law
+from tfmacer.records.logs import read_log
 from tfmacer.votes.driver import Task, draw_certificates
 from tfmacer.votes.remote import RemoteVotes
 
@@ -111,6 +116,25 @@ def test_remote_votes_do_not_depend_on_the_cut(model_server) -> None:
     np.testing.assert_allclose(cut.sums.sum(axis=0), whole.sums[0], rtol=1e-9)
     np.testing.assert_allclose(cut.square_sums.sum(axis=0), whole.square_sums[0], rtol=1e-9)
     votes.close()
+
+
+def test_a_server_gives_the_log_of_its_export(model_server, base_path, tmp_path: Path) -> None:
+    """The command through the server and on the export itself, both with one intra-op thread."""
+    plan = ["--dataset=tiny_images:tiny_images", "--num_examples=6", "--skip=5", "--n=2000"]
+    sources = {
+        "served": [f"--server={model_server}", "--model_name=m"],
+        "loaded": [f"--saved_model={base_path}"],
+    }
+    found = {}
+    for name, source in sources.items():
+        out = tmp_path / f"{name}.tsv"
+        command = [sys.executable, "-m", "tfmacer.certify", *source, f"--out={out}", *plan]
+        support = str(Path(__file__).parents[1] / "support")
+        environment = os.environ | {"PYTHONPATH": support}
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        found[name] = [dataclasses.replace(record, seconds=0.0) for record in read_log(out).records]
+    assert len(found["served"]) == 6
+    assert found["served"] == found["loaded"]
 
 
 def test_what_the_graph_asserts_comes_back_as_a_refusal(model_server) -> None:

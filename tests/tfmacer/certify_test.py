@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tfmacer import certify
@@ -163,6 +164,33 @@ def test_a_network_without_normalisation_is_warned_of(tmp_path, tiny_run, capsys
     assert not local.leads_with_normalization(bare)
     nested = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Rescaling(2.0), bare])
     assert local.leads_with_normalization(nested)
+
+
+def test_folders_with_and_without_labels_are_certified(tiny_run, tmp_path):
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 28, 28), np.uint8)
+    for i, image in enumerate(pixels):
+        for folder in (tmp_path / "labelled" / "ab"[i % 2], tmp_path / "bare"):
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{i}.png")
+    logs = {}
+    for kind in ("labelled", "bare"):
+        out = tmp_path / f"{kind}.tsv"
+        flags = [f"--dataset=folder:{tmp_path / kind}", f"--out={out}", "--n=500"]
+        assert run(f"--run_dir={tiny_run}", *flags) == 0
+        logs[kind] = read_log(out).records
+    assert [record.label for record in logs["labelled"]] == [0, 0, 0, 1, 1, 1]
+    assert {(record.label, record.correct) for record in logs["bare"]} == {(-1, False)}
+    # The first file of both is the same image at the same position: the same noise, the same votes.
+    assert logs["labelled"][0].counts == logs["bare"][0].counts
+    wrong = tmp_path / "bare" / "0.png"
+    Image.fromarray(pixels[0][:, :20]).save(wrong)
+    Image.fromarray(pixels[1][:, :20]).save(tmp_path / "bare" / "1.png")
+    for i in range(2, 6):
+        (tmp_path / "bare" / f"{i}.png").unlink()
+    flags = [f"--dataset=folder:{tmp_path / 'bare'}", f"--out={tmp_path / 'no.tsv'}", "--n=500"]
+    assert run(f"--run_dir={tiny_run}", *flags) == 1
 
 
 def test_a_contiguous_part_of_a_split_is_warned_of_and_recorded(tiny_run, tmp_path, capsys):

@@ -112,7 +112,7 @@ class Counts:
       n0: selection draws.
       n: estimation draws so far.
       select_sums: `[K]`, sums of the softmax over the selection draws; None unless soft.
-      sums: `[K]`, the same over the estimation draws.
+      sums: `[K]`, the same over the estimation draws, accumulated in float64.
       square_sums: `[K]`, sums of the squared softmax over the estimation draws.
     """
 
@@ -375,7 +375,7 @@ def _bounds(counts: Counts, rule: Rule, selected: int, alpha: float) -> tuple[fl
     p_lower = bound.lower(hits, counts.n, alpha * _SIDE)
     # The bound grows with the count, and no other class has more votes than the one most voted
     # for, so its bound holds for the true runner-up too, whichever that is: no factor for the
-    # number of classes (Voracek, NeurIPS 2024, appendix B). It needs the class to be chosen from
+    # number of classes (Voráček, NeurIPS 2024, appendix B). It needs the class to be chosen from
     # other draws.
     others = bound.upper(max(_others(counts.counts, selected)), counts.n, alpha * _SIDE)
     return p_lower, min(others, math.nextafter(1 - p_lower, 1.0))

@@ -157,6 +157,12 @@ class RunDirectory:
                 )
         return Smoothing.from_json(self.smoothing.read_text(), origin=str(self.smoothing))
 
+    def recorded_flag(self, name: str) -> str | None:
+        """The value that the run's `flags.txt` gives a flag; None where it gives none."""
+        lines = self.flags.read_text().splitlines() if self.flags.is_file() else []
+        start = f"--{name}="
+        return next((line.removeprefix(start) for line in lines if line.startswith(start)), None)
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes `text` so that a reader, or a kill, never sees a part of it."""

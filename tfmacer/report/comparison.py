@@ -183,7 +183,10 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         for text in _run_warnings(run):
             texts.setdefault(text, []).append(run.name)
-    found = [f"{', '.join(names)}: {text}" for text, names in texts.items()]
+    found = [
+        f"{', '.join(names) if len(names) < max(len(runs), 2) else 'all runs'}: {text}"
+        for text, names in texts.items()
+    ]
     differing = [text for field in _COMPARED if (text := _values(runs, field))]
     if differing:
         found.append(f"compare with care: the runs differ in {'; '.join(differing)}")

@@ -204,7 +204,9 @@ def test_all_differences_are_one_warning(tmp_path):
 
 def test_a_warning_that_several_runs_share_is_said_once(tmp_path):
     runs = [write(tmp_path, name, warnings=("contiguous",)) for name in "ab"]
-    assert warnings(runs) == ["a, b: contiguous"]
+    assert warnings(runs) == ["all runs: contiguous"]
+    assert warnings([*runs, write(tmp_path, "c")]) == ["a, b: contiguous"]
+    assert warnings(runs[:1]) == ["a: contiguous"]
 
 
 def test_unfinished_altered_and_unlabelled_runs_are_said(tmp_path):

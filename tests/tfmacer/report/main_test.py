@@ -45,7 +45,10 @@ def test_a_directory_of_runs_gives_every_file(logs, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "gaussian" in printed
     assert "ACR of macer minus gaussian, 40 images: +" in printed
-    assert "warning: compare with care: the runs differ in n: 2000 (gaussian), 3000 (macer)" in " ".join(printed.split())
+    assert (
+        "warning: compare with care: the runs differ in n: 2000 (gaussian), 3000 (macer)"
+        in " ".join(printed.split())
+    )
     assert f"report: {out / 'report.html'}" in printed
 
 

@@ -60,6 +60,13 @@ def test_bands_hold_the_intervals(runs):
             )  # fmt: skip
 
 
+def test_a_radius_that_is_just_reached_counts():
+    (curve,) = plots.curves([published([0.2, 0.4, 0.8, 0.8])])
+    assert curve.radii[-1] == 0.8
+    assert curve.shares[-1] == 0.5
+    assert curve.shares[0] == 1.0
+
+
 def test_decide_runs_are_not_drawn_over_radii(runs):
     assert [curve.run.name for curve in plots.curves(runs)] == ["plain", "better"]
     assert "decide" not in words(plots.radius_accuracy(runs))
