@@ -21,7 +21,7 @@ from absl import flags
 from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.guarantee.bounds import BOUNDS
-from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.certificate import Rule, check_reachable
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.meter import Meter
 from tfmacer.records.logs import LogWriter, Record
@@ -64,7 +64,7 @@ _BOUND = flags.DEFINE_list(
     "bound",
     [],
     f"Of {', '.join(BOUNDS)}; several, separated by commas, share one pass over the draws. "
-    "Default: clopper_pearson, beta_binomial where --stop may end early.",
+    "Default: clopper_pearson, alpha_spending where --stop may end early.",
     flag_values=FLAGS,
 )
 _BETA = _float("beta", 1.0, "Inverse temperature of the softmax, for the soft bounds.")
@@ -91,20 +91,20 @@ _DISTRIBUTION = flags.DEFINE_enum(
 def _main() -> None:
     out = _out_path()
     stop = StopRule.parse(_STOP.value)
-    rules = _rules(stop, BLOCK_SIZE)
+    _rules(stop, BLOCK_SIZE)
     _check_source_flags()
     smoothing = _described()
     if smoothing is not None:
-        rules = _rules(stop, smoothing.block_size)
         _check_sigma(smoothing)
 
     commandline.load_tensorflow()
-    from tfmacer.certification import check_shape, preflight
+    from tfmacer.certification import check_shape, preflight, smoothing_law
 
     source, doubts = _open_source()
     smoothing = source.smoothing
     _check_sigma(smoothing)
     rules = _rules(stop, smoothing.block_size)
+    check_reachable(rules[0], smoothing_law(smoothing))
     split = _load_split(smoothing)
     check_shape(smoothing, split.shape, what=f"images of {split.dataset}")
     settings = [_settings(smoothing, rule, split, doubts) for rule in rules]
@@ -138,7 +138,7 @@ def _out_path() -> Path:
 
 def _rules(stop: StopRule, block_size: int) -> list[Rule]:
     """One rule for each bound; what they share is drawn once, as the first one's stop rule says."""
-    default = "clopper_pearson" if stop.kind == "fixed" else "beta_binomial"
+    default = "clopper_pearson" if stop.kind == "fixed" else "alpha_spending"
     names = _BOUND.value or [default]
     if len(set(names)) < len(names):
         raise UserError(f"--bound={','.join(names)} names a bound twice")

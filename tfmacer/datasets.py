@@ -72,6 +72,13 @@ class Split(abc.ABC):
 class IndexedSplit(Split):
     """A split whose images can be had in any order, inside a graph."""
 
+    _labels: tf.Tensor
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a true label."""
+        return bool(tf.reduce_all(self._labels >= 0))
+
     @abc.abstractmethod
     def gather(self, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Images float32 `[B, H, W, C]` in [0, 1] and labels int64 `[B]` at int64 `[B]`."""
@@ -221,9 +228,9 @@ def load_split(
 
     Args:
       name: `mnist5k`; a TFDS name; `folder:DIR`, a directory of PNG or JPEG files per class, in
-        sorted order (or such files alone, whose label is -1); or `package.module:function`, called with the split's name, which returns
-        `(images, labels)` or `(images, labels, num_classes)` as arrays: images `[N, H, W, C]`,
-        uint8 or floating-point in [0, 1], labels `[N]`.
+        sorted order (or such files alone, whose label is -1); or `package.module:function`, called
+        with the split's name, which returns `(images, labels)` or `(images, labels, num_classes)`
+        as arrays: images `[N, H, W, C]`, uint8 or floating-point in [0, 1], labels `[N]`.
       split: the split's name. A folder has one split, whatever it is called.
       data_dir: where TFDS datasets are kept; None for TFDS' own default.
       channels: that a folder's images are decoded to; None for those of its first file.

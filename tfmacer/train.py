@@ -164,7 +164,7 @@ def _train(run: RunDirectory) -> None:
     if not steps:
         raise UserError(f"--batch_size={_get('batch_size')} exceeds the {split.total} images")
     objective = _objective(steps)
-    batches.check_augmentation(split, _augmentation())
+    batches.check_trainable(split, _augmentation())
     if _is_finished(run):
         print(f"{run.root}: finished already, with {_get('epochs')} epochs")
         return

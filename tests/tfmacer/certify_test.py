@@ -213,6 +213,7 @@ def test_a_contiguous_part_of_a_split_is_warned_of_and_recorded(tiny_run, tmp_pa
         (["--run_dir=RUN", "--out=x.tsv", "--shard=3/3"], "shard must be i/N"),
         (["--run_dir=RUN", "--out=x.tsv", "--stop=never"], "stop"),
         (["--run_dir=RUN", "--out=x.tsv", "--bound=normal"], "bound"),
+        (["--run_dir=RUN", "--out=x.tsv", "--stop=decide:9"], "9.0"),
         (["--run_dir=RUN", "--out=x.tsv", "--stop=decide:1", "--bound=clopper_pearson"], "bound"),
         (["--server=localhost:1", "--out=x.tsv"], "--model_name goes with --server"),
         (["--saved_model=/nowhere", "--out=x.tsv"], "--saved_model=/nowhere: no such directory"),

@@ -62,9 +62,9 @@ def epoch_batches(
       augmentation: a key of `AUGMENTATIONS`; `resized_crop_flip` for a split of differing sizes.
 
     Raises:
-      UserError: the augmentation is unknown, or not one for this split.
+      UserError: see `check_trainable`.
     """
-    check_augmentation(split, augmentation)
+    check_trainable(split, augmentation)
     if isinstance(split, StreamSplit):
         batches = _streamed(split, batch_size, seed, start)
     else:
@@ -158,8 +158,10 @@ def random_window(size: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.where(tf.reduce_any(fits), first, centre), tf.int32)
 
 
-def check_augmentation(split: Split, augmentation: str) -> None:
-    """Refuses an augmentation that is unknown, or not one for the split's images."""
+def check_trainable(split: Split, augmentation: str) -> None:
+    """Refuses images without labels, and an augmentation that is not one for them."""
+    if isinstance(split, IndexedSplit) and not split.labelled:
+        raise UserError(f"--dataset={split.dataset} has images without labels: only to certify")
     of_one_size = not isinstance(split, StreamSplit) or split.of_one_size
     known = list(AUGMENTATIONS) if of_one_size else [STREAMED]
     if augmentation not in known:

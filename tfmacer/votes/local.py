@@ -313,11 +313,17 @@ def network_digest(path: Path, network: Any) -> str:
     """`tfmacer.records.runs.model_digest` of a network as saved in the `.keras` file at `path`.
 
     The architecture is the file's own `config.json` without what concerns compiling, so that the
-    digest does not depend on how Keras would write the loaded network again. Seed states of
-    dropout layers are no weights and do not enter.
+    digest does not depend on how Keras would write the loaded network again, and without the
+    addresses in memory by which Keras notes that layers share a policy. Seed states of dropout
+    layers are no weights and do not enter.
     """
+
+    def without_addresses(entry: dict[str, Any]) -> dict[str, Any]:
+        entry.pop("shared_object_id", None)
+        return entry
+
     with zipfile.ZipFile(path) as archive:
-        config = json.loads(archive.read("config.json"))
+        config = json.loads(archive.read("config.json"), object_hook=without_addresses)
     config.pop("compile_config", None)
     values = ((variable.name, variable.numpy()) for variable in network.weights)
     return model_digest(json.dumps(config, sort_keys=True), values)

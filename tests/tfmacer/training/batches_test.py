@@ -205,7 +205,7 @@ def test_imagenet_is_streamed_in_resized_crops():
         options = {"batch_size": 2, "augmentation": "resized_crop_flip"}
         epoch, again = (_epoch(split, **options) for _ in range(2))
         with pytest.raises(UserError, match="one of resized_crop_flip for imagenet2012"):
-            batches.check_augmentation(split, "crop")
+            batches.check_trainable(split, "crop")
     assert len(epoch) == 2
     assert epoch[0][0].shape == (2, 224, 224, 3)
     np.testing.assert_array_equal(epoch[1][0], again[1][0])
@@ -215,3 +215,10 @@ def test_imagenet_is_streamed_in_resized_crops():
 def test_augmentations_that_are_not_for_these_images(augmentation):
     with pytest.raises(UserError, match="--augmentation must be one of none, crop, crop_flip"):
         _epoch(_split(), augmentation=augmentation)
+
+
+def test_images_without_labels_are_not_trained_on():
+    images = np.zeros((8, 2, 2, 1), np.uint8)
+    split = datasets.ArraySplit("name", "train", images, np.array([0, 1] * 3 + [1, -1]), 2)
+    with pytest.raises(UserError, match="--dataset=name has images without labels"):
+        _epoch(split)

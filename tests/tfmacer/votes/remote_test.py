@@ -205,6 +205,28 @@ def test_places_are_given_back_after_failures(backend, votes: RemoteVotes) -> No
     assert _sample(votes).counts.sum() == 200
 
 
+def test_a_failure_cancels_the_calls_beside_it(backend, votes: RemoteVotes) -> None:
+    """Or they would hold their places for as long as they take."""
+    slow, gone = threading.Event(), threading.Event()
+    answer = backend._votes
+
+    def first_row_fails(request):
+        if request.inputs["seeds"].tensor_content == SEEDS[0].tobytes():
+            assert slow.wait(30)
+            return {}
+        slow.set()
+        gone.wait(30)
+        return answer(request)
+
+    backend._votes = first_row_fails
+    with pytest.raises(BackendError, match="no output counts"):
+        _sample(votes)
+    assert [votes._slots.acquire(timeout=10) for _ in range(2)] == [True, True]
+    gone.set()
+    for _ in range(2):
+        votes._slots.release()
+
+
 @pytest.mark.parametrize(
     ("change", "code", "text"),
     [
