@@ -8,7 +8,7 @@ PIP := -m pip --disable-pip-version-check
 PYTEST := $(RUN) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint test-slow test-browser test-bazel test-clients \
+.PHONY: help setup demo test lint test-slow test-browser test-bazel test-clients benchmarks \
         format protos build-file constraints clean
 
 help: ## list these targets
@@ -65,6 +65,15 @@ test-clients: setup .venv-clients/installed .venv-clients-min/installed ## other
 	$(PYTHON) -m venv .venv-clients-min
 	.venv-clients-min/bin/python $(PIP) install --quiet \
 	  min-tfs-client==1.0.2 protobuf==3.20.3 numpy==1.26.4 grpcio==1.85.1
+	@touch $@
+
+benchmarks: setup .venv-bench/installed ## draws a second, against the bare network and others
+	$(RUN) -m benchmarks.throughput --network=lenet --variants=tfmacer,bare,art,torch
+	$(RUN) -m benchmarks.throughput --network=resnet20 --n=20000 --variants=tfmacer,bare,art,torch
+
+.venv-bench/installed: benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python $(PIP) install --quiet -r benchmarks/requirements.txt
 	@touch $@
 
 format: setup ## ruff, writing

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from tfmacer.errors import UserError
 from tfmacer.guarantee import smoothing as laws
-from tfmacer.guarantee.certificate import Certificate, Rule
+from tfmacer.guarantee.certificate import Certificate, Rule, certify, check_reachable
+from tfmacer.records.logs import LogSettings, LogWriter, Record
 from tfmacer.records.runs import Smoothing
 from tfmacer.votes.driver import Progress, Task, draw_certificates
 from tfmacer.votes.source import VoteSource
@@ -106,14 +107,55 @@ def certify_examples(
             )
 
 
+def record_examples(
+    source: VoteSource,
+    examples: Iterable[Example],
+    rules: Sequence[Rule],
+    writers: Sequence[LogWriter],
+    *,
+    seed: int = 0,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_record: Callable[[Record], None] = lambda record: None,
+) -> None:
+    """Certifies examples into logs, one for each rule; a row is on disk before the next image's.
+
+    Args:
+      source: where votes come from.
+      examples: the images; a log that holds one already does not get it again.
+      rules: as in `certify_examples`.
+      writers: the logs, in the order of the rules.
+      seed: of the noise.
+      on_progress: told after each round how far each image has come.
+      on_record: told of each finished image, by the first rule.
+    """
+    missing = [set(writer.missing) for writer in writers]
+    for done in certify_examples(source, examples, rules, seed=seed, on_progress=on_progress):
+        records = [
+            Record.of(
+                certificate,
+                idx=done.example.index,
+                label=done.example.label,
+                clean=done.clean,
+                seconds=done.seconds,
+            )
+            for certificate in done.certificates
+        ]
+        for writer, record, wanted in zip(writers, records, missing, strict=True):
+            if record.idx in wanted:
+                writer.append(record)
+        on_record(records[0])
+
+
 def certify_images(
     model_or_votes: Any,
     images: npt.NDArray[Any],
     *,
     sigma: float | None = None,
     num_classes: int | None = None,
+    labels: Sequence[int] | None = None,
     indices: Sequence[int] | None = None,
     seed: int = 0,
+    out: str | Path | None = None,
     **plan: Any,
 ) -> list[Certificate]:
     """Certifies images with randomized smoothing (Cohen et al., ICML 2019, CERTIFY).
@@ -125,8 +167,11 @@ def certify_images(
       sigma: scale of the Gaussian noise in units of pixels in [0, 1]. Needed for a bare model;
         a run, an export or a server knows its own, and a different one is refused.
       num_classes: K; needed for a callable that is no Keras model.
+      labels: true classes `[N]`, -1 where there is none; only the log needs them.
       indices: what each image is known by in the derivation of its noise; default 0 to N - 1.
       seed: of the noise.
+      out: a .tsv file to log to, as the command does: a call that was killed goes on where it
+        was, and a finished log is read instead of drawn again. Not together with `indices`.
       **plan: fields of `tfmacer.guarantee.certificate.Rule`: `n0`, `n`, `alpha`, `bound`,
         `bilateral`, `stop`, ...
 
@@ -134,7 +179,7 @@ def certify_images(
       One certificate for each image, in the order of `images`.
 
     Raises:
-      UserError: an argument is out of range, or does not fit the model.
+      UserError: an argument is out of range, or does not fit the model or the log.
     """
     pixels = _as_pixels(images)
     source = open_votes(
@@ -142,15 +187,49 @@ def certify_images(
     )
     check_shape(source.smoothing, pixels.shape[1:])
     rule = Rule(**({"block_size": source.smoothing.block_size} | plan))
+    law = smoothing_law(source.smoothing)
+    check_reachable(rule, law)
     numbers = range(len(pixels)) if indices is None else indices
     if len(numbers) != len(pixels) or len(set(numbers)) != len(pixels):
         raise UserError(f"indices must be {len(pixels)} different integers, got {indices}")
-    examples = [Example(int(i), image) for i, image in zip(numbers, pixels, strict=True)]
+    if labels is not None and len(labels) != len(pixels):
+        raise UserError(f"labels must be {len(pixels)} integers, got {len(labels)}")
+    truths = [-1] * len(pixels) if labels is None else labels
+    examples = [
+        Example(int(i), image, int(label))
+        for i, image, label in zip(numbers, pixels, truths, strict=True)
+    ]
+    if out is not None:
+        if indices is not None:
+            raise UserError("indices cannot be given with out: a log counts its images from 0")
+        return _certify_to(Path(out), source, examples, rule, law, seed)
     found = {
         done.example.index: done.certificates[0]
         for done in certify_examples(source, examples, [rule], seed=seed)
     }
     return [found[example.index] for example in examples]
+
+
+def _certify_to(
+    path: Path, source: VoteSource, examples: list[Example], rule: Rule, law: laws.Law, seed: int
+) -> list[Certificate]:
+    from tfmacer.votes.local import environment
+
+    settings = LogSettings.of(
+        source.smoothing,
+        rule,
+        seed=seed,
+        dataset=None,
+        split=None,
+        total=len(examples),
+        environment=environment(),
+    )
+    with LogWriter(path, settings) as writer:
+        missing = set(writer.missing)
+        todo = [example for example in examples if example.index in missing]
+        record_examples(source, todo, [rule], [writer], seed=seed)
+        records = sorted(writer.records, key=lambda record: record.idx)
+    return [certify(record.all_counts, rule, law) for record in records]
 
 
 def open_votes(

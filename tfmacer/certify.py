@@ -24,7 +24,7 @@ from tfmacer.guarantee.bounds import BOUNDS
 from tfmacer.guarantee.certificate import Rule, check_reachable
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.meter import Meter
-from tfmacer.records.logs import LogWriter, Record
+from tfmacer.records.logs import LogWriter
 from tfmacer.records.runs import BLOCK_SIZE, RunDirectory, Smoothing
 from tfmacer.records.settings import LogSettings, parse_shard
 
@@ -243,16 +243,9 @@ def _settings(
 def _environment() -> dict[str, Any]:
     if _SERVER.value is not None:
         return {"device": "server"}
-    import tensorflow as tf
+    from tfmacer.votes.local import environment
 
-    from tfmacer.votes.local import library_versions
-
-    device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-    return {
-        "device": device,
-        "intra_op_threads": _INTRA_OP.value,
-        "versions": library_versions(),
-    }
+    return environment(_INTRA_OP.value)
 
 
 def _warnings(settings: LogSettings) -> Iterator[str]:
@@ -289,28 +282,19 @@ def _certify(
     rules: Sequence[Rule],
     writers: Sequence[LogWriter],
 ) -> None:
-    from tfmacer.certification import certify_examples
+    from tfmacer.certification import record_examples
 
-    todo = [set(writer.missing) for writer in writers]
     done = [record for record in writers[0].records if record.idx not in set(missing)]
     with Meter(len(missing) + len(done), done) as meter:
-        for certified in certify_examples(
-            source, _examples(split, missing), rules, seed=_SEED.value, on_progress=meter.drawn
-        ):
-            records = [
-                Record.of(
-                    certificate,
-                    idx=certified.example.index,
-                    label=certified.example.label,
-                    clean=certified.clean,
-                    seconds=certified.seconds,
-                )
-                for certificate in certified.certificates
-            ]
-            for writer, record, wanted in zip(writers, records, todo, strict=True):
-                if record.idx in wanted:
-                    writer.append(record)
-            meter.finished(records[0])
+        record_examples(
+            source,
+            _examples(split, missing),
+            rules,
+            writers,
+            seed=_SEED.value,
+            on_progress=meter.drawn,
+            on_record=meter.finished,
+        )
 
 
 def _examples(split: "Split", positions: Sequence[int]) -> Iterator["Example"]:

@@ -371,7 +371,7 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Split:
 
     builder = _prepared(name, data_dir)
     features = builder.info.features
-    if builder.info.supervised_keys != ("image", "label") or features["image"].dtype != np.uint8:
+    if builder.info.supervised_keys != ("image", "label") or features["image"].np_dtype != np.uint8:
         raise UserError(f"dataset {name!r} is not an image-classification dataset of 8-bit images")
     # One shard after the other, so that positions are those of the split as stored.
     config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)

@@ -9,7 +9,6 @@ the objective's own default; flags.txt in the run directory records what was tak
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import math
 import sys
@@ -23,7 +22,11 @@ from absl import flags
 from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.records.runs import RunDirectory, Smoothing, write_atomically
-from tfmacer.training.published import published_augmentation, published_weight
+from tfmacer.training.published import (
+    published_augmentation,
+    published_options,
+    published_weight,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -46,10 +49,15 @@ _string("dataset", None, "mnist5k, a TFDS name, folder:DIR or package.module:fun
 _string("data_dir", None, "Where TensorFlow Datasets keeps its data; its own default otherwise.")
 _string("network", "lenet", "A network's name, or package.module:function.")
 _string("init_from", None, "Run directory or .keras file whose weights to start from.")
-_string("objective", "macer", "gaussian, macer, stability or consistency.")
+_string(
+    "objective",
+    "macer",
+    "gaussian, macer, stability, consistency, smoothadv, smoothadv_consistency (which has the "
+    "flags of both) or smoothmix.",
+)
 _float("sigma", None, "Scale of the Gaussian noise on pixels in [0, 1]. Required.")
 _integer("num_noise", None, "Noisy copies of each image in a step.", 1)
-_float("lambda", None, "Weight of the robustness term.", 0.0)
+_float("lambda", None, "Weight of the robustness term (smoothmix: its paper's eta).", 0.0)
 _enum(
     "lambda_schedule",
     None,
@@ -61,6 +69,16 @@ _float("gamma", None, "macer: hinge on the difference of the two quantiles.")
 _float("beta", None, "macer: inverse temperature of the robustness term.")
 _float("eta", None, "consistency: weight of the entropy.")
 _enum("consistency_loss", None, ["default", "kl", "mse"], "consistency: form of the term.")
+_enum("attack", None, ["pgd", "ddn"], "smoothadv: how adversarial images are looked for.")
+_integer("attack_steps", None, "smoothadv, smoothmix: steps of the attack.", 1)
+_float("attack_step_size", None, "smoothmix: l2 length of a step of the attack (alpha).")
+_float(
+    "epsilon",
+    None,
+    "smoothadv: l2 bound on the attack, for pixels in [0, 1]; smoothmix: on its one-step adversary "
+    "in place of the image, 0 for the image.",
+)
+_float("epsilon_warmup_epochs", None, "Epochs in which epsilon grows from 0.")
 _string("augmentation", None, "none, crop, crop_flip or resized_crop_flip.")
 _integer("epochs", 90, "Epochs in all.", 1)
 _integer("batch_size", 64, "Images in a step.", 1)
@@ -90,7 +108,14 @@ OBJECTIVE_FLAGS = {
     "beta": "beta",
     "eta": "eta",
     "consistency_loss": "form",
+    "attack": "attack",
+    "attack_steps": "steps",
+    "attack_step_size": "step_size",
+    "epsilon": "epsilon",
+    "epsilon_warmup_epochs": "epsilon",
 }
+# As Jeong and Shin (NeurIPS 2020, supplementary A.1) and Jeong et al. (NeurIPS 2021) have it.
+EPSILON_WARMUP_EPOCHS = 10.0
 
 
 def _get(name: str) -> Any:
@@ -111,11 +136,11 @@ def _check_flags() -> None:
         if _get(name) is None:
             raise UserError(f"--{name} must be given")
     positive = ("sigma", "learning_rate", "clip_norm", "gamma", "beta", "lambda_warmup_epochs")
-    for name in positive:
+    for name in (*positive, "attack_step_size"):
         value = _get(name)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UserError(f"--{name} must be positive and finite, got {value}")
-    for name in ("lambda", "eta", "weight_decay"):
+    for name in ("lambda", "eta", "weight_decay", "epsilon", "epsilon_warmup_epochs"):
         value = _get(name)
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise UserError(f"--{name} must be 0 or more and finite, got {value}")
@@ -205,25 +230,43 @@ def _train(run: RunDirectory) -> None:
 
 def _objective(steps: int) -> "Objective":
     """The objective that the flags describe; sets the flags that were left open."""
-    from tfmacer.training.objectives import OBJECTIVES
+    from tfmacer.training import objectives
 
     name = _get("objective")
-    if name not in OBJECTIVES:
-        raise UserError(f"--objective must be one of {', '.join(OBJECTIVES)}, got {name!r}")
-    chosen = OBJECTIVES[name]
-    defaults = {field.name: field.default for field in dataclasses.fields(chosen)}
-    values: dict[str, Any] = {"sigma": _get("sigma")} if "sigma" in defaults else {}
-    for flag, field in OBJECTIVE_FLAGS.items():
-        if field not in defaults and _get(flag) is not None:
+    if name not in objectives.OBJECTIVES:
+        raise UserError(
+            f"--objective must be one of {', '.join(objectives.OBJECTIVES)}, got {name!r}"
+        )
+    defaults = objectives.options(name)
+    for flag, option in OBJECTIVE_FLAGS.items():
+        if option not in defaults and _get(flag) is not None:
             raise UserError(f"--{flag} has no meaning for --objective={name}")
-        if field in defaults and field != "weight":
-            FLAGS[flag].value = defaults[field] if _get(flag) is None else _get(flag)
-            values[field] = _get(flag)
+    published = published_options(_get("dataset"), name, _get("sigma"))
+    values: dict[str, Any] = {"sigma": _get("sigma")} if "sigma" in defaults else {}
+    for flag, option in OBJECTIVE_FLAGS.items():
+        if option in defaults and option not in ("weight", "epsilon"):
+            _fill(flag, published.get(flag, defaults[option]))
+            values[option] = _get(flag)
+    if "epsilon" in defaults:
+        _fill("epsilon", published.get("epsilon", defaults["epsilon"]))
+        values["epsilon"] = _epsilon(steps)
     if "weight" in defaults:
         values["weight"] = _weight(name, steps)
-    FLAGS["num_noise"].value = _get("num_noise") or chosen.num_noise
-    objective: Objective = chosen(**values)
-    return objective
+    _fill("num_noise", published.get("num_noise", objectives.OBJECTIVES[name][0].num_noise))
+    return objectives.compose(name, **values)
+
+
+def _fill(flag: str, value: Any) -> None:
+    """Gives a flag that was left open a value."""
+    FLAGS[flag].value = value if _get(flag) is None else _get(flag)
+
+
+def _epsilon(steps: int) -> Any:
+    """The schedule of epsilon; sets the flag of its length."""
+    from tfmacer.training import schedules
+
+    _fill("epsilon_warmup_epochs", EPSILON_WARMUP_EPOCHS)
+    return schedules.linear(_get("epsilon"), round(_get("epsilon_warmup_epochs") * steps))
 
 
 def _weight(objective: str, steps: int) -> Any:
@@ -232,8 +275,10 @@ def _weight(objective: str, steps: int) -> Any:
 
     if _get("lambda") is None:
         published = published_weight(_get("dataset"), objective, _get("sigma"))
-        FLAGS["lambda"].value = published.value
-        FLAGS["lambda_schedule"].value = _get("lambda_schedule") or published.schedule
+        _fill("lambda", published.value)
+        _fill("lambda_schedule", published.schedule)
+        if _get("lambda_schedule") == published.schedule:
+            _fill("lambda_warmup_epochs", published.warmup_epochs)
     kind = FLAGS["lambda_schedule"].value = _get("lambda_schedule") or "constant"
     if (kind == "linear") != (_get("lambda_warmup_epochs") is not None):
         raise UserError("--lambda_warmup_epochs goes with --lambda_schedule=linear, and only there")

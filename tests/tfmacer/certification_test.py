@@ -8,6 +8,7 @@ import tfmacer
 from export import saved_model
 from tfmacer import certification
 from tfmacer.errors import UserError
+from tfmacer.records.logs import read_log
 from tfmacer.votes import local
 
 SHAPE = (4, 4, 1)
@@ -112,6 +113,37 @@ def test_bytes_and_floats_are_the_same_image(problem):
     assert certification.certify_images(network, pixels, **plan) == floats
 
 
+def test_a_log_is_written_resumed_and_read_instead_of_drawn_again(problem, tmp_path, monkeypatch):
+    weights, bias, images = problem
+    network = linear(weights, bias)
+    plan = {"sigma": SIGMA, "num_classes": 2, "n": 2000, "seed": 4}
+    reference = certification.certify_images(network, images, **plan)
+    out = tmp_path / "log.tsv"
+    append = certification.LogWriter.append
+
+    def dies_at_the_sixth(writer, record):
+        if len(writer.records) == 5:
+            raise KeyboardInterrupt
+        append(writer, record)
+
+    monkeypatch.setattr(certification.LogWriter, "append", dies_at_the_sixth)
+    labels = [1] * 12
+    with pytest.raises(KeyboardInterrupt):
+        certification.certify_images(network, images, labels=labels, out=out, **plan)
+    monkeypatch.setattr(certification.LogWriter, "append", append)
+    assert len(read_log(out).records) == 5
+    found = certification.certify_images(network, images, labels=labels, out=out, **plan)
+    assert found == reference
+    records = read_log(out).records
+    assert [record.correct for record in records] == [c.predict == 1 for c in reference]
+
+    def never(*_, **__):
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(local.NetworkVotes, "sample", never)
+    assert certification.certify_images(network, images, labels=labels, out=out, **plan) == found
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -125,6 +157,8 @@ def test_bytes_and_floats_are_the_same_image(problem):
         ({"sigma": None}, "sigma, num_classes and input_shape must be given"),
         ({"sigma": -1.0}, "sigma must be positive"),
         ({"indices": [0, 0]}, "indices must be"),
+        ({"labels": [1]}, "labels must be 2 integers, got 1"),
+        ({"indices": [0, 1], "out": "x.tsv"}, "indices cannot be given with out"),
         ({"n": 5}, "n"),
         ({"alpha": 0.0}, "alpha"),
     ],

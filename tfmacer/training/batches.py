@@ -19,23 +19,27 @@ Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 def crop(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """A random window of each image of `[B, H, W, C]` padded by 4 black pixels on every side."""
-    size, height, width = images.shape[0], images.shape[1], images.shape[2]
-    padded = tf.pad(images, [[0, 0], [PADDING, PADDING], [PADDING, PADDING], [0, 0]])
-    corner = tf.random.stateless_uniform(
-        [2, size, 1], seed, 0, 2 * PADDING + 1, tf.int32, alg="philox"
-    )
-    rows = tf.gather(padded, corner[0] + tf.range(height), axis=1, batch_dims=1)
-    return tf.gather(rows, corner[1] + tf.range(width), axis=2, batch_dims=1)
+    return _windows(images, seed, tf.zeros([images.shape[0], 1], tf.bool))
 
 
 def crop_flip(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """`crop`, and half of the images of `[B, H, W, C]` mirrored."""
     crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2, alg="philox"))
-    images = crop(images, crop_seed)
-    mirrored = (
-        tf.random.stateless_uniform([images.shape[0], 1, 1, 1], flip_seed, alg="philox") < 0.5
+    coins = tf.random.stateless_uniform([images.shape[0], 1], flip_seed, alg="philox")
+    return _windows(images, crop_seed, coins < 0.5)
+
+
+def _windows(images: tf.Tensor, seed: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
+    """One window of each padded image; where `mirrored` (bool `[B, 1]`), from right to left."""
+    size, height, width = images.shape[0], images.shape[1], images.shape[2]
+    padded = tf.pad(images, [[0, 0], [PADDING, PADDING], [PADDING, PADDING], [0, 0]])
+    top, left = tf.unstack(
+        tf.random.stateless_uniform([2, size, 1], seed, 0, 2 * PADDING + 1, tf.int32, alg="philox")
     )
-    return tf.where(mirrored, images[:, :, ::-1], images)
+    # Mirrored by counting columns backwards: reversing the pixels took four times as long.
+    columns = tf.where(mirrored, tf.range(width)[::-1], tf.range(width))
+    rows = tf.gather(padded, top + tf.range(height), axis=1, batch_dims=1)
+    return tf.gather(rows, left + columns, axis=2, batch_dims=1)
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {

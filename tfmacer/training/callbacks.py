@@ -13,7 +13,8 @@ import tensorflow as tf
 import tqdm
 
 from tfmacer.records.runs import write_atomically
-from tfmacer.training.objectives import noisy_views, soft_radius
+from tfmacer.training.losses import soft_radius
+from tfmacer.training.objectives import noisy_views
 from tfmacer.training.trainer import TEST_METRICS, TRAIN_METRICS
 
 Logs = dict[str, Any] | None

@@ -1,22 +1,28 @@
-"""What is minimised: losses of the logits under noise, and the objectives composed of them.
+"""What is minimised: small objects that compose the losses with views of a batch.
 
-The losses are pure functions of logits `[B, k, K]` (image, noisy copy, class) and labels `[B]`.
-They compute in float64, which costs nothing beside the network: many of their derivatives are
-small differences of large terms. An objective is a small object that says which views of a batch
-the network must see (`views`) and what their logits cost (`losses`); it is handed the network and
-never owns one. A new objective is one class here and one line in `OBJECTIVES`.
+An objective says which views of a batch the network must see (`views`) and what their logits cost
+(`losses`); it is handed the network and never owns one, and it may hold another objective that it
+shows other images to. A new one is one class here and one line in `OBJECTIVES`.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 
+from tfmacer.training import attacks
+from tfmacer.training.attacks import Network
+from tfmacer.training.losses import (
+    consistency_distance,
+    consistency_divergence,
+    cross_entropy,
+    macer_robustness,
+    mixed_divergence,
+    prediction_entropy,
+    smoothed_cross_entropy,
+    stability,
+)
 from tfmacer.training.schedules import Schedule
-
-Network = Callable[[tf.Tensor], tf.Tensor]
 
 
 class Batch(NamedTuple):
@@ -85,197 +91,9 @@ def noisy_views(batch: Batch) -> tf.Tensor:
     return tf.ensure_shape(copies + batch.noise, [None, None, *batch.images.shape[1:]])
 
 
-def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """-log softmax(F)_y, mean over copies and images (Cohen et al., ICML 2019).
-
-    Args:
-      logits: `[B, k, K]`.
-      labels: int `[B]`.
-
-    Returns:
-      Scalar.
-    """
-    log_p = tf.reduce_mean(tf.nn.log_softmax(_double(logits)), axis=1)
-    return _like(logits, -tf.reduce_mean(tf.gather(log_p, labels, batch_dims=1)))
-
-
-def smoothed_log_probabilities(logits: tf.Tensor, beta: float = 1.0) -> tf.Tensor:
-    """Logarithm of the mean over the copies of softmax(beta F), computed in log space.
-
-    Args:
-      logits: `[B, k, K]`.
-      beta: inverse temperature; > 0.
-
-    Returns:
-      float64 `[B, K]`, finite wherever the logits are.
-    """
-    log_p = tf.nn.log_softmax(beta * _double(logits))
-    copies = tf.cast(tf.shape(logits)[1], log_p.dtype)
-    return tf.reduce_logsumexp(log_p, axis=1) - tf.math.log(copies)
-
-
-def smoothed_cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """MACER's classification term: -log of the mean softmax at the true class, mean over images.
-
-    Equation 17 of Zhai et al. (ICLR 2020), at inverse temperature 1. With one copy it equals
-    `cross_entropy`; with more it is below it (Jensen).
-
-    Args:
-      logits: `[B, k, K]`.
-      labels: int `[B]`.
-
-    Returns:
-      Scalar.
-    """
-    log_p = smoothed_log_probabilities(logits)
-    return _like(logits, -tf.reduce_mean(tf.gather(log_p, labels, batch_dims=1)))
-
-
-def macer_robustness(
-    logits: tf.Tensor, labels: tf.Tensor, *, sigma: float, gamma: float, beta: float
-) -> tf.Tensor:
-    """MACER's robustness term without its weight: the hinge on the soft certified radius.
-
-    Equation 17 of Zhai et al. (ICLR 2020): sigma / 2 x max(gamma - xi, 0) over the images that
-    the soft-smoothed classifier has right, divided by the whole batch, where
-    xi = Phi^-1(q_y) - Phi^-1(max_{c != y} q_c) and q is the mean over copies of softmax(beta F).
-
-    Args:
-      logits: `[B, k, K]`, K >= 2.
-      labels: int `[B]`.
-      sigma: scale of the noise; > 0.
-      gamma: hinge: images with xi >= gamma cost nothing; > 0.
-      beta: inverse temperature; > 0.
-
-    Returns:
-      Scalar; its gradient is finite for any finite logits.
-    """
-    right, rest, runner_up = _tails(logits, labels, beta)
-    gap = -_quantile(tf.stop_gradient(rest)) - _quantile(tf.stop_gradient(runner_up))
-    # Select before inverting, and again after: where an image is wrong or saturated, Phi^-1 has
-    # an infinite slope, and 0 x inf would reach the tape from under a single select.
-    active = right & (gap < gamma)
-    half = tf.fill(tf.shape(rest), tf.constant(0.5, rest.dtype))
-    gap = -_quantile(tf.where(active, rest, half)) - _quantile(tf.where(active, runner_up, half))
-    hinge = tf.where(active, gamma - gap, tf.zeros_like(gap))
-    return _like(logits, sigma / 2 * tf.reduce_mean(hinge))
-
-
-def soft_radius(logits: tf.Tensor, labels: tf.Tensor, *, sigma: float, beta: float) -> tf.Tensor:
-    """Soft certified radius sigma / 2 x xi of each image; 0 where the class is wrong.
-
-    Equation 16 of Zhai et al. with expectations replaced by means over the copies: an estimate
-    to watch in training, not a certificate.
-
-    Args:
-      logits: `[B, k, K]`.
-      labels: int `[B]`.
-      sigma: scale of the noise.
-      beta: inverse temperature.
-
-    Returns:
-      `[B]`, 0 or more; infinite where all copies are saturated.
-    """
-    right, rest, runner_up = _tails(logits, labels, beta)
-    gap = -_quantile(rest) - _quantile(runner_up)
-    return _like(logits, tf.where(right, sigma / 2 * gap, tf.zeros_like(gap)))
-
-
-def stability(clean_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Cross-entropy of the noisy predictions to the clean one, mean over copies and images.
-
-    Equation 9 of Jeong and Shin (NeurIPS 2020), after Li et al. (NeurIPS 2019). The clean
-    prediction is not detached, as in the former's code: both sides are drawn together.
-
-    Args:
-      clean_logits: `[B, 1, K]`, without noise.
-      logits: `[B, k, K]`.
-
-    Returns:
-      Scalar.
-    """
-    target = tf.nn.softmax(_double(clean_logits))
-    cross = -tf.reduce_sum(target * tf.nn.log_softmax(_double(logits)), axis=-1)
-    return _like(logits, tf.reduce_mean(cross))
-
-
-def consistency_divergence(logits: tf.Tensor) -> tf.Tensor:
-    """Mean over the copies of KL(mean prediction || prediction), mean over images.
-
-    The first term of equation 7 of Jeong and Shin (NeurIPS 2020) without its weight. The mean
-    prediction is not detached. 0 with one copy.
-
-    Args:
-      logits: `[B, k, K]`.
-
-    Returns:
-      Scalar.
-    """
-    log_mean = smoothed_log_probabilities(logits)
-    gaps = log_mean - tf.reduce_mean(tf.nn.log_softmax(_double(logits)), axis=1)
-    return _like(logits, tf.reduce_mean(tf.reduce_sum(tf.exp(log_mean) * gaps, axis=-1)))
-
-
-def prediction_entropy(logits: tf.Tensor) -> tf.Tensor:
-    """Entropy of the mean prediction, mean over images: the second term of the same equation.
-
-    Args:
-      logits: `[B, k, K]`.
-
-    Returns:
-      Scalar, in nats.
-    """
-    log_mean = smoothed_log_probabilities(logits)
-    return _like(logits, -tf.reduce_mean(tf.reduce_sum(tf.exp(log_mean) * log_mean, axis=-1)))
-
-
-def consistency_distance(logits: tf.Tensor) -> tf.Tensor:
-    """Squared distance of the predictions of two copies, mean over pairs of them and images.
-
-    The MSE form of equation 13 of Jeong and Shin (NeurIPS 2020), which has two copies; with more,
-    all pairs have the same expectation. 0 with one copy.
-
-    Args:
-      logits: `[B, k, K]`.
-
-    Returns:
-      Scalar.
-    """
-    p = tf.nn.softmax(_double(logits))
-    deviations = tf.reduce_sum((p - tf.reduce_mean(p, axis=1, keepdims=True)) ** 2, axis=[1, 2])
-    others = tf.cast(tf.maximum(tf.shape(logits)[1] - 1, 1), tf.float64)
-    return _like(logits, tf.reduce_mean(2 * deviations / others))
-
-
-def _tails(
-    logits: tf.Tensor, labels: tf.Tensor, beta: float
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Whether argmax q = y (bool `[B]`), 1 - q_y and max_{c != y} q_c (both `[B]`).
-
-    1 - q_y is summed from the other classes rather than subtracted, and Phi^-1(q_y) taken as
-    -Phi^-1(1 - q_y): as q_y nears 1, the tail keeps its full relative precision.
-    """
-    log_q = smoothed_log_probabilities(logits, beta)
-    truth = tf.one_hot(labels, tf.shape(log_q)[-1], on_value=True, off_value=False)
-    others = tf.where(truth, tf.constant(log_q.dtype.min, log_q.dtype), log_q)
-    right = tf.argmax(log_q, axis=-1) == tf.cast(labels, tf.int64)
-    rest = tf.exp(tf.reduce_logsumexp(others, axis=-1))
-    return right, rest, tf.exp(tf.reduce_max(others, axis=-1))
-
-
-def _quantile(p: tf.Tensor) -> tf.Tensor:
-    """Phi^-1 of float64; -inf at 0."""
-    zero = tf.zeros((), tf.float64)
-    return tfp.distributions.Normal(zero, tf.ones_like(zero)).quantile(p)
-
-
-def _double(logits: tf.Tensor) -> tf.Tensor:
-    return tf.cast(logits, tf.float64)
-
-
-def _like(logits: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
-    """A result in the precision of the logits, float32 at least."""
-    return value if logits.dtype == tf.float64 else tf.cast(value, tf.float32)
+def _at(value: float | Schedule, step: tf.Tensor) -> tf.Tensor:
+    """A number, or a schedule's value after `step` steps."""
+    return value(step) if callable(value) else tf.constant(value)
 
 
 class _OnNoise:
@@ -293,7 +111,7 @@ class _Weighted:
 
     def weight_at(self, step: tf.Tensor) -> tf.Tensor:
         """See `Objective.weight_at`."""
-        return self.weight(step) if callable(self.weight) else tf.constant(self.weight)
+        return _at(self.weight, step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -391,9 +209,142 @@ class Consistency(_OnNoise, _Weighted):
         return Losses(cross_entropy(logits, batch.labels), robustness, logits)
 
 
-OBJECTIVES: dict[str, Any] = {
-    "gaussian": Gaussian,
-    "macer": Macer,
-    "stability": Stability,
-    "consistency": Consistency,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmoothAdv:
+    """SmoothAdv (Salman et al., NeurIPS 2019): another objective, on attacked images.
+
+    The noise that the attack sees is the noise that the objective sees. With `Gaussian` it is
+    Salman et al.'s, with `Consistency` that of Jeong and Shin (NeurIPS 2020, section 4).
+
+    Attributes:
+      objective: what attacked images cost; one that sees noisy copies.
+      attack: `pgd` or `ddn`.
+      steps: of the attack; each passes the copies forward and backward.
+      epsilon: bound on the l2 norm of the change, in units of pixels in [0, 1]; a number, 0 or
+        more, or a schedule of the step.
+    """
+
+    num_noise: ClassVar[int] = 4
+
+    objective: Objective = Gaussian()
+    attack: str = "pgd"
+    steps: int = 10
+    epsilon: float | Schedule = 1.0
+
+    def views(self, network: Network, batch: Batch) -> tf.Tensor:
+        """The objective's views of the attacked images."""
+        found = ATTACKS[self.attack](
+            network,
+            batch.images,
+            batch.labels,
+            batch.noise,
+            epsilon=_at(self.epsilon, batch.step),
+            steps=self.steps,
+            # Of its own: the objective may draw from the batch's.
+            seed=tf.random.experimental.stateless_fold_in(batch.seed, 1, alg="philox"),
+        )
+        return self.objective.views(network, batch._replace(images=found))
+
+    def losses(self, logits: tf.Tensor, batch: Batch) -> Losses:
+        """The objective's."""
+        return self.objective.losses(logits, batch)
+
+    def weight_at(self, step: tf.Tensor) -> tf.Tensor:
+        """The objective's."""
+        return self.objective.weight_at(step)
+
+
+ATTACKS = {"pgd": attacks.pgd, "ddn": attacks.ddn}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmoothMix(_Weighted):
+    """SmoothMix (Jeong et al., NeurIPS 2021, Algorithm 1).
+
+    Image and mixed image pass through the network as one batch, so that batch statistics are of
+    both together.
+
+    Attributes:
+      weight: eta; a number, 0 or more, or a schedule of the step.
+      steps: of the search for an adversary (T); 1 or more.
+      step_size: of one of them (alpha), in units of pixels in [0, 1]; > 0.
+      epsilon: how far the first step may take what stands in for the image itself: 0 for the
+        image, `step_size` for the paper's one-step adversary; a number or a schedule of the step.
+    """
+
+    num_noise: ClassVar[int] = 4
+
+    weight: float | Schedule = 5.0
+    steps: int = 4
+    step_size: float = 1.0
+    epsilon: float | Schedule = 0.0
+
+    def views(self, network: Network, batch: Batch) -> tf.Tensor:
+        """The images under noise, then those mixed with their adversaries under the same."""
+        _, labels, noise, step, _ = batch
+        first_seed, rest_seed, _ = _seeds(batch)
+        shared: dict[str, Any] = {"labels": labels, "noise": noise, "step_size": self.step_size}
+        first = attacks.ascend(network, batch.images, **shared, steps=1, seed=first_seed)
+        far = attacks.ascend(network, first, **shared, steps=self.steps - 1, seed=rest_seed)
+        near = attacks.project(first, batch.images, _at(self.epsilon, step))
+        share = tf.reshape(_share(batch), [-1] + [1] * (near.shape.rank - 1))
+        mixed = near + share * (far - near)
+        both = (noisy_views(batch._replace(images=images)) for images in (near, mixed))
+        return tf.concat(list(both), axis=1)
+
+    def losses(self, logits: tf.Tensor, batch: Batch) -> Losses:
+        """Cross-entropy of the images, and `mixed_divergence`."""
+        plain, mixed = tf.split(logits, 2, axis=1)
+        divergence = mixed_divergence(plain, mixed, batch.labels, _share(batch))
+        robustness = self.weight_at(batch.step) * divergence
+        return Losses(cross_entropy(plain, batch.labels), robustness, plain)
+
+
+def _seeds(batch: Batch) -> list[tf.Tensor]:
+    """SmoothMix's: of its first step, of the others, of the mixing."""
+    return tf.unstack(tf.random.split(batch.seed, 3, alg="philox"))
+
+
+def _share(batch: Batch) -> tf.Tensor:
+    """The adversary's share of each mixed image, uniform in [0, 1/2): `[B]`."""
+    shape = tf.shape(batch.labels)
+    return tf.random.stateless_uniform(shape, _seeds(batch)[2], maxval=0.5, alg="philox")
+
+
+# What each name is composed of, outermost first.
+OBJECTIVES: dict[str, tuple[Any, ...]] = {
+    "gaussian": (Gaussian,),
+    "macer": (Macer,),
+    "stability": (Stability,),
+    "consistency": (Consistency,),
+    "smoothadv": (SmoothAdv, Gaussian),
+    "smoothadv_consistency": (SmoothAdv, Consistency),
+    "smoothmix": (SmoothMix,),
 }
+
+
+def options(name: str) -> dict[str, Any]:
+    """The options of all parts of a registered objective, with their defaults."""
+    return {
+        field.name: field.default
+        for part in OBJECTIVES[name]
+        for field in dataclasses.fields(part)
+        if field.name != "objective"
+    }
+
+
+def compose(name: str, **values: Any) -> Objective:
+    """Makes a registered objective, each option going to the part that has it.
+
+    Raises:
+      TypeError: no part has it.
+    """
+    if unknown := set(values) - set(options(name)):
+        raise TypeError(f"{name} has no {', '.join(sorted(unknown))}")
+    held: dict[str, Any] = {}
+    for part in reversed(OBJECTIVES[name]):
+        own = {field.name for field in dataclasses.fields(part)}
+        made = part(**{key: values[key] for key in own & set(values)}, **held)
+        held = {"objective": made}
+    objective: Objective = held["objective"]
+    return objective

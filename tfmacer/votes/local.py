@@ -360,6 +360,21 @@ def leads_with_normalization(network: Any) -> bool:
     return False
 
 
+def environment(intra_op_threads: int | None = None) -> dict[str, Any]:
+    """Within what votes repeat bit for bit: device, intra-op threads and library versions.
+
+    Args:
+      intra_op_threads: as asked for; None takes TensorFlow's own setting (0: one per core).
+    """
+    if intra_op_threads is None:
+        intra_op_threads = tf.config.threading.get_intra_op_parallelism_threads()
+    return {
+        "device": "GPU" if tf.config.list_physical_devices("GPU") else "CPU",
+        "intra_op_threads": intra_op_threads,
+        "versions": library_versions(),
+    }
+
+
 def library_versions() -> dict[str, str]:
     """Versions of what the votes depend on, for the record."""
     import keras

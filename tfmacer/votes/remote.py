@@ -7,8 +7,8 @@ failure gives the same votes; the version is pinned, so that no two models' vote
 import os
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 import grpc
 import numpy as np
@@ -25,6 +25,7 @@ from tfmacer.votes.endpoint import (
 from tfmacer.votes.source import Images, Seeds, Votes
 from tfmacer.wire import serving_pb2, tensors
 
+Answer = TypeVar("Answer")
 _Call = Any  # a grpc.Call that is a grpc.Future of a PredictResponse as well
 
 
@@ -120,19 +121,21 @@ class RemoteVotes:
             "num_samples": np.asarray(num_samples, np.int32),
             "beta": np.full(len(images), beta, np.float32),
         }
-        answers = self._ask("sample_under_noise", inputs)
-        rows = [
-            self._votes(answer, int(asked))
-            for answer, asked in zip(answers, num_samples, strict=True)
-        ]
+        rows = self._ask(
+            "sample_under_noise",
+            inputs,
+            lambda answer, row: self._votes(answer, int(num_samples[row])),
+        )
         return Votes(*(np.concatenate(field) for field in zip(*rows, strict=True)))
 
     def logits(self, images: Images) -> npt.NDArray[np.float32]:
         """See `VoteSource.logits`."""
-        answers = self._ask("logits", {"images": np.asarray(images, np.float32)})
-        return np.concatenate(
-            [self._output(answer, "logits", serving_pb2.DT_FLOAT) for answer in answers]
+        rows = self._ask(
+            "logits",
+            {"images": np.asarray(images, np.float32)},
+            lambda answer, _: self._output(answer, "logits", serving_pb2.DT_FLOAT),
         )
+        return np.concatenate(rows)
 
     def cancel(self) -> None:
         """Ends the calls in flight and refuses further ones."""
@@ -148,9 +151,15 @@ class RemoteVotes:
         self._endpoint.close()
 
     def _ask(
-        self, signature: str, inputs: Mapping[str, npt.NDArray[Any]]
-    ) -> list[serving_pb2.PredictResponse]:
-        """One call for each row, `slots` at once; the answers in the order of the rows."""
+        self,
+        signature: str,
+        inputs: Mapping[str, npt.NDArray[Any]],
+        read: Callable[[serving_pb2.PredictResponse, int], Answer],
+    ) -> list[Answer]:
+        """One call for each row, `slots` at once; what `read` makes of each, in order.
+
+        Whatever fails, `read` included, cancels the calls that are still in flight.
+        """
         calls: list[_Call] = []
         failed = threading.Event()
         try:
@@ -166,7 +175,7 @@ class RemoteVotes:
                     self._slots.release()
                     break
                 calls.append(self._send(request, failed))
-            return [self._result(call) for call in calls]
+            return [read(self._result(call), row) for row, call in enumerate(calls)]
         finally:
             for call in calls:
                 call.cancel()

@@ -1,0 +1,126 @@
+"""The laws of Gaussian noise: real numbers, and whole steps of 8-bit pixels."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+
+from tfmacer.errors import UserError
+from tfmacer.guarantee import rounding
+from tfmacer.guarantee.law import check_no_params, check_probabilities, check_sigma, outward
+
+# How far 255 x may be from a whole number: float32 products of j by 1/255 are off by 3e-5 at most.
+_OFF_GRID = 2.0**-14
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """Isotropic Gaussian noise N(0, sigma^2 I); certifies l2 balls.
+
+    Cohen, Rosenfeld & Kolter, ICML 2019, Theorem 1: radius sigma / 2 (Phi^-1(p_A) - Phi^-1(p_B)).
+    """
+
+    sigma: float
+    family: ClassVar[str] = "gaussian"
+    norm: ClassVar[str] = "l2"
+
+    def __post_init__(self) -> None:
+        check_sigma(self.sigma)
+
+    @classmethod
+    def build(cls, *, sigma: float, params: Mapping[str, float], dimension: int) -> Self:
+        """See `Law`; it has no further parameters, and its theorem does not ask the dimension."""
+        check_no_params(cls.family, params)
+        return cls(sigma)
+
+    def radius(self, p_lower: float, p_upper_second: float | None = None) -> float:
+        """See `Law`: sigma Phi^-1(p_A), or the formula with p_B where a bound on it is given."""
+        check_probabilities(p_lower, p_upper_second)
+        if p_upper_second is None:
+            # Phi^-1(1 - p_A) = -Phi^-1(p_A): the two terms of the theorem are equal.
+            quantiles = outward(float(special.ndtri(p_lower)))
+        else:
+            first, second = float(special.ndtri(p_lower)), float(special.ndtri(p_upper_second))
+            # Where p_A = 0 or p_B = 1 nothing is known, and inf - inf would be no number.
+            informed = p_lower > 0.0 and p_upper_second < 1.0
+            quantiles = (outward(first) + outward(-second)) / 2 if informed else 0.0
+        return max(outward(self.sigma * quantiles), 0.0)
+
+    def probability(self, radius: float) -> float:
+        """See `Law`: Phi(r / sigma)."""
+        p = float(special.ndtr(radius / self.sigma))
+        while p < 1.0 and self.radius(p) < radius:
+            p = math.nextafter(p, 1.0)
+        return p
+
+    def check_pixels(self, image: npt.NDArray[np.float32]) -> None:
+        """See `Law`: the theorem is about every image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundedGaussian:
+    """Gaussian noise rounded to whole steps of 1/255; certifies l2 balls around 8-bit images.
+
+    Let f be the network with its normalisation and arithmetic, a function of whole numbers v / 255,
+    and h(y) = f(clip(round(255 y), -255 K, 255 (K + 1)) / 255): an ordinary measurable classifier
+    of real images. Theorem 1 of Cohen et al. holds for h. For an image x of multiples of 1/255,
+    round(255 (x + N(0, sigma^2))) is 255 x + D with D as in `rounding`, so the votes of f under
+    whole-number noise are draws of h's exactly: no floating-point sum takes part, and nothing about
+    x can hide in low bits. (Voráček & Hein, ICLR 2023.) The table by which D is drawn is off by
+    `rounding.total_variation`; every probability may differ by that much, so it is taken from p_A
+    and added to p_B before the theorem is used.
+
+    The radius holds for every real image of the ideal h, and for every 8-bit image of the served
+    classifier, provided that it is asked with 8-bit pixels (after any resizing), with the same
+    noise, clipping and sigma, and with the same deterministic f as when it was certified.
+    """
+
+    sigma: float
+    dimension: int
+    family: ClassVar[str] = "rounded_gaussian"
+    norm: ClassVar[str] = "l2"
+
+    def __post_init__(self) -> None:
+        check_sigma(self.sigma)
+        if self.dimension < 1:
+            raise UserError(f"dimension must be 1 or more, got {self.dimension}")
+
+    @classmethod
+    def build(cls, *, sigma: float, params: Mapping[str, float], dimension: int) -> Self:
+        """See `Law`; it has no further parameters."""
+        check_no_params(cls.family, params)
+        return cls(sigma, dimension)
+
+    def radius(self, p_lower: float, p_upper_second: float | None = None) -> float:
+        """See `Law`: the Gaussian's, of probabilities moved by what the table may be off."""
+        check_probabilities(p_lower, p_upper_second)
+        slack = rounding.total_variation(self.sigma, self.dimension)
+        lower = max(math.nextafter(p_lower - slack, -1.0), 0.0)
+        if p_upper_second is None:
+            return Gaussian(self.sigma).radius(lower)
+        upper = min(math.nextafter(p_upper_second + slack, 2.0), 1.0)
+        return Gaussian(self.sigma).radius(lower, upper)
+
+    def probability(self, radius: float) -> float:
+        """See `Law`: Phi(r / sigma), and what the table may be off."""
+        slack = rounding.total_variation(self.sigma, self.dimension)
+        p = min(Gaussian(self.sigma).probability(radius) + slack, 1.0)
+        while p < 1.0 and self.radius(p) < radius:
+            p = math.nextafter(p, 1.0)
+        return p
+
+    def check_pixels(self, image: npt.NDArray[np.float32]) -> None:
+        """See `Law`: pixels must be multiples of 1/255 in [0, 1], as uint8 / 255 gives them."""
+        steps = np.asarray(image, np.float64) * rounding.LEVELS
+        off_grid = np.abs(steps - np.round(steps)) > _OFF_GRID
+        wrong = np.argwhere(off_grid | (np.round(steps) < 0) | (np.round(steps) > rounding.LEVELS))
+        if len(wrong):
+            place = tuple(int(i) for i in wrong[0])
+            raise UserError(
+                f"noise_family {self.family} certifies 8-bit images: pixel {place} is "
+                f"{float(image[place])!r}, not a multiple of 1/255 in [0, 1]"
+            )

@@ -1,0 +1,182 @@
+"""Attacks on the soft-smoothed classifier, for the objectives that train on what they find.
+
+For k given noises the soft-smoothed classifier of an image is the mean over them of
+softmax(F(image + noise)); every attack climbs its cross-entropy, -log of that mean at the true
+class, with the same k noises at every step (Salman et al., "Provably Robust Deep Learning via
+Adversarially Trained Smoothed Classifiers", NeurIPS 2019; equation 4 of the supplementary
+material of Jeong and Shin, NeurIPS 2020).
+
+They are pure functions that share these arguments:
+
+  network: noisy images `[N, H, W, C]` to logits `[N, K]`. In inference mode: each row's slope is
+    then its own, and no moving statistic is touched.
+  images: float32 `[B, H, W, C]` in [0, 1].
+  labels: int `[B]`.
+  noise: float32 `[B, k, H, W, C]`.
+  epsilon: bound on the l2 norm of the change, in units of pixels in [0, 1]; a scalar, 0 or more.
+  steps: forward and backward passes of the k copies; a Python integer.
+  seed: int64 `[2]`, of the directions taken where the slope is 0.
+
+They return images `[B, H, W, C]` in [0, 1] that no gradient passes.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfmacer.training.losses import smoothed_log_probabilities
+
+Network = Callable[[tf.Tensor], tf.Tensor]
+
+
+def pgd(
+    network: Network,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    noise: tf.Tensor,
+    *,
+    epsilon: tf.Tensor | float,
+    steps: int,
+    seed: tf.Tensor,
+) -> tf.Tensor:
+    """Projected gradient descent: `steps` steps of length 2 epsilon / steps, projected after each.
+
+    Salman et al.'s first attack. Where pixels meet the ends of [0, 1], the ball comes first, as
+    in Jeong and Shin's code; in Salman et al.'s it comes last.
+    """
+    epsilon = tf.cast(epsilon, images.dtype)
+
+    def step(i: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor]:
+        _, slope = _slope(network, x, labels, noise)
+        return (project(x + 2 * epsilon / steps * _unit(slope, seed, i), images, epsilon),)
+
+    return tf.stop_gradient(_repeat(step, steps, images)[0])
+
+
+def ddn(
+    network: Network,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    noise: tf.Tensor,
+    *,
+    epsilon: tf.Tensor | float,
+    steps: int,
+    seed: tf.Tensor,
+    gamma: float = 0.05,
+    levels: int = 256,
+) -> tf.Tensor:
+    """Decoupled direction and norm: the closest image that is misclassified, within epsilon.
+
+    Rony et al. (CVPR 2019, Algorithm 1), as Salman et al. run it on the smoothed classifier. Each
+    step turns the change of an image along the slope and sets its norm: smaller by the share
+    `gamma` where the majority of the copies is wrong already, larger where it is not; then rounds
+    the pixels to `levels` values, those of 8-bit images. The smallest change that fooled the
+    majority is kept, and last projected.
+
+    As in the latter's training code, the norm starts at epsilon, an image that was never fooled
+    stays as it is, and the point after the last step is not looked at. That code rounds once more
+    after the projection, which leaves the ball by up to sqrt(d) / 510; this does not.
+    """
+    farthest = _norm(tf.maximum(images, 1 - images))
+    epsilon = tf.cast(epsilon, images.dtype)
+
+    def step(i: tf.Tensor, x: tf.Tensor, norm: tf.Tensor, best: tf.Tensor, least: tf.Tensor) -> Any:
+        logits, slope = _slope(network, x, labels, noise)
+        fooled = tf.reshape(_majority(logits) != tf.cast(labels, tf.int64), tf.shape(norm))
+        change = x - images
+        better = fooled & (_norm(change) < least)
+        best, least = tf.where(better, x, best), tf.where(better, _norm(change), least)
+        norm = tf.minimum(norm * tf.where(fooled, 1 - gamma, 1 + gamma), farthest)
+        # From 1 down to 0.01.
+        rate = 0.01 + 0.99 * (1 + tf.cos(math.pi / steps * tf.cast(i, x.dtype))) / 2
+        x = images + norm * _unit(change + rate * _unit(slope, seed, i), seed, i)
+        x = tf.clip_by_value(tf.round(x * (levels - 1)) / (levels - 1), 0.0, 1.0)
+        return x, norm, best, least
+
+    start = (images, epsilon * tf.ones_like(farthest), images, farthest)
+    best = _repeat(step, steps, *start)[2]
+    return tf.stop_gradient(project(best, images, epsilon))
+
+
+def ascend(
+    network: Network,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    noise: tf.Tensor,
+    *,
+    step_size: float,
+    steps: int,
+    seed: tf.Tensor,
+) -> tf.Tensor:
+    """Steps of length `step_size` along the slope, within [0, 1] but as far as they lead.
+
+    SmoothMix's search for an adversary (Jeong et al., NeurIPS 2021, Algorithm 1).
+    """
+
+    def step(i: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor]:
+        _, slope = _slope(network, x, labels, noise)
+        return (tf.clip_by_value(x + step_size * _unit(slope, seed, i), 0.0, 1.0),)
+
+    return tf.stop_gradient(_repeat(step, steps, images)[0])
+
+
+def project(x: tf.Tensor, images: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
+    """`x` brought back to within `epsilon` of the images, and then into [0, 1].
+
+    The second leaves the ball no more: the images are in [0, 1], so every pixel nears its own.
+    """
+    change = x - images
+    change *= tf.math.divide_no_nan(epsilon, tf.maximum(_norm(change), epsilon))
+    return tf.clip_by_value(images + change, 0.0, 1.0)
+
+
+def _repeat(step: Callable[..., Any], steps: int, *state: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """`state = step(i, *state)`, `steps` times; a loop in the graph, which it keeps small."""
+
+    def body(i: tf.Tensor, *state: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return (i + 1, *step(i, *state))
+
+    _, *state = tf.while_loop(lambda i, *_: i < steps, body, (tf.constant(0), *state))
+    return tuple(state)
+
+
+def _slope(
+    network: Network, x: tf.Tensor, labels: tf.Tensor, noise: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Logits `[B, k, K]` of x under noise, and the slope of each image's cross-entropy in x."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        views = x[:, tf.newaxis] + noise
+        logits = network(tf.reshape(views, [-1, *x.shape[1:]]))
+        logits = tf.reshape(logits, [*tf.unstack(tf.shape(noise)[:2]), logits.shape[-1]])
+        log_p = smoothed_log_probabilities(logits)
+        loss = -tf.reduce_sum(tf.gather(log_p, labels, batch_dims=1))
+    return logits, tape.gradient(loss, x)
+
+
+def _majority(logits: tf.Tensor) -> tf.Tensor:
+    """The class that most copies of an image are given, int64 `[B]`; the lowest of equals."""
+    votes = tf.one_hot(tf.argmax(logits, axis=-1), logits.shape[-1])
+    return tf.argmax(tf.reduce_sum(votes, axis=1), axis=-1)
+
+
+def _unit(slope: tf.Tensor, seed: tf.Tensor, i: tf.Tensor) -> tf.Tensor:
+    """The direction of each image's slope, of norm 1; a random one where it is 0."""
+    seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(i, tf.int64), alg="philox")
+    anywhere = tf.random.stateless_normal(tf.shape(slope), seed, slope.dtype, alg="philox")
+    # To the largest entry first: slopes of a sure image are so small that squares underflow.
+    largest = tf.reduce_max(tf.abs(slope), axis=_pixels(slope), keepdims=True)
+    slope = tf.where(largest > 0, tf.math.divide_no_nan(slope, largest), anywhere)
+    return slope / _norm(slope)
+
+
+def _norm(x: tf.Tensor) -> tf.Tensor:
+    """l2 norm of each image, `[B, 1, 1, 1]`."""
+    return tf.sqrt(tf.reduce_sum(x * x, axis=_pixels(x), keepdims=True))
+
+
+def _pixels(x: tf.Tensor) -> list[int]:
+    """The axes within an image."""
+    return list(range(1, x.shape.rank))
