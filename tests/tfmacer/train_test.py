@@ -99,6 +99,13 @@ def test_flags_txt_says_everything_and_works_as_a_flagfile(tiny, tmp_path, capsy
     assert "finished already" in capsys.readouterr().out
 
 
+def test_a_run_records_its_noise_family(tiny, tmp_path):
+    assert train.main([*tiny, "--noise_family=rounded_gaussian"]) == 0
+    source = local.from_run(tmp_path / "run")
+    assert source.smoothing.noise_family == "rounded_gaussian"
+    assert train.main(tiny) == 1
+
+
 def test_an_unfinished_run_is_taken_up_and_ends_the_same(tiny, tmp_path, capsys, monkeypatch):
     whole = tmp_path / "whole"
     assert train.main([*tiny, f"--run_dir={whole}"]) == 0
@@ -202,6 +209,9 @@ def test_two_processes_never_train_in_one_directory(tiny, tmp_path, capsys):
         (["--num_noise=0"], "num_noise"),
         (["--learning_rate=0"], "--learning_rate must be positive"),
         (["--clip_norm=0"], "--clip_norm must be positive"),
+        (["--noise_family=cauchy"], "noise_family must be one of gaussian.*got 'cauchy'"),
+        (["--noise_params=k"], "--noise_params must be NAME=NUMBER,..., got 'k'"),
+        (["--noise_params=k=3"], "noise_params of gaussian must be empty, got {'k': 3.0}"),
         (["--lr_decay_epochs=5,x"], "--lr_decay_epochs must be positive integers, got '5,x'"),
         (["--lambda_schedule=deferred"], "needs --lr_decay_epochs"),
         (["--lambda_schedule=linear"], "--lambda_warmup_epochs goes with"),

@@ -116,8 +116,9 @@ class RoundedGaussian:
     def check_pixels(self, image: npt.NDArray[np.float32]) -> None:
         """See `Law`: pixels must be multiples of 1/255 in [0, 1], as uint8 / 255 gives them."""
         steps = np.asarray(image, np.float64) * rounding.LEVELS
-        off_grid = np.abs(steps - np.round(steps)) > _OFF_GRID
-        wrong = np.argwhere(off_grid | (np.round(steps) < 0) | (np.round(steps) > rounding.LEVELS))
+        levels = np.round(steps)
+        on_grid = np.abs(steps - levels) <= _OFF_GRID
+        wrong = np.argwhere(~(on_grid & (levels >= 0) & (levels <= rounding.LEVELS)))
         if len(wrong):
             place = tuple(int(i) for i in wrong[0])
             raise UserError(

@@ -11,11 +11,14 @@ from tfmacer.errors import UserError
 from tfmacer.guarantee.gaussian import Gaussian, RoundedGaussian
 from tfmacer.guarantee.law import Law
 
-__all__ = ["LAWS", "Gaussian", "Law", "RoundedGaussian", "law"]
+__all__ = ["EXACT", "LAWS", "Gaussian", "Law", "RoundedGaussian", "law"]
 
 LAWS: Mapping[str, type[Law]] = MappingProxyType(
     {known.family: known for known in (Gaussian, RoundedGaussian)}
 )
+
+# Families whose statement holds in floating point.
+EXACT = frozenset({RoundedGaussian.family})
 
 
 def law(

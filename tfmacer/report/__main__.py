@@ -4,7 +4,8 @@
 
 Takes logs of this project and of others in the published format, and directories of them. Into DIR
 go `report.md`, `report.tex`, `results.csv`, `differences.csv`, the plots as PNG and SVG, and
-`report.html`, which holds everything and needs nothing else.
+`report.html`, which holds everything and needs nothing else. With `--published` a further table
+puts the papers' own figures beside the runs they belong to.
 """
 
 import sys
@@ -17,7 +18,7 @@ from absl import flags
 from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.records.logs import is_log, read_log
-from tfmacer.report import formats, tables
+from tfmacer.report import formats, published, tables
 from tfmacer.report.comparison import (
     Difference,
     name_runs,
@@ -38,6 +39,9 @@ _RADII = flags.DEFINE_list(
     "radii", [], "Radii of the tables' columns, e.g. 0,0.5,1; default: round ones.",
     flag_values=FLAGS,
 )  # fmt: skip
+_PUBLISHED = flags.DEFINE_bool(
+    "published", False, "Put what papers report beside each run.", flag_values=FLAGS
+)
 
 
 def _main(arguments: Sequence[str]) -> None:
@@ -47,7 +51,7 @@ def _main(arguments: Sequence[str]) -> None:
     runs = name_runs([read_log(path) for path in find_logs([Path(text) for text in arguments])])
     if not any(len(run.radii) for run in runs):
         raise UserError("nothing to report: no log holds an image with a true label")
-    write_report(runs, Path(_OUT_DIR.value), radii)
+    write_report(runs, Path(_OUT_DIR.value), radii, beside_published=_PUBLISHED.value)
 
 
 def _radius(text: str) -> float:
@@ -78,17 +82,25 @@ def find_logs(paths: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def write_report(runs: Sequence[Run], out_dir: Path, radii: Sequence[float] = ()) -> None:
+def write_report(
+    runs: Sequence[Run],
+    out_dir: Path,
+    radii: Sequence[float] = (),
+    *,
+    beside_published: bool = False,
+) -> None:
     """Writes every file of the report and prints its main table.
 
     Args:
       runs: what is reported.
       out_dir: where; made where it is missing.
       radii: of the tables' columns; empty for round ones up to the largest.
+      beside_published: whether a table puts what papers report beside the runs.
     """
     radii = sorted(radii) or tables.radii_of(runs)
     pairs = paired_differences(runs, radii)
     shown = [tables.results(runs, radii)]
+    shown += [published.table(runs, radii)] if beside_published else []
     shown += [tables.differences(pairs, radii)] if pairs else []
     shown += [tables.groups(groups, radii)] if (groups := seed_groups(runs)) else []
     bounds = tables.dataset_bounds(runs, radii)

@@ -26,7 +26,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfmacer.training.losses import smoothed_log_probabilities
+from tfmacer.training.losses import smoothed_log_odds
 
 Network = Callable[[tf.Tensor], tf.Tensor]
 
@@ -138,22 +138,26 @@ def _repeat(step: Callable[..., Any], steps: int, *state: tf.Tensor) -> tuple[tf
     def body(i: tf.Tensor, *state: tf.Tensor) -> tuple[tf.Tensor, ...]:
         return (i + 1, *step(i, *state))
 
-    _, *state = tf.while_loop(lambda i, *_: i < steps, body, (tf.constant(0), *state))
-    return tuple(state)
+    start = tuple(tf.convert_to_tensor(value) for value in (0, *state))
+    _, *end = tf.while_loop(lambda i, *_: i < steps, body, start)
+    return tuple(end)
 
 
 def _slope(
     network: Network, x: tf.Tensor, labels: tf.Tensor, noise: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Logits `[B, k, K]` of x under noise, and the slope of each image's cross-entropy in x."""
+    """Logits `[B, k, K]` of x under noise, and the direction of each cross-entropy's slope in x.
+
+    The slope is that of the log-odds: the cross-entropy's own, of a sure image, is lost to
+    rounding.
+    """
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
         views = x[:, tf.newaxis] + noise
         logits = network(tf.reshape(views, [-1, *x.shape[1:]]))
         logits = tf.reshape(logits, [*tf.unstack(tf.shape(noise)[:2]), logits.shape[-1]])
-        log_p = smoothed_log_probabilities(logits)
-        loss = -tf.reduce_sum(tf.gather(log_p, labels, batch_dims=1))
-    return logits, tape.gradient(loss, x)
+        odds = tf.reduce_sum(smoothed_log_odds(logits, labels))
+    return logits, tape.gradient(odds, x)
 
 
 def _majority(logits: tf.Tensor) -> tf.Tensor:
@@ -165,10 +169,8 @@ def _majority(logits: tf.Tensor) -> tf.Tensor:
 def _unit(slope: tf.Tensor, seed: tf.Tensor, i: tf.Tensor) -> tf.Tensor:
     """The direction of each image's slope, of norm 1; a random one where it is 0."""
     seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(i, tf.int64), alg="philox")
-    anywhere = tf.random.stateless_normal(tf.shape(slope), seed, slope.dtype, alg="philox")
-    # To the largest entry first: slopes of a sure image are so small that squares underflow.
-    largest = tf.reduce_max(tf.abs(slope), axis=_pixels(slope), keepdims=True)
-    slope = tf.where(largest > 0, tf.math.divide_no_nan(slope, largest), anywhere)
+    anywhere = tf.random.stateless_normal(tf.shape(slope), seed, dtype=slope.dtype, alg="philox")
+    slope = tf.where(_norm(slope) > 0, slope, anywhere)
     return slope / _norm(slope)
 
 
@@ -179,4 +181,4 @@ def _norm(x: tf.Tensor) -> tf.Tensor:
 
 def _pixels(x: tf.Tensor) -> list[int]:
     """The axes within an image."""
-    return list(range(1, x.shape.rank))
+    return list(range(1, len(x.shape)))

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfmacer.datasets import IndexedSplit, Split, StreamSplit
 from tfmacer.errors import UserError
+from tfmacer.splits import IndexedSplit, Split
+from tfmacer.tfds_splits import StreamSplit
 from tfmacer.votes.source import row_seed
 
 # Names of the streams.

@@ -74,6 +74,7 @@ class TensorBoard(keras.callbacks.Callback):
       images: float32 `[N, H, W, C]` in [0, 1], watched after each epoch: the soft certified radii
         of all of them under the run's own number of copies, and how the first few look in noise.
       labels: int `[N]`.
+      batch_size: images in a step.
       every: steps between scalars.
     """
 
@@ -82,10 +83,12 @@ class TensorBoard(keras.callbacks.Callback):
         directory: Path,
         images: npt.NDArray[np.float32],
         labels: npt.NDArray[np.int64],
+        *,
+        batch_size: int,
         every: int = 50,
     ) -> None:
         super().__init__()
-        self._directory, self._every = directory, every
+        self._directory, self._batch_size, self._every = directory, batch_size, every
         self._images, self._labels = tf.constant(images), tf.constant(labels)
 
     def on_train_begin(self, logs: Logs = None) -> None:
@@ -99,7 +102,8 @@ class TensorBoard(keras.callbacks.Callback):
         if step % self._every:
             return
         now = time.monotonic()
-        speed = {"steps_per_second": (step - self._seen) / (now - self._clock)}
+        images = (step - self._seen) * self._batch_size
+        speed = {"images_per_second": images / (now - self._clock)}
         self._seen, self._clock = step, now
         self._scalars(step, (logs or {}) | speed)
 

@@ -7,6 +7,7 @@ trainer.network.save("model.keras")
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from tfmacer.errors import UserError
 from tfmacer.training.objectives import Batch, Objective
+from tfmacer.votes import noise
 from tfmacer.votes.source import row_seed
 
 # Names of the streams; certification's are `select` and `estimate`.
@@ -40,6 +42,8 @@ class SmoothedTrainer(keras.Model):
         objective: Objective,
         *,
         sigma: float,
+        noise_family: str = "gaussian",
+        noise_params: Mapping[str, float] | None = None,
         num_noise: int = 1,
         seed: int = 0,
         clip_norm: float | None = None,
@@ -50,7 +54,9 @@ class SmoothedTrainer(keras.Model):
         Args:
           network: any Keras classifier that returns logits.
           objective: see `tfmacer.training.objectives`.
-          sigma: scale of the Gaussian noise, in units of pixels in [0, 1]; > 0.
+          sigma: scale of the noise, in units of pixels in [0, 1]; > 0.
+          noise_family: key of `tfmacer.votes.noise.NOISES`.
+          noise_params: the family's further parameters; None for none.
           num_noise: noisy copies of each image in a step (k); 1 or more.
           seed: of the noise.
           clip_norm: bound on the gradient's global norm, before weight decay; None for none.
@@ -70,6 +76,8 @@ class SmoothedTrainer(keras.Model):
         self.objective = objective
         self.sigma = sigma
         self.num_noise = num_noise
+        self._noise = noise.find(noise.NOISES, noise_family)
+        self._noise_params = dict(noise_params or {})
         self.seed = seed
         self.clip_norm = clip_norm
         self._train_means = {name: keras.metrics.Mean(name=name) for name in TRAIN_METRICS}
@@ -148,8 +156,8 @@ class SmoothedTrainer(keras.Model):
         noise_seed, objective_seed = tf.unstack(tf.random.split(seed, 2, alg="philox"))
         shape = tf.shape(images)
         shape = tf.concat([shape[:1], [copies or self.num_noise], shape[1:]], axis=0)
-        noise = self.sigma * tf.random.stateless_normal(shape, noise_seed, alg="philox")
-        return Batch(images, labels, noise, tf.cast(step, tf.int64), objective_seed)
+        drawn = self._noise(shape, noise_seed, self.sigma, self._noise_params)
+        return Batch(images, labels, drawn, tf.cast(step, tf.int64), objective_seed)
 
     def logits(self, views: tf.Tensor, training: bool = False) -> tf.Tensor:
         """The network's logits `[B, v, K]` of views `[B, v, H, W, C]`."""

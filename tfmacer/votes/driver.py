@@ -163,8 +163,8 @@ def draw_certificates(
       After each round of requests, the progress of every image that advanced in it.
 
     Raises:
-      UserError: the rule's block size is not the source's, or votes are missing because the
-        network's logits were not finite.
+      UserError: the rule's block size is not the source's, the law is not about an image, or votes
+        are missing because the network's logits were not finite.
     """
     smoothing = source.smoothing
     if rule.block_size != smoothing.block_size:
@@ -187,6 +187,7 @@ def draw_certificates(
                 task = next(pending, None)
                 if task is None:
                     break
+                law.check_pixels(task.image)
                 stream = _Stream(task, rule, smoothing.num_classes, started)
                 streams.append(stream)
             more = list(stream.parts(room, part_blocks, smoothing.block_size))

@@ -1,24 +1,66 @@
 """How each smoothing distribution is drawn inside a graph.
 
-Draw j of a stream lies in block b = j // BLOCK; a block is drawn whole, by one stateless Philox
-call keyed by (seed, b). The draws therefore depend on the seed and their index alone: not on how
-the stream is cut into chunks, nor on what else is computed beside it.
+Draw j of a stream lies in block b = j // BLOCK; a block is drawn whole, by stateless Philox calls
+keyed by (seed, b). The draws therefore depend on the seed and their index alone: not on how the
+stream is cut into chunks, nor on what else is computed beside it.
+
+A family is one function of `NOISES`. What certifies adds it to an image block by block
+(`noisy_block`); training draws the same noise for its batches.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import tensorflow as tf
 
 from tfmacer.errors import UserError
+from tfmacer.guarantee import rounding
 from tfmacer.records.runs import Smoothing
 
+_F = TypeVar("_F")
+
 NoisyBlock = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, Smoothing], tf.Tensor]
+Noise = Callable[[tf.Tensor, tf.Tensor, float, Mapping[str, float]], tf.Tensor]
+
+
+def gaussian_noise(
+    shape: tf.Tensor, seed: tf.Tensor, sigma: float, params: Mapping[str, float]
+) -> tf.Tensor:
+    """N(0, sigma^2 I), in float32 whatever the network computes in.
+
+    Args:
+      shape: int `[2 + 3]` or `[1 + 3]`, of what is drawn; the last three are one image's.
+      seed: int64 `[2]`, of a Philox generator.
+      sigma: scale of the noise, in units of pixels in [0, 1].
+      params: the family's further parameters; none here.
+
+    Returns:
+      float32 of that shape.
+    """
+    return sigma * tf.random.stateless_normal(shape, seed, alg="philox")
+
+
+def rounded_steps(shape: tf.Tensor, seed: tf.Tensor, sigma: float) -> tf.Tensor:
+    """The whole numbers D of `tfmacer.guarantee.rounding`, int32; see `gaussian_noise`."""
+    table = rounding.thresholds(sigma)
+    bits = tf.random.stateless_uniform(
+        shape, seed, minval=None, maxval=None, dtype=tf.int64, alg="philox"
+    )
+    passed = tf.searchsorted(table, tf.reshape(bits, [-1]), side="right")
+    return tf.reshape(passed, shape) - rounding.reach(sigma)
+
+
+def rounded_gaussian_noise(
+    shape: tf.Tensor, seed: tf.Tensor, sigma: float, params: Mapping[str, float]
+) -> tf.Tensor:
+    """Whole steps of 1/255, as a network in training meets them; see `gaussian_noise`."""
+    return tf.cast(rounded_steps(shape, seed, sigma), tf.float32) / rounding.LEVELS
 
 
 def gaussian(
     image: tf.Tensor, seed: tf.Tensor, block: tf.Tensor, smoothing: Smoothing
 ) -> tf.Tensor:
-    """One block of x + N(0, sigma^2 I), in float32 whatever the network computes in.
+    """One block of x + N(0, sigma^2 I).
 
     Args:
       image: float32 `[H, W, C]` in [0, 1].
@@ -29,9 +71,24 @@ def gaussian(
     Returns:
       float32 `[BLOCK, H, W, C]`.
     """
-    shape = (smoothing.block_size, *smoothing.input_shape)
-    noise = tf.random.stateless_normal(shape, block_seed(seed, block), alg="philox")
-    return image[tf.newaxis] + smoothing.sigma * noise
+    return _add(gaussian_noise, image, seed, block, smoothing)
+
+
+def rounded_gaussian(
+    image: tf.Tensor, seed: tf.Tensor, block: tf.Tensor, smoothing: Smoothing
+) -> tf.Tensor:
+    """One block of clip(255 x + D, -255 K, 255 (K + 1)) / 255; see `gaussian`.
+
+    All sums are of whole numbers, and the sum is clipped, not D: so the result is h's, see
+    `tfmacer.guarantee.gaussian.RoundedGaussian`. The division is the first step of the network:
+    it keeps different whole numbers different in float32.
+    """
+    steps = rounded_steps(_block_shape(smoothing), block_seed(seed, block), smoothing.sigma)
+    levels = rounding.LEVELS
+    lowest = -levels * rounding.overhang(smoothing.sigma)
+    pixels = tf.cast(tf.round(image * levels), tf.int32)
+    noisy = tf.clip_by_value(pixels[tf.newaxis] + steps, lowest, levels - lowest)
+    return tf.cast(noisy, tf.float32) / levels
 
 
 def block_seed(seed: tf.Tensor, block: tf.Tensor) -> tf.Tensor:
@@ -43,7 +100,29 @@ def block_seed(seed: tf.Tensor, block: tf.Tensor) -> tf.Tensor:
     return tf.random.experimental.stateless_fold_in(tf.cast(seed, tf.int64), block)
 
 
-NOISY_BLOCKS: dict[str, NoisyBlock] = {"gaussian": gaussian}
+def _block_shape(smoothing: Smoothing) -> tuple[int, ...]:
+    return (smoothing.block_size, *smoothing.input_shape)
+
+
+def _add(
+    noise: Noise, image: tf.Tensor, seed: tf.Tensor, block: tf.Tensor, smoothing: Smoothing
+) -> tf.Tensor:
+    """One block of an image under additive noise; see `gaussian`."""
+    drawn = noise(
+        _block_shape(smoothing), block_seed(seed, block), smoothing.sigma, smoothing.noise_params
+    )
+    return image[tf.newaxis] + drawn
+
+
+NOISES: dict[str, Noise] = {
+    "gaussian": gaussian_noise,
+    "rounded_gaussian": rounded_gaussian_noise,
+}
+
+NOISY_BLOCKS: dict[str, NoisyBlock] = {
+    "gaussian": gaussian,
+    "rounded_gaussian": rounded_gaussian,
+}
 
 
 def noisy_block(smoothing: Smoothing) -> NoisyBlock:
@@ -52,8 +131,15 @@ def noisy_block(smoothing: Smoothing) -> NoisyBlock:
     Raises:
       UserError: the family is not known.
     """
-    if smoothing.noise_family not in NOISY_BLOCKS:
-        raise UserError(
-            f"noise_family must be one of {', '.join(NOISY_BLOCKS)}, got {smoothing.noise_family!r}"
-        )
-    return NOISY_BLOCKS[smoothing.noise_family]
+    return find(NOISY_BLOCKS, smoothing.noise_family)
+
+
+def find(families: Mapping[str, _F], family: str) -> _F:
+    """One family's entry of `NOISES` or `NOISY_BLOCKS`.
+
+    Raises:
+      UserError: the family is not known.
+    """
+    if family not in families:
+        raise UserError(f"noise_family must be one of {', '.join(families)}, got {family!r}")
+    return families[family]

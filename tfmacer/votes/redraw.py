@@ -6,11 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee.certificate import Counts
+from tfmacer.guarantee.certificate import Counts, Rule
+from tfmacer.records.audit import AuditEntry
 from tfmacer.records.rows import Record
+from tfmacer.records.runs import Smoothing
 from tfmacer.records.settings import LogSettings
 from tfmacer.records.verification import Redraw, Redrawn
-from tfmacer.votes.source import ESTIMATE, SELECT, VoteSource, row_seed
+from tfmacer.votes.source import ESTIMATE, SELECT, Seeds, VoteSource, row_seed
 
 LARGEST_REQUEST = 1_000_000
 
@@ -32,10 +34,14 @@ def redraw_from(source: VoteSource, images: Images) -> Redraw:
         _check_source(source, settings)
         image, label = images(record.idx)
         drawn = record.all_counts
+        seeds = (
+            row_seed(settings.seed, SELECT, record.idx),
+            row_seed(settings.seed, ESTIMATE, record.idx),
+        )
         return Redrawn(
             label=label,
             clean=_clean(source.logits(image[np.newaxis])[0], record),
-            counts=_votes(source, image, settings, record.idx, drawn.n0, drawn.n),
+            counts=_votes(source, image, seeds, settings.rule, drawn.n),
         )
 
     return redraw
@@ -49,26 +55,44 @@ def _clean(logits: npt.NDArray[np.float32], record: Record) -> int:
     return int(logits.argmax())
 
 
+def redraw_served(source: VoteSource) -> Callable[[AuditEntry], Counts]:
+    """Draws the votes of served certificates again; a function for `verify_entry`.
+
+    It raises UserError where the source is of another model, or the entry keeps no pixels.
+    """
+
+    def redraw(entry: AuditEntry) -> Counts:
+        _check_source(source, entry.smoothing)
+        if entry.pixels is None:
+            raise UserError(
+                f"certificate {entry.certificate_id}: the audit log keeps no pixels "
+                "(--noaudit_pixels), so its votes cannot be drawn again"
+            )
+        seeds = (entry.select_seed, entry.estimate_seed)
+        return _votes(source, entry.pixels, seeds, entry.rule, entry.certificate.n)
+
+    return redraw
+
+
 def _votes(
     source: VoteSource,
     image: npt.NDArray[np.float32],
-    settings: LogSettings,
-    idx: int,
-    n0: int,
+    seeds: tuple[Seeds, Seeds],
+    rule: Rule,
     n: int,
 ) -> Counts:
     """Votes of one image, its stream cut into as many requests as keep the source busy."""
-    blocks = -(-n // settings.block_size)
-    size = settings.block_size * -(-blocks // source.parallelism)
-    size = min(size, LARGEST_REQUEST // settings.block_size * settings.block_size)
-    parts = [(SELECT, 0, n0)]
-    parts += [(ESTIMATE, first, min(size, n - first)) for first in range(0, n, size)]
+    blocks = -(-n // rule.block_size)
+    size = rule.block_size * -(-blocks // source.parallelism)
+    size = min(size, LARGEST_REQUEST // rule.block_size * rule.block_size)
+    parts = [(seeds[0], 0, rule.n0)]
+    parts += [(seeds[1], first, min(size, n - first)) for first in range(0, n, size)]
     votes = source.sample(
         np.repeat(image[np.newaxis], len(parts), axis=0),
-        np.stack([row_seed(settings.seed, stage, idx) for stage, _, _ in parts]),
+        np.stack([seed for seed, _, _ in parts]),
         np.array([first for _, first, _ in parts], np.int32),
         np.array([draws for _, _, draws in parts], np.int32),
-        beta=settings.beta,
+        beta=rule.beta,
     )
     soft = {
         "select_sums": tuple(votes.sums[0].tolist()),
@@ -78,13 +102,13 @@ def _votes(
     return Counts(
         select_counts=tuple(votes.counts[0].tolist()),
         counts=tuple(votes.counts[1:].sum(axis=0).tolist()),
-        n0=n0,
+        n0=rule.n0,
         n=n,
-        **(soft if settings.rule.soft else {}),
+        **(soft if rule.soft else {}),
     )
 
 
-def _check_source(source: VoteSource, settings: LogSettings) -> None:
+def _check_source(source: VoteSource, settings: LogSettings | Smoothing) -> None:
     """Refuses a source of another smoothed classifier than the log's."""
     for field in (
         "model_digest",

@@ -1,7 +1,5 @@
 """Attacks where the best one is known: linear networks; and what holds on any network."""
 
-import itertools
-
 import keras
 import numpy as np
 import pytest
@@ -54,9 +52,9 @@ def _soft_loss(network, images, labels, noise):
     return -np.log(mean[np.arange(len(labels)), labels])
 
 
-@pytest.mark.parametrize(("steps", "copies"), itertools.product([1, 2, 10], [1, 4]))
+@pytest.mark.parametrize(("steps", "copies"), [(1, 1), (2, 4), (10, 4)])
 def test_pgd_finds_the_optimum_of_a_linear_network(steps, copies):
-    """x + epsilon w / |w|, away from the label: no other point of the ball is worse."""
+    """X + epsilon w / |w|, away from the label: no other point of the ball is worse."""
     weights, direction = _two_classes()
     images, labels, noise = _data(copies=copies)
     found = attacks.pgd(
@@ -87,7 +85,7 @@ def test_pgd_at_the_ends_of_the_pixels():
     labels = np.zeros(6, int)
     best = [_best_in_box(x, direction, 1.5) for x in _flat(images)]
     reached = {}
-    for steps in (1, 10, 100):
+    for steps in (1, 10, 40):
         found = attacks.pgd(
             _linear(weights), images, labels, noise, epsilon=1.5, steps=steps, seed=SEED
         )
@@ -98,9 +96,9 @@ def test_pgd_at_the_ends_of_the_pixels():
             expected = np.clip(_flat(images) + 1.5 * direction, 0, 1)
             np.testing.assert_allclose(_flat(found), expected, atol=1e-6)
             assert np.mean((expected == 0) | (expected == 1)) > 0.1
-    assert reached[1].max() < 0.97
+    assert reached[1].mean() < 0.9
     assert reached[10].min() > 0.97
-    assert reached[100].min() > 0.99
+    assert reached[40].min() > 0.99
     assert max(values.max() for values in reached.values()) <= 1 + 1e-6
 
 
@@ -138,15 +136,13 @@ def test_ascent_goes_as_far_as_its_steps_lead_and_ends_at_the_pixels():
     assert {0.0, 1.0} <= set(np.unique(found))
 
 
-@pytest.mark.parametrize("margin", [0.0, 20.0, 30.0])
-def test_tiny_slopes_keep_their_direction(margin):
-    """Slopes of 1e-10 x e^-30 = 1e-23, whose squares float32 cannot hold."""
-    weights, direction = _two_classes(scale=1e-10)
+@pytest.mark.parametrize("margin", [0.0, 30.0, 300.0, -300.0])
+def test_images_however_sure_keep_their_direction(margin):
+    """1 - p is 1e-130 at 300, and the slope of the cross-entropy 0 in floats of any size."""
+    weights, direction = _two_classes()
     network = _linear(weights, [margin, 0.0])
     images, _, noise = _data()
-    found = attacks.pgd(
-        network, images, np.zeros(6, int), noise, epsilon=0.3, steps=2, seed=SEED
-    )
+    found = attacks.pgd(network, images, np.zeros(6, int), noise, epsilon=0.3, steps=2, seed=SEED)
     np.testing.assert_allclose(_flat(found), _flat(images) + 0.3 * direction, atol=1e-6)
 
 
@@ -182,31 +178,31 @@ def _simulated_ddn(boundary, epsilon, steps, gamma=0.05):
 
 
 @pytest.mark.parametrize("steps", [2, 5, 30])
-@pytest.mark.parametrize("distance", [0.2, 0.45, 0.51, 0.6, 3.0, -0.1])
-def test_ddn_adapts_the_norm_to_the_boundary(steps, distance):
-    """Images at one distance of the boundary: found just beyond it, within epsilon or as they are.
+def test_ddn_adapts_the_norm_to_the_boundary(steps):
+    """Images at several distances of it: found just beyond it, within epsilon, or left alone.
 
-    -0.1 is wrong already; 0.51 is found beyond epsilon and brought back; 3 is out of reach. 30
-    steps of 5 % reach 0.2 from 0.5 and 0.6 as well.
+    From 0.05, 30 steps of 5 % reach 0.02 and 0.06; 0.051 is found beyond epsilon, and brought
+    back; 0.3 is out of reach; -0.01 is wrong already.
     """
+    distances = np.array([0.02, 0.045, 0.051, 0.06, 0.3, -0.01])
     weights, direction = _two_classes()
-    images, _, noise = _data(size=1, copies=3, sigma=0.0)
-    images = images + np.zeros((3, 1, 1, 1), np.float32)
-    length = np.linalg.norm(weights[:, 1] - weights[:, 0])
-    bias = (distance + direction @ _flat(images)[0]) * length
+    middle = np.full(PIXELS, 0.5)
+    images = (middle - distances[:, np.newaxis] * direction).reshape(-1, *SHAPE)
+    images = images.astype(np.float32)
+    gap = weights[:, 1] - weights[:, 0]
     found = attacks.ddn(
-        _linear(weights, [bias, 0.0]), images, np.zeros(3, int), noise[[0, 0, 0]],
-        epsilon=0.5, steps=steps, seed=SEED, levels=2**20,
+        _linear(weights, [gap @ middle, 0.0]), images, np.zeros(6, int),
+        np.zeros((6, 3, *SHAPE), np.float32), epsilon=0.05, steps=steps, seed=SEED, levels=2**20,
     )  # fmt: skip
-    expected = _simulated_ddn(distance, 0.5, steps)
+    expected = np.array([_simulated_ddn(d, 0.05, steps) for d in distances])
     change = _flat(found) - _flat(images)
-    np.testing.assert_allclose(change, np.tile(expected * direction, (3, 1)), atol=1e-5)
-    if steps == 30 and 0 < distance < 0.5:
-        assert distance < expected < distance * 1.05 / 0.95
-    if distance in (-0.1, 3.0):
-        np.testing.assert_array_equal(found, images)
-    if distance == 0.51:
-        assert expected == 0.5
+    np.testing.assert_allclose(change, expected[:, np.newaxis] * direction, atol=2e-6)
+    np.testing.assert_array_equal(found[4:], images[4:])
+    assert expected[2] == 0.05
+    if steps == 30:
+        assert (distances < expected)[:2].all()
+        assert (expected < distances * 1.05 / 0.95)[:2].all()
+        assert expected[3] == 0.05
 
 
 def test_ddn_stays_on_the_levels_of_8_bit_images():
@@ -276,7 +272,8 @@ def test_attacks_raise_the_loss_and_stay_where_they_may(name, epsilon):
         assert norms.max() <= epsilon * (1 + 1e-5)
     before, after = (_soft_loss(network, x, labels, noise) for x in (images, found))
     assert (after >= before - 1e-4).all()
-    assert after.mean() > before.mean() + 1e-3
+    if name != "ddn" or epsilon > 0.1:  # Within 0.05 of these images there are none to be found.
+        assert after.mean() > before.mean() + 1e-3
 
 
 @pytest.mark.parametrize("name", ["pgd", "ddn"])
@@ -314,8 +311,9 @@ def test_attacks_touch_no_variable_and_let_no_gradient_through(name):
         np.testing.assert_array_equal(weight, same)
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("name", "compiled"), [("pgd", False), ("ddn", False), ("ascend", False), ("ddn", True)]
+)
 def test_in_a_graph_attacks_find_the_same(name, compiled):
     """Of a batch whose size is not known beforehand, and compiled."""
     network = _inference(_network())

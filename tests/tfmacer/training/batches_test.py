@@ -7,8 +7,9 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from tfmacer import datasets
+from tfmacer import datasets, tfds_splits
 from tfmacer.errors import UserError
+from tfmacer.splits import ArraySplit
 from tfmacer.training import batches
 
 TOTAL, BATCH = 50, 8
@@ -18,7 +19,7 @@ STEPS = TOTAL // BATCH
 def _split(total=TOTAL, size=5):
     """Images that say their position in their first pixel; labels that say it too."""
     images = np.random.default_rng(0).integers(0, 256, (total, size, size, 1)).astype(np.uint8)
-    return datasets.ArraySplit("name", "train", images, np.arange(total), total)
+    return ArraySplit("name", "train", images, np.arange(total), total)
 
 
 def _epoch(split, **options):
@@ -63,7 +64,7 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 def test_the_order_mixes_classes_as_a_random_one_does():
     """Of labels sorted by class, the counts in batches: mean chi-square 9, its error 0.3."""
     total, size = 5000, 50
-    split = datasets.ArraySplit(
+    split = ArraySplit(
         "name", "train", np.zeros((total, 1, 1, 1), np.uint8), np.arange(total) * 10 // total, 10
     )
     epochs = [_epoch(split, batch_size=size, start=100 * epoch) for epoch in range(4)]
@@ -104,7 +105,7 @@ def test_flip_mirrors_half_of_them_left_to_right():
 
 def test_augmentation_differs_between_steps_epochs_and_seeds():
     images = np.repeat(np.random.default_rng(0).integers(0, 256, (1, 6, 6, 1)), 16, axis=0)
-    split = datasets.ArraySplit("name", "train", images.astype(np.uint8), np.zeros(16, int), 2)
+    split = ArraySplit("name", "train", images.astype(np.uint8), np.zeros(16, int), 2)
     options = {"batch_size": 8, "augmentation": "crop"}
     draws = [
         images
@@ -185,10 +186,10 @@ def test_where_no_window_fits_the_centre_is_taken(size, expected):
 
 
 def test_a_stream_is_entered_midway_and_shuffled_anew_each_epoch(monkeypatch):
-    monkeypatch.setattr(datasets, "MEMORY_LIMIT", 100)
+    monkeypatch.setattr(tfds_splits, "MEMORY_LIMIT", 100)
     with tfds.testing.mock_data(num_examples=23):
         split = datasets.load_split("cifar10", "train")
-        assert isinstance(split, datasets.StreamSplit)
+        assert isinstance(split, tfds_splits.StreamSplit)
         options = {"batch_size": 4, "augmentation": "crop_flip"}
         whole, rest, again = (_epoch(split, start=s, **options) for s in (5, 7, 10))
     assert len(whole) == 5
@@ -219,6 +220,6 @@ def test_augmentations_that_are_not_for_these_images(augmentation):
 
 def test_images_without_labels_are_not_trained_on():
     images = np.zeros((8, 2, 2, 1), np.uint8)
-    split = datasets.ArraySplit("name", "train", images, np.array([0, 1] * 3 + [1, -1]), 2)
+    split = ArraySplit("name", "train", images, np.array([0, 1] * 3 + [1, -1]), 2)
     with pytest.raises(UserError, match="--dataset=name has images without labels"):
         _epoch(split)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmacer import datasets
 from tfmacer.errors import UserError
+from tfmacer.splits import ArraySplit
 from tfmacer.training import batches, callbacks, loop, objectives, schedules
 from tfmacer.training.optimizer import SGD
 from tfmacer.training.trainer import SmoothedTrainer
@@ -22,7 +22,7 @@ SHAPE, CLASSES = (4, 4, 1), 3
 def split():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (STEPS * BATCH + 3, *SHAPE)).astype(np.uint8)
-    return datasets.ArraySplit("name", "train", images, rng.integers(0, CLASSES, len(images)), 3)
+    return ArraySplit("name", "train", images, rng.integers(0, CLASSES, len(images)), 3)
 
 
 def _trainer(initial=0):

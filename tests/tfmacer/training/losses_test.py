@@ -201,6 +201,20 @@ def test_proposition_1_the_gradient_is_bounded():
     assert 1e-2 < largest <= bound
 
 
+@pytest.mark.parametrize("shape", SHAPES[1:4])
+def test_log_odds_agree_with_numpy_and_point_where_the_cross_entropy_does(shape):
+    logits, labels = _random(shape, scale=1.0)
+    p = _mean_softmax(logits)[np.arange(len(labels)), labels]
+    found, gradient = _value_and_gradient(
+        lambda x: tf.reduce_sum(o.smoothed_log_odds(x, labels)), logits
+    )
+    assert found == pytest.approx(special.logit(1 - p).sum(), rel=1e-6)
+    _, other = _value_and_gradient(lambda x: o.smoothed_cross_entropy(x, labels), logits)
+    # -log p has slope -dp / p, log (1 - p) / p has -dp / (p (1 - p)).
+    scale = len(labels) / (1 - p)[:, np.newaxis, np.newaxis]
+    np.testing.assert_allclose(gradient, scale * other, rtol=1e-4, atol=1e-6)
+
+
 def test_one_copy_makes_the_classification_term_plain_cross_entropy():
     logits, labels = _random((8, 1, 10), scale=1.0)
     plain = tf.keras.losses.sparse_categorical_crossentropy(labels, logits[:, 0], from_logits=True)
@@ -241,6 +255,7 @@ def test_nothing_is_ever_nan(name, repeats):
         lambda x: o.cross_entropy(x, labels),
         lambda x: o.smoothed_cross_entropy(x, labels),
         _robustness(labels),
+        lambda x: tf.reduce_sum(o.smoothed_log_odds(x, labels)),
         o.consistency_divergence,
         o.consistency_distance,
         o.prediction_entropy,
@@ -328,7 +343,9 @@ def _reference_mixed(both, labels, share):
     copies = both.shape[1] // 2
     mean = special.softmax(both[:, :copies], axis=2).mean(axis=1)
     total = 0.0
-    for p, q, y, u in zip(mean, special.softmax(both[:, copies:], axis=2), labels, share, strict=True):
+    for p, q, y, u in zip(
+        mean, special.softmax(both[:, copies:], axis=2), labels, share, strict=True
+    ):
         if p.argmax() != y:
             continue
         target = (1 - u) * p + u / len(p)
@@ -336,11 +353,11 @@ def _reference_mixed(both, labels, share):
     return total / len(labels)
 
 
-@pytest.mark.parametrize("copies", [1, 2, 4])
+@pytest.mark.parametrize("copies", [1, 3])
 def test_mixed_divergence_agrees_with_numpy(copies):
     """Values and gradients in both logits: the mean prediction is the target and not detached."""
-    both, labels = _random((5, 2 * copies, 10), scale=1.0)
-    labels[0] = (labels[0] + 1) % 10
+    both, labels = _random((5, 2 * copies, 4), scale=1.0)
+    labels[0] = (labels[0] + 1) % 4
     share = np.array([0.3, 0.0, 0.1, 0.49, 0.2])
 
     def found(x):

@@ -7,7 +7,6 @@ import pytest
 import tensorflow as tf
 from scipy import special
 
-from tfmacer.training import losses as l
 from tfmacer.training import objectives as o
 from tfmacer.training import schedules
 

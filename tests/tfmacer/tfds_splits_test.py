@@ -1,0 +1,190 @@
+"""TFDS datasets: read as stored, streamed where they are large, fetched where they are missing."""
+
+import pathlib
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+import requests
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import downloader
+
+from tfmacer import tfds_splits
+from tfmacer.errors import UserError
+from tfmacer.splits import ArraySplit
+from tfmacer.tfds_splits import tfds_split
+
+TFDS = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "tfds"
+
+
+@pytest.fixture
+def tfds_dir():
+    if not (TFDS / "mnist").is_dir():
+        pytest.skip(f"no datasets in {TFDS}")
+    return str(TFDS)
+
+
+def test_tfds_reads_what_is_stored_in_the_order_stored(tfds_dir):
+    split = tfds_split("mnist", "test", tfds_dir)
+    assert (split.total, split.shape, split.num_classes) == (10_000, (28, 28, 1), 10)
+    images, labels = split.take([0, 1, 9_999])
+    stored = tfds.load("mnist", split="test", data_dir=tfds_dir, as_supervised=True, download=False)
+    expected = [pair for i, pair in enumerate(stored.as_numpy_iterator()) if i in (0, 1, 9_999)]
+    np.testing.assert_array_equal(images, np.stack([e[0] for e in expected]) / np.float32(255))
+    assert labels.tolist() == [int(e[1]) for e in expected]
+
+
+def test_tfds_slices_work(tfds_dir):
+    part = tfds_split("mnist", "test[10:12]", tfds_dir)
+    whole = tfds_split("mnist", "test", tfds_dir)
+    assert part.total == 2
+    np.testing.assert_array_equal(part.take([0, 1])[0], whole.take([10, 11])[0])
+
+
+@pytest.mark.parametrize("name", ["cifar10", "svhn_cropped"])
+def test_small_tfds_images_are_kept_in_memory(name):
+    with tfds.testing.mock_data(num_examples=7):
+        split = tfds_split(name, "train")
+    assert isinstance(split, ArraySplit)
+    assert (split.total, split.shape, split.num_classes) == (7, (32, 32, 3), 10)
+    images, _ = split.take(range(7))
+    assert 0 <= images.min() < 0.1
+    assert 0.9 < images.max() <= 1
+
+
+def test_tfds_images_of_differing_sizes_are_streamed_and_centred():
+    with tfds.testing.mock_data(num_examples=4):
+        split = tfds_split("imagenet2012", "validation")
+        assert isinstance(split, tfds_splits.StreamSplit)
+        assert (split.total, split.shape, split.num_classes) == (4, (224, 224, 3), 1000)
+        images, labels = split.take([1, 3])
+        every, all_labels = split.take(range(4))
+        none, _ = split.take([])
+    assert images.dtype == np.float32
+    assert none.shape == (0, 224, 224, 3)
+    np.testing.assert_array_equal(images, every[[1, 3]])
+    np.testing.assert_array_equal(labels, all_labels[[1, 3]])
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+@pytest.mark.parametrize("height_width", [(512, 768), (300, 256), (64, 96)])
+def test_centring_scales_the_shorter_side_to_256_and_cuts_224(height_width):
+    """A plane a y + b x + c survives bilinear scaling: pixel centres map linearly."""
+    height, width = height_width
+    split = tfds_splits.StreamSplit.__new__(tfds_splits.StreamSplit)
+    split.of_one_size, split.shape = False, (224, 224, 1)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    plane = 0.2 + 0.4 * (y + 0.5) / height + 0.3 * (x + 0.5) / width
+
+    class Feature:
+        @staticmethod
+        def decode_example(image):
+            return image
+
+    split.feature = Feature()
+    found = split._centre(tf.constant(plane[..., np.newaxis])).numpy()[..., 0]
+    rows, columns = (round(256 * side / min(height_width)) for side in height_width)
+    top, left = (rows - 224) // 2, (columns - 224) // 2
+    y, x = np.mgrid[:224, :224]
+    expected = 0.2 + 0.4 * (y + top + 0.5) / rows + 0.3 * (x + left + 0.5) / columns
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_positions_cross_shards_in_order(tmp_path):
+    """TFDS interleaves the files of a split by default; positions must not."""
+
+    class Counted(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(2, 2, 1)),
+                "label": tfds.features.ClassLabel(num_classes=3),
+            }
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(60):
+                yield i, {"image": np.full((2, 2, 1), i, np.uint8), "label": i % 3}
+
+    builder = Counted(data_dir=str(tmp_path))
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(num_shards=4, max_examples_per_split=None)
+    )
+    assert builder.info.splits["train"].num_shards == 4
+    parts = [builder.as_dataset(split=f"train[{s}shard]") for s in range(4)]
+    stored = [int(e["image"][0, 0, 0]) for part in parts for e in part.as_numpy_iterator()]
+    images, _ = tfds_split("counted", "train", str(tmp_path)).take(range(60))
+    assert np.rint(images[:, 0, 0, 0] * 255).astype(int).tolist() == stored
+
+
+def test_a_split_that_there_is_not(tfds_dir):
+    with pytest.raises(UserError, match="split 'valid'"):
+        tfds_split("mnist", "valid", tfds_dir)
+
+
+def test_what_is_no_image_classification():
+    with (
+        tfds.testing.mock_data(num_examples=2),
+        pytest.raises(UserError, match="not an image-classification"),
+    ):
+        tfds_split("iris", "train")
+
+
+def _offline(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+
+
+def test_without_a_network_a_missing_dataset_is_one_clear_line(tmp_path, monkeypatch, capfd):
+    """At once: TFDS, left alone, would retry for minutes and print a page."""
+    _offline(monkeypatch)
+    # The builder's own attempt fails as it would there.
+    monkeypatch.setattr("requests.Session.send", _no_route)
+    with pytest.raises(UserError, match="'mnist' cannot be had.*there is no network") as caught:
+        tfds_split("mnist", "train", str(tmp_path))
+    assert "\n" not in str(caught.value)
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "downloading" not in captured.err
+    assert downloader.MAX_RETRIES > 1
+
+
+def _no_route(self, *args, **kwargs):
+    raise requests.exceptions.ConnectionError("no route to host")
+
+
+def test_a_dataset_put_in_place_by_hand_needs_no_network(tmp_path, monkeypatch):
+    """Preparing is tried whatever the network says."""
+    _offline(monkeypatch)
+    asked = []
+
+    def prepare(self, *args, **kwargs):
+        asked.append(self.name)
+        raise AssertionError("Manual directory is empty.\nMore about it.")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", prepare)
+    with pytest.raises(UserError, match=r"AssertionError: Manual directory is empty\.$"):
+        tfds_split("imagenet2012", "train", str(tmp_path))
+    assert asked == ["imagenet2012"]
+
+
+def test_a_download_is_announced(tmp_path, monkeypatch, capsys):
+    def answer(*args, **kwargs):
+        raise urllib.error.HTTPError("url", 400, "Bad Request", None, None)
+
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", _no_route)
+    with pytest.raises(UserError, match="'mnist' cannot be had"):
+        tfds_split("mnist", "train", str(tmp_path))
+    assert f"mnist: not in {tmp_path}" in capsys.readouterr().err

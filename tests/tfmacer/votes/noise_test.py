@@ -1,0 +1,153 @@
+"""Each family as it is drawn, against its density; Gaussian noise itself: see local_test."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import stats
+
+from export.lint import lint
+from export.signatures import SmoothedClassifier
+from tfmacer import certification
+from tfmacer.errors import UserError
+from tfmacer.guarantee import rounding
+from tfmacer.records.runs import Smoothing
+from tfmacer.votes import local, noise
+
+SHAPE = (7, 6, 2)
+
+
+def smoothing(family: str, sigma: float, **params: float) -> Smoothing:
+    return Smoothing(
+        sigma=sigma,
+        num_classes=2,
+        input_shape=SHAPE,
+        model_digest="t",
+        noise_family=family,
+        noise_params=params,
+        block_size=128,
+    )
+
+
+def linear(weights: np.ndarray, bias: float):
+    """Class 1 where w.x + b > 0; its smoothed version has the same boundary."""
+
+    def network(images: tf.Tensor) -> tf.Tensor:
+        flat = tf.reshape(images, [-1, len(weights)])
+        score = tf.linalg.matvec(flat, weights.astype(np.float32)) + bias
+        return tf.stack([-score, score], axis=-1)
+
+    return network
+
+
+def blocks(image: np.ndarray, described: Smoothing, count: int) -> np.ndarray:
+    draw = noise.noisy_block(described)
+    seed = tf.constant([3, 4], tf.int32)
+    return np.stack([draw(image, seed, tf.constant(b, tf.int64), described) for b in range(count)])
+
+
+class TestRoundedGaussian:
+    @pytest.mark.parametrize("sigma", [0.02, 0.25])
+    def test_steps_follow_the_exact_probabilities(self, sigma):
+        """Chi-squared over bins of 50 expected draws or more; the seed is fixed."""
+        drawn = noise.rounded_steps([400_000], tf.constant([1, 2], tf.int64), sigma).numpy()
+        last = rounding.reach(sigma)
+        edges = (2 * np.arange(-last, last) + 1) / (510 * sigma)
+        below = np.concatenate([[0], stats.norm.cdf(edges), [1]])
+        expected = np.diff(below) * len(drawn)
+        observed = np.bincount(drawn + last, minlength=2 * last + 1)
+        common = expected >= 50
+        pooled = np.append(observed[common], observed[~common].sum())
+        wanted = np.append(expected[common], expected[~common].sum())
+        assert stats.chisquare(pooled, wanted).pvalue > 1e-4
+
+    def test_lands_on_the_grid_and_within_the_clip(self):
+        image = (np.arange(84).reshape(SHAPE) * 3 / 255).astype(np.float32)
+        described = smoothing("rounded_gaussian", 0.25)
+        noisy = blocks(image, described, 40)
+        steps = np.round(noisy * 255)
+        np.testing.assert_array_equal(noisy, (steps / np.float32(255)).astype(np.float32))
+        drawn = noise.rounded_steps(
+            (128, *SHAPE), noise.block_seed(tf.constant([3, 4]), tf.constant(7, tf.int64)), 0.25
+        ).numpy()
+        by_hand = np.clip(np.round(image * 255) + drawn, -255, 510)
+        np.testing.assert_array_equal(steps[7], by_hand)
+
+    @pytest.mark.parametrize(("level", "end"), [(0.0, -255), (1.0, 510)])
+    def test_sums_are_clipped_and_not_the_noise(self, level, end):
+        """Sigma is 84 steps and K = 1, so a thousandth of the sums lies beyond the nearer end."""
+        described = smoothing("rounded_gaussian", 0.33)
+        steps = np.round(blocks(np.full(SHAPE, level, np.float32), described, 100) * 255)
+        at_end = np.mean(steps == end)
+        # 1.08 million draws; five standard errors.
+        assert at_end == pytest.approx(stats.norm.sf(254.5 / (255 * 0.33)), abs=2e-4)
+        assert np.abs(steps - 127.5).max() <= 382.5
+
+    def test_certifies_up_to_the_distance_of_a_linear_boundary(self):
+        rng = np.random.default_rng(0)
+        weights = rng.normal(size=84)
+        images = rng.integers(0, 256, (6, *SHAPE)).astype(np.uint8)
+        bias = -float(weights @ np.full(84, 0.5))
+        source = local.NetworkVotes(linear(weights, bias), smoothing("rounded_gaussian", 0.25))
+        certificates = certification.certify_images(source, images, n=4000, alpha=0.001)
+        truth = np.abs(images.reshape(6, -1) / 255 @ weights + bias) / np.linalg.norm(weights)
+        radii = np.array([c.radius for c in certificates])
+        # A step of the grid is 1/64 of sigma: rounding moves the boundary by far less.
+        assert (radii <= truth).all()
+        assert (radii >= np.minimum(truth, 0.6) - 0.08).all()
+        assert certificates[0].family == "rounded_gaussian"
+        assert "whole steps of 1/255" in certificates[0].statement()
+
+    def test_refuses_images_off_the_grid(self):
+        source = local.NetworkVotes(linear(np.ones(84), 0.0), smoothing("rounded_gaussian", 0.25))
+        image = np.zeros((1, *SHAPE), np.float32)
+        image[0, 5, 4, 1] = 0.5
+        with pytest.raises(UserError, match=r"pixel \(5, 4, 1\) is 0.5, not a multiple of 1/255"):
+            certification.certify_images(source, image, n=1000)
+
+    def test_training_draws_the_same_distribution(self):
+        drawn = noise.NOISES["rounded_gaussian"](
+            tf.constant([2, 3, *SHAPE]), tf.constant([5, 6], tf.int64), 0.1, {}
+        ).numpy()
+        assert drawn.shape == (2, 3, *SHAPE)
+        np.testing.assert_allclose(drawn * 255, np.round(drawn * 255), atol=1e-4)
+        assert drawn.std() == pytest.approx(0.1, rel=0.15)  # 504 draws: standard error 3 %
+
+
+FAMILIES = [("rounded_gaussian", {})]
+
+
+@pytest.mark.parametrize(("family", "params"), FAMILIES)
+def test_an_export_draws_what_the_network_here_draws(family, params, tmp_path):
+    keras.utils.set_random_seed(0)
+    network = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(2)])
+    described = smoothing(family, 0.25, **params)
+    module = SmoothedClassifier(network, described, 10)
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures=module.signatures())
+    assert lint(tmp_path / "1", len(network.weights)) == []
+    request = [
+        np.full((2, *SHAPE), 0.2, np.float32),
+        np.array([[1, 2], [3, 4]], np.int32),
+        np.array([0, 5], np.int32),
+        np.array([200, 100], np.int32),
+    ]
+    exported = local.SavedModelVotes(tmp_path / "1")
+    assert exported.smoothing == described
+    here = local.NetworkVotes(network, described).sample(*request)
+    there = exported.sample(*request)
+    assert here.counts.sum(axis=1).tolist() == [200, 100]
+    np.testing.assert_array_equal(here.counts, there.counts)
+
+
+@pytest.mark.parametrize(("family", "params"), FAMILIES)
+def test_training_draws_independent_copies(family, params):
+    draw = noise.NOISES[family]
+    shape = tf.constant([4, 3, *SHAPE])
+    drawn = draw(shape, tf.constant([5, 6], tf.int64), 0.3, params).numpy()
+    again = draw(shape, tf.constant([5, 6], tf.int64), 0.3, params).numpy()
+    np.testing.assert_array_equal(drawn, again)
+    rows = drawn.reshape(12, -1)
+    assert (drawn.dtype, rows.shape) == (np.float32, (12, 84))
+    correlations = np.corrcoef(rows)
+    # 84 pairs each: standard deviation 0.11.
+    assert np.abs(correlations[~np.eye(12, dtype=bool)]).max() < 0.5

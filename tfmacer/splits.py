@@ -1,0 +1,145 @@
+"""What a split of a dataset can do: give its images and labels by position."""
+
+import abc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from tfmacer.errors import UserError
+
+Shape = tuple[int, int, int]
+Images = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+
+class Split(abc.ABC):
+    """One split of a dataset.
+
+    Attributes:
+      dataset: the name it was asked for by.
+      name: of the split.
+      shape: `(H, W, C)` of its images.
+      num_classes: K; labels are 0 to K - 1, or -1 where there is no true label.
+      total: how many images it has.
+    """
+
+    def __init__(
+        self, dataset: str, name: str, *, shape: Shape, num_classes: int, total: int
+    ) -> None:
+        self.dataset = dataset
+        self.name = name
+        self.shape = shape
+        self.num_classes = num_classes
+        self.total = total
+
+    @abc.abstractmethod
+    def take(self, positions: Sequence[int]) -> tuple[Images, Labels]:
+        """Images float32 `[N, H, W, C]` in [0, 1] and labels int64 `[N]`.
+
+        Args:
+          positions: 0-based positions in the split as stored, ascending.
+
+        Raises:
+          UserError: an image file that cannot be used.
+        """
+
+
+class IndexedSplit(Split):
+    """A split whose images can be had in any order, inside a graph."""
+
+    _labels: tf.Tensor
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a true label."""
+        return bool(tf.reduce_all(self._labels >= 0))
+
+    @abc.abstractmethod
+    def gather(self, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Images float32 `[B, H, W, C]` in [0, 1] and labels int64 `[B]` at int64 `[B]`."""
+
+    def take(self, positions: Sequence[int]) -> tuple[Images, Labels]:
+        """See `Split.take`."""
+        images, labels = self.gather(tf.constant(list(positions), tf.int64))
+        return images.numpy(), labels.numpy()
+
+
+class ArraySplit(IndexedSplit):
+    """A split held in memory."""
+
+    def __init__(
+        self,
+        dataset: str,
+        name: str,
+        images: npt.NDArray[Any],
+        labels: npt.NDArray[Any],
+        num_classes: int,
+    ) -> None:
+        """Makes a split of arrays.
+
+        Args:
+          dataset: see `Split`.
+          name: see `Split`.
+          images: `[N, H, W, C]`, uint8, or float32 in [0, 1].
+          labels: integers `[N]`.
+          num_classes: K.
+        """
+        height, width, channels = images.shape[1:]
+        shape = (height, width, channels)
+        super().__init__(dataset, name, shape=shape, num_classes=num_classes, total=len(images))
+        # As tensors: a graph captures them, where it would copy arrays into itself.
+        with tf.device("cpu"):
+            self._images = tf.constant(images)
+            self._labels = tf.constant(labels, tf.int64)
+
+    def gather(self, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """See `IndexedSplit.gather`."""
+        return as_pixels(tf.gather(self._images, positions)), tf.gather(self._labels, positions)
+
+
+class FolderSplit(IndexedSplit):
+    """Image files, decoded when they are asked for; all of one size, none is ever resized."""
+
+    def __init__(
+        self,
+        dataset: str,
+        name: str,
+        paths: Sequence[Path],
+        labels: Sequence[int],
+        *,
+        shape: Shape,
+        num_classes: int,
+    ) -> None:
+        super().__init__(dataset, name, shape=shape, num_classes=num_classes, total=len(paths))
+        with tf.device("cpu"):
+            self._paths = tf.constant([str(path) for path in paths])
+            self._labels = tf.constant(labels, tf.int64)
+
+    def gather(self, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """See `IndexedSplit.gather`."""
+        spec = tf.TensorSpec(self.shape, tf.uint8)
+        images = tf.map_fn(
+            self._decode, tf.gather(self._paths, positions), fn_output_signature=spec
+        )
+        return as_pixels(images), tf.gather(self._labels, positions)
+
+    def take(self, positions: Sequence[int]) -> tuple[Images, Labels]:
+        """See `Split.take`."""
+        try:
+            return super().take(positions)
+        except tf.errors.InvalidArgumentError as error:
+            raise UserError(f"{self.dataset}: {error.message.splitlines()[0]}") from error
+
+    def _decode(self, path: tf.Tensor) -> tf.Tensor:
+        data = tf.io.read_file(path)
+        image = tf.io.decode_image(data, channels=self.shape[-1], expand_animations=False)
+        return tf.ensure_shape(image, self.shape)
+
+
+def as_pixels(images: tf.Tensor) -> tf.Tensor:
+    """Pixels in [0, 1] as float32: uint8 divided by 255, floating-point as they are."""
+    return tf.cast(images, tf.float32) / 255 if images.dtype == tf.uint8 else images
