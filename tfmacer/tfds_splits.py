@@ -85,7 +85,7 @@ class StreamSplit(Split):
         )
 
 
-def tfds_split(name: str, split: str, data_dir: str | None) -> Split:
+def tfds_split(name: str, split: str, data_dir: str | None = None) -> Split:
     """A TFDS image-classification dataset, downloaded where it is missing."""
     import tensorflow_datasets as tfds
 
@@ -121,9 +121,10 @@ def _prepared(name: str, data_dir: str | None) -> Any:
 
     online = True
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
-        if builder.is_prepared():
-            return builder
+        with _errors_only("absl"):
+            builder = tfds.builder(name, data_dir=data_dir)
+            if builder.is_prepared():
+                return builder
         online = _online()
         if online:
             print(f"{name}: not in {builder.data_dir}, downloading", file=sys.stderr)
@@ -160,16 +161,29 @@ def _at_once_and_quietly() -> Iterator[None]:
 
     retries, downloader.MAX_RETRIES = downloader.MAX_RETRIES, 0
     tfds.disable_progress_bar()
-    logger = logging.getLogger("urllib3.connectionpool")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            _errors_only("absl", "urllib3.connectionpool"),
+        ):
             yield
     finally:
         downloader.MAX_RETRIES = retries
         tfds.enable_progress_bar()
-        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _errors_only(*names: str) -> Iterator[None]:
+    """Loggers of these names keep warnings to themselves."""
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _records(builder: Any, split: str, **options: Any) -> tf.data.Dataset:
@@ -181,4 +195,4 @@ def _records(builder: Any, split: str, **options: Any) -> tf.data.Dataset:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:300]
+    return (str(error).strip().splitlines() or [""])[0][:160]

@@ -1,22 +1,32 @@
-"""Links, targets, commands and flags named in the pages exist."""
+"""Links, targets, commands and flags named in the pages exist; what they state of the code is so."""
 
+import ast
+import copy
 import importlib
 import re
+import shlex
 
 import pytest
 import source_tree
+from absl import flags
 from source_tree import ROOT
+
+from tfmacer.guarantee.bounds import BOUNDS
+from tfmacer.guarantee.certificate import Rule, largest_radius, round_down
+from tfmacer.guarantee.smoothing import LAWS, Gaussian
+from tfmacer.guarantee.stopping import looks
+from tfmacer.records.rows import SOFT_COLUMNS
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 )
 FLAG_FILES = sorted(path.name for path in ROOT.glob("*.flags"))
-COMMAND = re.compile(r"python3? -m ((?:tfmacer|export|serving)[\w.]*)([^`|\n]*)")
+COMMAND = re.compile(r"python3? -m ((?:tfmacer|export|serving|benchmarks)[\w.]*)([^`|\n]*)")
 
 
 def _text(page):
     """The page, with shell lines that end in a backslash joined."""
-    return (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    return re.sub(r"\\\n\s*", " ", (ROOT / page).read_text(encoding="utf-8"))
 
 
 def _commands():
@@ -26,10 +36,29 @@ def _commands():
             yield page, module.rstrip("."), rest
 
 
+def _command_modules():
+    """Every command that has flags: `-m` names it."""
+    return {
+        module.name.removesuffix(".__main__"): (ROOT / module.path).read_text(encoding="utf-8")
+        for module in source_tree.modules().values()
+        if module.path.parts[0] in ("tfmacer", "export", "serving")
+        and "\nFLAGS = " in (ROOT / module.path).read_text(encoding="utf-8")
+    }
+
+
 def _flag_values(module):
-    """The flags of a command."""
+    """The flags of a command, as if nothing had been parsed."""
     loaded = importlib.import_module(module)
-    return getattr(loaded, "FLAGS", None) or importlib.import_module(f"{module}.__main__").FLAGS
+    if not hasattr(loaded, "FLAGS"):
+        loaded = importlib.import_module(f"{module}.__main__")
+    values = copy.deepcopy(loaded.FLAGS)
+    values.unparse_flags()
+    return values
+
+
+def _words(rest):
+    """Arguments as a shell splits them; a remark follows after two spaces."""
+    return [word for word in shlex.split(re.split(r"\s{2,}", rest.strip())[0]) if word != "&"]
 
 
 def test_readme_is_one_screen():
@@ -60,14 +89,40 @@ def test_make_targets_exist(page):
         assert set(line.split()) <= targets, f"{page}: make {line}"
 
 
-def test_commands_and_their_flags_exist():
+def test_commands_are_accepted(monkeypatch):
+    """Flags exist, have values of their type and range, and none that is required is missing."""
+    monkeypatch.chdir(ROOT)
     commands = list(_commands())
     assert {"tfmacer.train", "tfmacer.certify"} <= {module for _, module, _ in commands}
+    sources = _command_modules()
     for page, module, rest in commands:
-        known = set(_flag_values(module)) | {"flagfile", "help"}
-        for flag in re.findall(r"--(\w+)", rest):
-            positive = flag.removeprefix("no")
-            assert flag in known or positive in known, f"{page}: {module} has no --{flag}"
+        values = _flag_values(module)
+        if not rest.strip():
+            continue  # only named
+        try:
+            arguments = values([module, *_words(rest)])[1:]
+        except flags.Error as error:
+            pytest.fail(f"{page}: python -m {module}{rest}: {error}")
+        takes_arguments = "run_with_arguments" in sources.get(module, "")
+        assert takes_arguments or not arguments, f"{page}: {module} takes no {arguments}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_flags_named_in_prose_exist(page):
+    known = {name for module in _command_modules() for name in _flag_values(module)}
+    known |= {"help", "flagfile"}
+    for span in re.findall(r"`(--[^`]*)`", _text(page)):
+        for flag in re.findall(r"--(\w+)", span):
+            assert flag in known or flag.removeprefix("no") in known, f"{page}: `{span}`"
+
+
+@pytest.mark.parametrize("module", ["serving.model_server", "serving.sidecar", "serving.client"])
+def test_the_serving_page_names_every_flag(module):
+    text = _text("docs/serving.md")
+    missing = {
+        flag for flag in _flag_values(module) if not re.search(rf"--(no)?{flag}\b", text)
+    } - {"help"}
+    assert missing == set()
 
 
 @pytest.mark.parametrize("file", FLAG_FILES)
@@ -93,12 +148,47 @@ def test_python_blocks_compile(page):
 
 
 def test_every_command_is_documented():
-    """A module with flags of its own is a command."""
-    commands = {
-        module.name.removesuffix(".__main__")
-        for module in source_tree.modules().values()
-        if module.path.parts[0] in ("tfmacer", "export", "serving")
-        and "\nFLAGS = " in (ROOT / module.path).read_text(encoding="utf-8")
-    }
     text = " ".join(_text(page) for page in [*PAGES, "Makefile"])
-    assert {name for name in commands if f"-m {name}" not in text} == set()
+    assert {name for name in _command_modules() if f"-m {name}" not in text} == set()
+
+
+def _registered(path, name):
+    """Keys of a module's dictionary, from its source: TensorFlow need not be loaded for them."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(getattr(target, "id", None) == name for target in targets):
+            return [ast.literal_eval(key) for key in node.value.keys]
+    raise AssertionError(f"{path} has no {name}")
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("docs/method.md", list(BOUNDS)),
+        ("docs/method.md", list(LAWS)),
+        ("docs/method.md", _registered("tfmacer/training/objectives.py", "OBJECTIVES")),
+        ("docs/guide.md", _registered("tfmacer/training/objectives.py", "OBJECTIVES")),
+        ("docs/guide.md", _registered("tfmacer/training/networks.py", "NETWORKS")),
+        ("docs/guide.md", list(SOFT_COLUMNS)),
+    ],
+)
+def test_pages_name_all_there_are(page, names):
+    text = _text(page)
+    assert names
+    assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_the_largest_radii_are_as_written():
+    rows = re.findall(r"^\| `(\w+)`((?: \| \d\.\d{3}){4}) \|$", _text("docs/method.md"), re.M)
+    assert {name for name, _ in rows} == set(BOUNDS)
+    for bound, cells in rows:
+        rules = [Rule(n=10**power, bound=bound) for power in (3, 4, 5, 6)]
+        radii = [round_down(largest_radius(rule, Gaussian(1.0)), 3) for rule in rules]
+        assert [float(cell) for cell in cells.split(" | ")[1:]] == radii
+
+
+def test_the_looks_are_as_written():
+    schedule = looks(100_000, 256)
+    ends = [", ".join(map(str, part)) for part in (schedule[:6], schedule[-2:])]
+    text = f"there are {len(schedule)}: {ends[0]}, ..., {ends[1]}."
+    assert text in _text("docs/method.md")

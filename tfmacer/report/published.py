@@ -10,10 +10,10 @@ The file holds every table of results of
     Non-Gaussian Smoothing", under review at ICLR 2020;
 
 one line for each of their rows. `certified` lists `radius:accuracy` in per cent, as printed;
-hyperparameters go by the names of the training flags, with `attack` for SmoothAdv's. What the
-papers leave open is left empty. SmoothAdv's epsilon of 255 and 512 (Consistency, Table S1) in 256ths stand
-as 1 and 2. MACER's Table 1 was measured on 500 contiguous images of CIFAR-10: its lines say so,
-and name the figures of the whole test set.
+hyperparameters go by the names of the training flags. What the papers leave open is left empty.
+The epsilons of Consistency's Table S1, 255 and 512 in 256ths, stand as 1 and 2. MACER's Table 1 was
+measured on 500 contiguous images of CIFAR-10: its lines say so, and name the figures of the whole
+test set.
 """
 
 import csv

@@ -18,9 +18,11 @@ from tfmacer.version import __version__
 from tfmacer.votes import noise
 from tfmacer.votes.source import Images, Seeds, Votes
 
-# Blocks in flight at once inside one graph call. More than any machine's cores costs only memory
-# for the blocks under way; one intra-op thread with parallel blocks was the fastest on CPUs.
-PARALLEL_BLOCKS = 32
+# Blocks in flight at once inside one graph call: as many as most machines have cores, and fewer
+# where images are so large that the blocks under way would fill the memory. A layer is taken to
+# have 64 float32 channels at the image's size, as the widest ones of the usual networks do.
+MOST_PARALLEL_BLOCKS = 32
+BYTES_IN_FLIGHT = 4 * 2**30
 
 
 def use_threads(intra_op: int = 1, inter_op: int | None = None) -> None:
@@ -107,9 +109,20 @@ def count_votes(
         lambda t, *_: t < total,
         one_block,
         [tf.zeros((), tf.int64), *zeros],
-        parallel_iterations=PARALLEL_BLOCKS,
+        parallel_iterations=parallel_blocks(smoothing),
     )
     return tuple(votes)
+
+
+def parallel_blocks(smoothing: Smoothing) -> int:
+    """How many blocks one graph call may have in flight, 1 to 32.
+
+    With one (images of ImageNet's size), blocks no longer use the cores side by side: give more
+    intra-op threads instead.
+    """
+    height, width, _ = smoothing.input_shape
+    layer = smoothing.block_size * height * width * 64 * 4
+    return max(1, min(MOST_PARALLEL_BLOCKS, BYTES_IN_FLIGHT // layer))
 
 
 class _LocalVotes:

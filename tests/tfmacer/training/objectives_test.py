@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
-from scipy import special
+from scipy import special, stats
 
+from tfmacer.training import attacks, losses, schedules
 from tfmacer.training import objectives as o
-from tfmacer.training import schedules
 
 SIGMA = 0.5
 
@@ -47,12 +47,12 @@ def test_lambda_0_and_one_copy_make_macer_gaussian_training():
 def test_consistency_with_eta_equal_lambda_is_the_cross_entropy_to_the_mean():
     """Remark below equation 7 of Jeong and Shin: KL(P || Q) + H(P) = -sum P log Q."""
     logits, labels = _random((4, 3, 10), scale=1.0)
-    losses = o.Consistency(weight=0.7, eta=0.7).losses(
+    found = o.Consistency(weight=0.7, eta=0.7).losses(
         tf.constant(logits), _batch(4, copies=3, labels=labels)
     )
-    mean = _mean_softmax(logits)[:, np.newaxis]
+    mean = special.softmax(logits.astype(np.float64), axis=2).mean(axis=1, keepdims=True)
     cross = -(mean * special.log_softmax(logits.astype(np.float64), axis=2)).sum(axis=2).mean()
-    assert losses.robustness.numpy() == pytest.approx(0.7 * cross, rel=1e-5)
+    assert found.robustness.numpy() == pytest.approx(0.7 * cross, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_consistency_forms_weigh_their_terms(monkeypatch, form, expected):
     ):
         monkeypatch.setattr(o, name, lambda logits, value=value: tf.constant(value))
     objective = o.Consistency(weight=3.0, eta=0.5, form=form)
-    losses = objective.losses(tf.zeros([1, 2, 3]), _batch(1, copies=2))
-    assert losses.robustness.numpy() == pytest.approx(expected)
+    found = objective.losses(tf.zeros([1, 2, 3]), _batch(1, copies=2))
+    assert found.robustness.numpy() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("objective", [o.Gaussian(), o.Macer(sigma=1.0), o.Consistency()])
@@ -88,19 +88,23 @@ def test_stability_sees_the_clean_image_first():
     np.testing.assert_array_equal(views[:, 0], batch.images)
     np.testing.assert_array_equal(views[:, 1:], o.noisy_views(batch))
     logits = tf.random.stateless_normal([2, 4, 5], [1, 2])
-    losses = o.Stability(weight=2.0).losses(logits, batch)
-    np.testing.assert_allclose(losses.classification, o.cross_entropy(logits[:, :1], [0, 0]))
-    np.testing.assert_allclose(losses.robustness, 2 * o.stability(logits[:, :1], logits[:, 1:]))
-    np.testing.assert_array_equal(losses.noisy_logits, logits[:, 1:])
+    found = o.Stability(weight=2.0).losses(logits, batch)
+    np.testing.assert_allclose(found.classification, losses.cross_entropy(logits[:, :1], [0, 0]))
+    expected = 2 * losses.stability(logits[:, :1], logits[:, 1:])
+    np.testing.assert_allclose(found.robustness, expected)
+    np.testing.assert_array_equal(found.noisy_logits, logits[:, 1:])
 
 
-@pytest.mark.parametrize("name", sorted(set(o.OBJECTIVES) - {"gaussian"}))
+def _options(name):
+    return {"sigma": SIGMA} if name == "macer" else {}
+
+
+@pytest.mark.parametrize("name", [name for name in o.OBJECTIVES if "weight" in o.options(name)])
 def test_the_weight_follows_its_schedule(name):
-    options = {"sigma": SIGMA} if name == "macer" else {}
-    options |= {"eta": 0.0} if name == "consistency" else {}
-    constant = o.OBJECTIVES[name](weight=3.0, **options)
-    deferred = o.OBJECTIVES[name](weight=schedules.deferred(3.0, 10), **options)
-    logits, labels = _random((4, 3, 10), scale=0.1)
+    options = _options(name) | ({"eta": 0.0} if "eta" in o.options(name) else {})
+    constant = o.compose(name, weight=3.0, **options)
+    deferred = o.compose(name, weight=schedules.deferred(3.0, 10), **options)
+    logits, labels = _random((4, 6, 10), scale=0.1)
     for step, factor in ((9, 0.0), (10, 1.0)):
         batch = _batch(4, copies=3, labels=labels, step=step)
         full = constant.losses(tf.constant(logits), batch).robustness.numpy()
@@ -112,13 +116,179 @@ def test_the_weight_follows_its_schedule(name):
 
 @pytest.mark.parametrize("name", o.OBJECTIVES)
 def test_bfloat16_logits_are_computed_in_float32(name):
-    options = {"sigma": SIGMA} if name == "macer" else {}
-    objective = o.OBJECTIVES[name](**options)
-    logits, labels = _random((4, 3, 10), scale=0.1)
+    objective = o.compose(name, **_options(name))
+    logits, labels = _random((4, 6, 10), scale=0.1)
     coarse = tf.cast(logits, tf.bfloat16)
     batch = _batch(4, copies=3, labels=labels)
-    losses = objective.losses(coarse, batch)
+    found = objective.losses(coarse, batch)
     expected = objective.losses(tf.cast(coarse, tf.float32), batch)
-    assert losses.classification.dtype == tf.float32
-    np.testing.assert_array_equal(losses.classification, expected.classification)
-    np.testing.assert_array_equal(losses.robustness, expected.robustness)
+    assert found.classification.dtype == tf.float32
+    np.testing.assert_array_equal(found.classification, expected.classification)
+    np.testing.assert_array_equal(found.robustness, expected.robustness)
+
+
+def test_compose_gives_each_part_its_options():
+    made = o.compose("smoothadv_consistency", weight=3.0, form="kl", epsilon=0.5, attack="ddn")
+    inner = o.Consistency(weight=3.0, form="kl")
+    assert made == o.SmoothAdv(objective=inner, epsilon=0.5, attack="ddn")
+    assert o.compose("smoothadv") == o.SmoothAdv(objective=o.Gaussian())
+    assert o.compose("macer", sigma=1.0) == o.Macer(sigma=1.0)
+    assert set(o.options("smoothadv_consistency")) == {
+        "attack", "steps", "epsilon", "weight", "eta", "form",
+    }  # fmt: skip
+    with pytest.raises(TypeError, match="smoothadv has no weight"):
+        o.compose("smoothadv", weight=1.0)
+
+
+SHAPE, PIXELS = (2, 3, 2), 12
+
+
+def _drawn(size=6, copies=3, classes=2, step=0, seed=(1, 2)):
+    """A batch away from the ends of the pixels, noise as in training."""
+    rng = np.random.default_rng(4)
+    return o.Batch(
+        tf.constant(rng.uniform(0.4, 0.6, (size, *SHAPE)), tf.float32),
+        tf.constant(np.arange(size) % classes),
+        tf.constant(rng.normal(0, 0.1, (size, copies, *SHAPE)), tf.float32),
+        tf.constant(step, tf.int64),
+        tf.constant(seed, tf.int64),
+    )
+
+
+def _linear(classes=2):
+    """X W, and the direction from its first class to its second."""
+    weights = np.random.default_rng(5).normal(size=(PIXELS, classes))
+    direction = weights[:, 1] - weights[:, 0]
+    constant = tf.constant(weights, tf.float32)
+    return lambda x: tf.reshape(x, [-1, PIXELS]) @ constant, direction / np.linalg.norm(direction)
+
+
+def _seen(views, batch):
+    """The images below the views' noise, one of each copy: `[B, k, pixels]`."""
+    bare = views.numpy() - batch.noise.numpy()
+    return bare.reshape(*bare.shape[:2], PIXELS)
+
+
+def _logits(network, views):
+    flat = network(tf.reshape(views, [-1, *SHAPE]))
+    return tf.reshape(flat, [*views.shape[:2], -1])
+
+
+@pytest.mark.parametrize("attack", ["pgd", "ddn"])
+def test_smoothadv_shows_attacked_images_under_the_noise_of_the_attack(attack):
+    """And each copy the same image, which costs more than the one it was made of."""
+    network, _ = _linear(classes=4)
+    batch = _drawn(classes=4)
+    objective = o.SmoothAdv(attack=attack, steps=3, epsilon=0.4)
+    views = objective.views(network, batch)
+    seen = _seen(views, batch)
+    np.testing.assert_allclose(seen, seen[:, :1].repeat(3, axis=1), atol=1e-6)
+    seed = tf.random.experimental.stateless_fold_in(batch.seed, 1, alg="philox")
+    expected = getattr(attacks, attack)(
+        network, *batch[:3], epsilon=tf.constant(0.4), steps=3, seed=seed
+    )
+    np.testing.assert_allclose(seen[:, 0], expected.numpy().reshape(-1, PIXELS), atol=1e-6)
+    attacked, plain = (
+        objective.losses(_logits(network, v), batch) for v in (views, o.noisy_views(batch))
+    )
+    assert float(attacked.classification) > float(plain.classification) + 1e-3
+
+
+@pytest.mark.parametrize(("step", "bound"), [(0, 0.0), (5, 0.2), (10, 0.4), (99, 0.4)])
+def test_epsilon_follows_its_schedule(step, bound):
+    """Linear over the first ten steps; PGD on a linear network goes to the bound."""
+    network, direction = _linear()
+    batch = _drawn(step=step)
+    objective = o.SmoothAdv(epsilon=schedules.linear(0.4, 10))
+    change = _seen(objective.views(network, batch), batch) - _seen(o.noisy_views(batch), batch)
+    sign = np.where(batch.labels == 0, 1, -1)[:, np.newaxis]
+    np.testing.assert_allclose(change[:, 0], bound * sign * direction, atol=1e-6)
+
+
+def test_consistency_on_top_of_smoothadv_is_consistency_of_the_attacked():
+    network, _ = _linear(classes=4)
+    batch = _drawn(classes=4)
+    inner = o.Consistency(weight=3.0, eta=0.2)
+    plain, both = o.SmoothAdv(), o.SmoothAdv(objective=inner)
+    views = both.views(network, batch)
+    np.testing.assert_array_equal(views, plain.views(network, batch))
+    logits = _logits(network, views)
+    for found, expected in zip(
+        both.losses(logits, batch), inner.losses(logits, batch), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+    assert float(both.weight_at(0)) == 3.0
+    assert float(plain.weight_at(0)) == 0.0
+
+
+def _mixing(objective, batch, network):
+    """Its images and mixed images, both without noise."""
+    views = objective.views(network, batch)
+    assert views.shape == (6, 6, *SHAPE)
+    halves = [_seen(half, batch) for half in tf.split(views, 2, axis=1)]
+    for half in halves:
+        np.testing.assert_allclose(half, half[:, :1].repeat(3, axis=1), atol=1e-6)
+    return views, halves[0][:, 0], halves[1][:, 0]
+
+
+def test_smoothmix_mixes_each_image_with_its_adversary_and_its_label_with_all():
+    """The adversary of a linear network is steps x step_size along its direction."""
+    network, direction = _linear()
+    batch = _drawn()
+    objective = o.SmoothMix(weight=3.0, steps=3, step_size=0.05)
+    views, images, mixed = _mixing(objective, batch, network)
+    np.testing.assert_allclose(images, batch.images.numpy().reshape(6, PIXELS), atol=1e-6)
+    sign = np.where(batch.labels == 0, 1, -1)
+    along = (mixed - images) @ direction * sign
+    np.testing.assert_allclose(mixed - images, np.outer(along * sign, direction), atol=1e-6)
+    share = along / 0.15
+    assert (share >= 0).all()
+    assert (share < 0.5).all()
+    assert np.ptp(share) > 0.1
+    logits = _logits(network, views)
+    found = objective.losses(logits, batch)
+    plain, other = logits[:, :3], logits[:, 3:]
+    np.testing.assert_array_equal(found.noisy_logits, plain)
+    np.testing.assert_allclose(found.classification, losses.cross_entropy(plain, batch.labels))
+    expected = 3.0 * losses.mixed_divergence(plain, other, batch.labels, tf.constant(share))
+    assert float(expected) > 1e-3
+    np.testing.assert_allclose(found.robustness, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("epsilon", [0.02, 0.05])
+def test_the_one_step_adversary_stands_in_for_the_image(epsilon):
+    network, direction = _linear()
+    batch = _drawn()
+    objective = o.SmoothMix(steps=3, step_size=0.05, epsilon=epsilon)
+    _, near, mixed = _mixing(objective, batch, network)
+    sign = np.where(batch.labels == 0, 1, -1)[:, np.newaxis]
+    images = batch.images.numpy().reshape(6, PIXELS)
+    np.testing.assert_allclose(near - images, epsilon * sign * direction, atol=1e-6)
+    _, _, plain = _mixing(o.SmoothMix(steps=3, step_size=0.05), batch, network)
+    share = (plain - images) @ direction / (0.15 * sign[:, 0])
+    far = images + 0.15 * sign * direction
+    expected = (1 - share)[:, np.newaxis] * near + share[:, np.newaxis] * far
+    np.testing.assert_allclose(mixed, expected, atol=1e-6)
+
+
+def test_the_adversarys_share_is_uniform_below_a_half():
+    network, direction = _linear()
+    objective = o.SmoothMix(steps=1, step_size=0.05)
+    batch = _drawn(size=2000, copies=1)
+    views = objective.views(network, batch)
+    bare = _seen(views[:, 1:], batch)[:, 0] - _seen(views[:, :1], batch)[:, 0]
+    share = np.abs(bare @ direction) / 0.05
+    assert stats.kstest(share, stats.uniform(0, 0.5).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", ["smoothadv", "smoothmix"])
+def test_random_choices_are_a_function_of_the_seed(name):
+    """Of a network without slopes, whose attacks go in random directions."""
+    objective = o.compose(name)
+
+    def views(seed):
+        flat = lambda x: 0 * tf.reshape(x, [-1, PIXELS])[:, :2]  # noqa: E731
+        return objective.views(flat, _drawn(seed=seed)).numpy()
+
+    np.testing.assert_array_equal(views((1, 2)), views((1, 2)))
+    assert np.abs(views((1, 2)) - views((1, 3))).max() > 1e-2

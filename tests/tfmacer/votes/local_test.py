@@ -212,6 +212,16 @@ def test_the_digest_outlives_loading_and_depends_on_every_weight(tmp_path, netwo
         variable.assign(old)
 
 
+@pytest.mark.parametrize(
+    ("shape", "blocks"),
+    [((28, 28, 1), 32), ((32, 32, 3), 32), ((64, 64, 3), 16), ((224, 224, 3), 1)],
+)
+def test_blocks_in_flight_are_bounded_by_memory(shape, blocks):
+    """A layer of one block is 256 x H x W x 64 x 4 bytes: 268 MB for 64 x 64 pixels."""
+    smoothing = Smoothing(sigma=1.0, num_classes=2, input_shape=shape, model_digest="t")
+    assert local.parallel_blocks(smoothing) == blocks
+
+
 def test_newest_version_is_chosen_by_number(tmp_path):
     for name in ("2", "10", "9", "v11"):
         (tmp_path / name).mkdir()

@@ -1,0 +1,130 @@
+"""The law of noise whose length concentrates less than a Gaussian's."""
+
+import bisect
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+
+from tfmacer.errors import UserError
+from tfmacer.guarantee.law import check_probabilities, check_sigma, outward
+from tfmacer.guarantee.radial import RadialNoise, radial_noise
+
+# Certified radii are multiples of this part of the noise's root mean square; nothing beyond eight
+# of these can be certified, whatever is counted.
+_STEP = 1 / 1024
+_LAST = 8 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneralizedGaussian:
+    """Noise of density p(z) ~ |z|_2^-k exp(-|z|_2^2 / (2 sigma^2)); certifies l2 balls.
+
+    The l2 family of Filling the Soap Bubbles (Zhang et al., NeurIPS 2020), called generalized
+    Gaussian by Li et al. (Double Sampling Randomized Smoothing, ICML 2022). Its radius is computed
+    by quadrature with a rigorous bracket (see `radial`) on a grid of radii, each of which is
+    evaluated once for one (d, k); a certified radius is the last one of the grid that the
+    probabilities certify.
+
+    At equal probabilities and equal root mean square, sigma sqrt((d - k) / d), its radius is the
+    Gaussian's to a part in a thousand: a gain can come only from probabilities that grow because
+    the noise is kinder to the network.
+
+    Attributes:
+      sigma: scale of the density, in units of pixels in [0, 1].
+      k: exponent, in [0, d); 0 is the Gaussian.
+      dimension: d, numbers in one image.
+    """
+
+    sigma: float
+    k: float
+    dimension: int
+    family: ClassVar[str] = "generalized_gaussian"
+    norm: ClassVar[str] = "l2"
+
+    def __post_init__(self) -> None:
+        check_sigma(self.sigma)
+        if self.dimension < 2:
+            raise UserError(f"{self.family} needs images of 2 numbers or more")
+        if not 0 <= self.k < self.dimension:
+            raise UserError(
+                f"noise_params of {self.family}: k must lie in [0, {self.dimension}), got {self.k}"
+            )
+
+    @classmethod
+    def build(cls, *, sigma: float, params: Mapping[str, float], dimension: int) -> Self:
+        """See `Law`; its parameter is k."""
+        if set(params) != {"k"}:
+            raise UserError(f"noise_params of {cls.family} must be k alone, got {dict(params)}")
+        return cls(sigma, float(params["k"]), dimension)
+
+    @property
+    def _noise(self) -> RadialNoise:
+        return radial_noise(self.dimension, self.k)
+
+    def _length(self, index: int) -> float:
+        """Radius of the grid, in units of sigma."""
+        return index * _STEP * self._noise.scale
+
+    def radius(self, p_lower: float, p_upper_second: float | None = None) -> float:
+        """See `Law`: the last radius of the grid that the probabilities certify."""
+        check_probabilities(p_lower, p_upper_second)
+        noise = self._noise
+        if p_upper_second is None:
+            near = _STEP**-1 * float(special.ndtri(p_lower)) if p_lower > 0.5 else 0.0
+            index = _last(lambda i: noise.probability(self._length(i)) <= p_lower, near)
+        else:
+            index = _bilateral_index(self, p_lower, p_upper_second)
+        return max(outward(self.sigma * self._length(index)), 0.0)
+
+    def probability(self, radius: float) -> float:
+        """See `Law`: of the first radius of the grid that is not below the one asked for."""
+        index = max(math.floor(radius / (self.sigma * self._length(1))), 1)
+        while outward(self.sigma * self._length(index)) < radius:
+            index += 1
+        p = self._noise.probability(self._length(index)) if index <= _LAST else 1.0
+        while p < 1.0 and self.radius(p) < radius:
+            p = math.nextafter(p, 1.0)
+        return p
+
+    def check_pixels(self, image: npt.NDArray[np.float32]) -> None:
+        """See `Law`: the theorem is about every image."""
+
+
+def _last(holds: Callable[[int], bool], near: float) -> int:
+    """The last index in 0 .. _LAST where a falling condition holds, looking around a guess first.
+
+    It is taken to hold at 0, and whatever is returned otherwise was seen to hold.
+    """
+    low, high = 0, _LAST + 1
+    guess, stride = round(min(max(near, 1.0), _LAST)), 4
+    while low < guess < high:
+        if holds(guess):
+            low, guess = guess, guess + stride
+        else:
+            high, guess = guess, guess - stride
+        stride *= 2
+    # From the two sides seen so far, halving.
+    return low + bisect.bisect_left(range(low + 1, high), True, key=lambda i: not holds(i))
+
+
+@functools.lru_cache(maxsize=4096)
+def _bilateral_index(law: GeneralizedGaussian, first: float, second: float) -> int:
+    """Index of the radius that two probabilities certify: guessed fast, lowered until certain."""
+    if first == 0.0 or second == 1.0 or first <= second:
+        return 0
+    if first == 1.0 or second == 0.0:
+        return _LAST
+    noise = law._noise
+    near = (float(special.ndtri(first)) - float(special.ndtri(second))) / 2 / _STEP
+    index = _last(lambda i: noise.guess_certifies(first, second, law._length(i)), near)
+    back = 0
+    while index > 0 and not noise.certifies(first, second, law._length(index)):
+        back = 2 * back + 1
+        index = max(index - back, 0)
+    return index
