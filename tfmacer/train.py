@@ -96,9 +96,6 @@ _bool("deterministic", False, "Use only kernels that repeat bit for bit.")
 _integer("checkpoint_every", 1000, "Steps between checkpoints.", 1)
 _integer("eval_examples", 1000, "Test images measured after each epoch; 0 for none.", 0)
 
-# Training images whose soft radii TensorBoard shows after each epoch.
-WATCHED = 256
-
 # What may change when a run is taken up again: nothing here changes what is trained.
 FREE = frozenset({"run_dir", "data_dir", "checkpoint_every", "eval_examples"})
 
@@ -241,7 +238,8 @@ def _train(run: RunDirectory) -> None:
                 callbacks.MetricsFile(run.metrics),
                 callbacks.TensorBoard(
                     run.tensorboard,
-                    *split.take(range(split.total)[:WATCHED]),
+                    # As many as a step can hold, which has their copies in memory at once.
+                    *split.take(range(_get("batch_size"))),
                     batch_size=_get("batch_size"),
                 ),
                 callbacks.Progress(_get("epochs"), steps),

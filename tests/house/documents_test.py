@@ -1,4 +1,4 @@
-"""Links, targets, commands and flags named in the pages exist; what they state of the code is so."""
+"""What the pages name exists, and what they state of the code is so."""
 
 import ast
 import copy
@@ -109,8 +109,8 @@ def test_commands_are_accepted(monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_named_in_prose_exist(page):
-    known = {name for module in _command_modules() for name in _flag_values(module)}
-    known |= {"help", "flagfile"}
+    modules = {*_command_modules(), *(module for where, module, _ in _commands() if where == page)}
+    known = {name for module in modules for name in _flag_values(module)} | {"help", "flagfile"}
     for span in re.findall(r"`(--[^`]*)`", _text(page)):
         for flag in re.findall(r"--(\w+)", span):
             assert flag in known or flag.removeprefix("no") in known, f"{page}: `{span}`"
@@ -166,6 +166,7 @@ def _registered(path, name):
     [
         ("docs/method.md", list(BOUNDS)),
         ("docs/method.md", list(LAWS)),
+        ("docs/guide.md", list(LAWS)),
         ("docs/method.md", _registered("tfmacer/training/objectives.py", "OBJECTIVES")),
         ("docs/guide.md", _registered("tfmacer/training/objectives.py", "OBJECTIVES")),
         ("docs/guide.md", _registered("tfmacer/training/networks.py", "NETWORKS")),

@@ -106,7 +106,19 @@ def test_a_run_records_its_noise_family(tiny, tmp_path):
     assert train.main(tiny) == 1
 
 
-def test_an_unfinished_run_is_taken_up_and_ends_the_same(tiny, tmp_path, capsys, monkeypatch):
+ATTACKED = [
+    "--objective=smoothadv_consistency",
+    "--attack_steps=2",
+    "--epsilon=0.3",
+    "--epsilon_warmup_epochs=1.5",
+]
+
+
+@pytest.mark.parametrize("extra", [[], ATTACKED])
+def test_an_unfinished_run_is_taken_up_and_ends_the_same(
+    tiny, tmp_path, capsys, monkeypatch, extra
+):
+    tiny = [*tiny, *extra]
     whole = tmp_path / "whole"
     assert train.main([*tiny, f"--run_dir={whole}"]) == 0
     from tfmacer.training.trainer import SmoothedTrainer
@@ -220,6 +232,14 @@ def test_two_processes_never_train_in_one_directory(tiny, tmp_path, capsys):
         (["--objective=gaussian"], "--lambda has no meaning for --objective=gaussian"),
         (["--eta=0.1"], "--eta has no meaning for --objective=macer"),
         (["--consistency_loss=l2"], "consistency_loss"),
+        (["--objective=smoothadv"], "--lambda has no meaning for --objective=smoothadv"),
+        (["--objective=smoothmix", "--attack=pgd"], "--attack has no meaning for"),
+        (["--epsilon=1"], "--epsilon has no meaning for --objective=macer"),
+        (["--epsilon=-1"], "--epsilon must be 0 or more and finite, got -1.0"),
+        (["--epsilon_warmup_epochs=nan"], "--epsilon_warmup_epochs must be 0 or more"),
+        (["--attack=fgsm"], "attack"),
+        (["--attack_steps=0"], "attack_steps"),
+        (["--attack_step_size=0"], "--attack_step_size must be positive"),
         (["--network=lennet"], "--network must be one of"),
         (["--network=lenet"], "lenet cannot take images of"),
         (["--dataset=no_such_dataset"], "'no_such_dataset' cannot be had"),
@@ -290,6 +310,61 @@ def test_one_flag_chooses_sigma_and_lambda_follows(file, sigma, expected, monkey
     assert found == expected
     assert objective.sigma == sigma
     assert root.name.endswith(f"_macer_{sigma}")
+
+
+@pytest.mark.parametrize(
+    ("file", "sigma", "epsilon", "steps", "copies", "weight"),
+    [
+        ("mnist.flags", 0.5, 1.0, 10, 4, 1.0),
+        ("cifar.flags", 0.25, 255 / 256, 10, 4, 2.0),
+        ("cifar.flags", 1.0, 2.0, 10, 2, 1.0),
+        ("imagenet.flags", 0.5, 255 / 256, 1, 1, None),
+    ],
+)
+def test_smoothadv_as_published(file, sigma, epsilon, steps, copies, weight, monkeypatch):
+    """Alone and under consistency; its epsilon grows over the first ten epochs, here of ten steps.
+
+    The table of the best models in Jeong and Shin's supplementary material, and their MNIST ones.
+    """
+    monkeypatch.chdir(ROOT)
+    for name in ("smoothadv", "smoothadv_consistency"):
+        if weight is None and name == "smoothadv_consistency":
+            continue
+        _, found, values = _resolved(
+            [f"--flagfile={file}", f"--objective={name}", f"--sigma={sigma}"]
+        )
+        assert [float(found.epsilon(i)) for i in (0, 50, 100, 999)] == pytest.approx(
+            [0.0, epsilon / 2, epsilon, epsilon]
+        )
+        assert (found.attack, found.steps, values["num_noise"]) == ("pgd", steps, copies)
+        expected = 0.0 if name == "smoothadv" else weight
+        assert float(found.weight_at(0)) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "sigma", "steps", "size", "copies"),
+    [("mnist.flags", 0.25, 2, 1.0, 4), ("mnist.flags", 1.0, 8, 1.0, 4),
+     ("cifar.flags", 0.25, 4, 0.5, 2), ("cifar.flags", 1.0, 4, 2.0, 2)],
+)  # fmt: skip
+def test_smoothmix_as_published(file, sigma, steps, size, copies, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arguments = [f"--flagfile={file}", "--objective=smoothmix", f"--sigma={sigma}"]
+    _, found, values = _resolved(arguments)
+    assert (found.steps, found.step_size, values["num_noise"]) == (steps, size, copies)
+    assert [float(found.weight_at(i)) for i in (0, 50, 100, 999)] == [0.0, 2.5, 5.0, 5.0]
+    assert float(found.epsilon(999)) == 0.0
+    _, found, _ = _resolved([*arguments, "--lambda_schedule=constant"])
+    assert float(found.weight_at(0)) == 5.0
+
+
+def test_what_is_given_goes_before_what_is_published(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    _, found, values = _resolved(
+        ["--flagfile=cifar.flags", "--objective=smoothadv", "--epsilon=0.3", "--num_noise=7",
+         "--attack=ddn", "--attack_steps=3", "--epsilon_warmup_epochs=0"]
+    )  # fmt: skip
+    assert float(found.epsilon(0)) == pytest.approx(0.3)
+    assert (found.attack, found.steps, values["num_noise"]) == ("ddn", 3, 7)
 
 
 def test_the_readmes_cifar_run_directory(monkeypatch):

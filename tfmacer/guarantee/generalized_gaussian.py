@@ -1,10 +1,9 @@
 """The law of noise whose length concentrates less than a Gaussian's."""
 
-import bisect
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar, Self
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from scipy import special
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee.law import check_probabilities, check_sigma, outward
+from tfmacer.guarantee.law import check_probabilities, check_sigma, last_holding, outward
 from tfmacer.guarantee.radial import RadialNoise, radial_noise
 
 # Certified radii are multiples of this part of the noise's root mean square; nothing beyond eight
@@ -77,7 +76,9 @@ class GeneralizedGaussian:
         noise = self._noise
         if p_upper_second is None:
             near = _STEP**-1 * float(special.ndtri(p_lower)) if p_lower > 0.5 else 0.0
-            index = _last(lambda i: noise.probability(self._length(i)) <= p_lower, near)
+            index = last_holding(
+                lambda i: noise.probability(self._length(i)) <= p_lower, near, _LAST
+            )
         else:
             index = _bilateral_index(self, p_lower, p_upper_second)
         return max(outward(self.sigma * self._length(index)), 0.0)
@@ -96,23 +97,6 @@ class GeneralizedGaussian:
         """See `Law`: the theorem is about every image."""
 
 
-def _last(holds: Callable[[int], bool], near: float) -> int:
-    """The last index in 0 .. _LAST where a falling condition holds, looking around a guess first.
-
-    It is taken to hold at 0, and whatever is returned otherwise was seen to hold.
-    """
-    low, high = 0, _LAST + 1
-    guess, stride = round(min(max(near, 1.0), _LAST)), 4
-    while low < guess < high:
-        if holds(guess):
-            low, guess = guess, guess + stride
-        else:
-            high, guess = guess, guess - stride
-        stride *= 2
-    # From the two sides seen so far, halving.
-    return low + bisect.bisect_left(range(low + 1, high), True, key=lambda i: not holds(i))
-
-
 @functools.lru_cache(maxsize=4096)
 def _bilateral_index(law: GeneralizedGaussian, first: float, second: float) -> int:
     """Index of the radius that two probabilities certify: guessed fast, lowered until certain."""
@@ -122,7 +106,9 @@ def _bilateral_index(law: GeneralizedGaussian, first: float, second: float) -> i
         return _LAST
     noise = law._noise
     near = (float(special.ndtri(first)) - float(special.ndtri(second))) / 2 / _STEP
-    index = _last(lambda i: noise.guess_certifies(first, second, law._length(i)), near)
+    index = last_holding(
+        lambda i: noise.guess_certifies(first, second, law._length(i)), near, _LAST
+    )
     back = 0
     while index > 0 and not noise.certifies(first, second, law._length(index)):
         back = 2 * back + 1

@@ -1,7 +1,8 @@
 """What every law of the noise offers: from bounds on class probabilities to a radius."""
 
+import bisect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Protocol, Self
 
 import numpy as np
@@ -99,3 +100,20 @@ def check_probabilities(p_lower: float, p_upper_second: float | None) -> None:
 def outward(value: float) -> float:
     """Moves a number down by more than the rounding of the few operations that made it."""
     return value - _OUTWARD * abs(value) if math.isfinite(value) else value
+
+
+def last_holding(holds: Callable[[int], bool], near: float, last: int) -> int:
+    """The last index in 0 .. last where a falling condition holds, looking around a guess first.
+
+    It is taken to hold at 0, and whatever is returned otherwise was seen to hold.
+    """
+    low, high = 0, last + 1
+    guess, stride = round(min(max(near, 1.0), last)), 4
+    while low < guess < high:
+        if holds(guess):
+            low, guess = guess, guess + stride
+        else:
+            high, guess = guess, guess - stride
+        stride *= 2
+    # From the two sides seen so far, halving.
+    return low + bisect.bisect_left(range(low + 1, high), True, key=lambda i: not holds(i))

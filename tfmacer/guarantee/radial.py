@@ -26,7 +26,7 @@ from scipy import optimize, special
 
 # Strata of rho of equal probability; beyond the last one on either side, strata halve in
 # probability down to 2^-40.
-_STRATA = 20_000
+_STRATA = 4_000
 _TAIL = 40
 # Nodes of the Gauss-Legendre rule that only guesses; every bound is checked by the strata.
 _NODES = 400
@@ -60,7 +60,7 @@ class RadialNoise:
         masses = np.concatenate([np.diff(below), [middle], -np.diff(above)])
         self._masses: Array = np.maximum(masses, 0)
         self._outside = float(below[0] + above[-1])
-        nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+        nodes, weights = special.roots_legendre(_NODES)
         self._nodes: Array = np.sqrt(2 * special.gammaincinv(shape, (1 + nodes) / 2))
         self._weights: Array = weights / 2
 
@@ -70,19 +70,23 @@ class RadialNoise:
         return math.sqrt((self._dimension - self._k) / self._dimension)
 
     def _gain(self, rho: Array, t: float) -> Array:
-        """rho^2 - s^2 where the shifted length s makes L equal to t: k ln(s/rho) + (s^2-rho^2)/2 = -t.
+        """rho^2 - s^2, with s the shifted length at which L is t.
 
-        Solved for the difference, which keeps its relative precision however large rho is.
+        L = -k ln(s / rho) - (s^2 - rho^2) / 2. Where s is near rho it is solved for the difference,
+        which keeps its relative precision however large rho is.
         """
         if self._k == 0:
             return np.minimum(np.full_like(rho, 2 * t), rho**2)
         w = rho**2 / self._k
         aim = -2 * t / self._k
         change = special.wrightomega(w + np.log(w) + aim).real - w
+        near = np.abs(change) < w / 2
         for _ in range(2):
-            excess = change + np.log1p(change / w) - aim
-            change = np.maximum(change - excess / (1 + 1 / (w + change)), -w * (1 - 1e-15))
-        return -self._k * change
+            start = np.where(near, change, 0)
+            excess = start + np.log1p(start / w) - aim
+            change = np.where(near, start - excess / (1 + 1 / (w + start)), change)
+        gain: Array = -self._k * change
+        return gain
 
     def _share_below(self, cosine: Array) -> Array:
         """P(c <= cosine)."""

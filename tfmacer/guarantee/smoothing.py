@@ -9,12 +9,23 @@ from types import MappingProxyType
 
 from tfmacer.errors import UserError
 from tfmacer.guarantee.gaussian import Gaussian, RoundedGaussian
+from tfmacer.guarantee.generalized_gaussian import GeneralizedGaussian
 from tfmacer.guarantee.law import Law
+from tfmacer.guarantee.linf import MixedNorm
 
-__all__ = ["EXACT", "LAWS", "Gaussian", "Law", "RoundedGaussian", "law"]
+__all__ = [
+    "EXACT",
+    "LAWS",
+    "Gaussian",
+    "GeneralizedGaussian",
+    "Law",
+    "MixedNorm",
+    "RoundedGaussian",
+    "law",
+]
 
 LAWS: Mapping[str, type[Law]] = MappingProxyType(
-    {known.family: known for known in (Gaussian, RoundedGaussian)}
+    {known.family: known for known in (Gaussian, RoundedGaussian, GeneralizedGaussian, MixedNorm)}
 )
 
 # Families whose statement holds in floating point.

@@ -29,6 +29,8 @@ from tfmacer.report import tables
 from tfmacer.report.summary import Run
 from tfmacer.report.tables import ABSENT, Cell, Table
 
+# The papers' noise; rounding it to 8 bits moves no figure that they print.
+_GAUSSIAN = ("gaussian", "rounded_gaussian")
 # What follows DATASET_ in DATASET_NETWORK_OBJECTIVE_SIGMA_EPOCHS.tsv, where a log has left its run
 # directory; a variant may follow the objective after a dash.
 _LOG_NAME = re.compile(
@@ -51,8 +53,8 @@ class PublishedRow:
       dataset: as `--dataset` names it.
       network: as `--network` names it.
       sigma: of the noise; None where the best of several is taken at each radius.
-      method: as `--objective` names it where it can; `smoothadv_consistency`, and `l2-family` and
-        `linf-family` for the non-Gaussian distributions.
+      method: as `--objective` names it; for Soap bubbles, which trains none, the smoothing
+        distribution: `gaussian`, `generalized_gaussian` (l2) or `mixed_norm` (linf).
       hyperparameters: names and values, as far as the paper states them.
       norm: of the radii, `l2` or `linf`.
       epochs: trained; None where it is not stated.
@@ -178,7 +180,7 @@ def subject_of(run: Run) -> Subject | None:
     settings = run.settings
     if settings is None or settings.dataset is None:
         return None
-    if settings.noise_family != "gaussian" or settings.split == "train":
+    if settings.noise_family not in _GAUSSIAN or settings.split == "train":
         return None
     known = _of_run_directory(run) or _of_file_name(run, settings.dataset)
     return Subject(
@@ -250,7 +252,8 @@ class _Notes:
 def _cells(row: PublishedRow, radii: Sequence[float], notes: _Notes) -> tuple[Cell, ...]:
     name = row.name + notes.mark(row.note)
     spread = f"± {row.acr_sd:.4f}" if row.acr_sd is not None else ""
-    acr = Cell(ABSENT) if row.acr is None else Cell(f"{row.acr:.3f}", spread, row.acr)
+    decimals = 4 if spread else 3
+    acr = Cell(ABSENT) if row.acr is None else Cell(f"{row.acr:.{decimals}f}", spread, row.acr)
     by_radius = {round(radius, 9): accuracy for radius, accuracy in row.certified.items()}
     return (
         Cell(name, order=name),

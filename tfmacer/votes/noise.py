@@ -8,13 +8,15 @@ A family is one function of `NOISES`. What certifies adds it to an image block b
 (`noisy_block`); training draws the same noise for its batches.
 """
 
+import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import tensorflow as tf
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee import rounding
+from tfmacer.guarantee import mixed_norm, rounding
 from tfmacer.records.runs import Smoothing
 
 _F = TypeVar("_F")
@@ -55,6 +57,70 @@ def rounded_gaussian_noise(
 ) -> tf.Tensor:
     """Whole steps of 1/255, as a network in training meets them; see `gaussian_noise`."""
     return tf.cast(rounded_steps(shape, seed, sigma), tf.float32) / rounding.LEVELS
+
+
+def generalized_gaussian_noise(
+    shape: tf.Tensor, seed: tf.Tensor, sigma: float, params: Mapping[str, float]
+) -> tf.Tensor:
+    """Density |z|^-k exp(-|z|^2 / (2 sigma^2)), exactly; see `gaussian_noise`.
+
+    The direction is uniform and independent of the length, whose square is
+    Gamma((d - k) / 2, scale 2 sigma^2).
+    """
+    length_seed, direction_seed = tf.unstack(tf.random.split(seed, 2, alg="philox"))
+    direction = tf.random.stateless_normal(shape, direction_seed, alg="philox")
+    axes = [-3, -2, -1]
+    dimension = tf.cast(tf.reduce_prod(tf.shape(direction)[-3:]), tf.float64)
+    square = 2 * tf.random.stateless_gamma(
+        tf.shape(direction)[:-3], length_seed, (dimension - params["k"]) / 2, dtype=tf.float64
+    )
+    length = sigma * tf.cast(tf.sqrt(square), tf.float32)
+    norm = tf.sqrt(tf.reduce_sum(direction**2, axis=axes))
+    return direction * (length / norm)[..., tf.newaxis, tf.newaxis, tf.newaxis]
+
+
+def mixed_norm_noise(
+    shape: tf.Tensor, seed: tf.Tensor, sigma: float, params: Mapping[str, float]
+) -> tf.Tensor:
+    """Density |z|_inf^-k exp(-|z|_2^2 / (2 sigma^2)); see `gaussian_noise`.
+
+    The largest coordinate first, then which it is, then the others, truncated by it: see
+    `tfmacer.guarantee.mixed_norm.LargestCoordinate`.
+    """
+    largest_seed, sign_seed, face_seed, others_seed = tf.unstack(
+        tf.random.split(seed, 4, alg="philox")
+    )
+    uniform = tf.random.stateless_uniform(shape, others_seed, -1.0, 1.0, alg="philox")
+    dimension = math.prod(uniform.shape[-3:])
+    rows = tf.shape(uniform)[:-3]
+    share = tf.random.stateless_uniform(rows, largest_seed, dtype=tf.float64, alg="philox")
+    law = mixed_norm.largest_coordinate(dimension, params["k"])
+    largest = _largest(share, law)[..., tf.newaxis]
+    bound = tf.cast(largest, tf.float32)
+    flat = tf.reshape(uniform, tf.concat([rows, [dimension]], axis=0))
+    # By the lower tail, where probabilities keep their digits, and mirrored.
+    edge = tf.cast(tf.math.erfc(largest / math.sqrt(2)) / 2, tf.float32)
+    others = -tf.sign(flat) * tf.math.ndtri(0.5 - tf.abs(flat) * (0.5 - edge))
+    above = tf.random.stateless_uniform(rows, sign_seed, alg="philox") < 0.5
+    signed = tf.where(above[..., tf.newaxis], bound, -bound)
+    face = tf.random.stateless_uniform(rows, face_seed, 0, dimension, dtype=tf.int32, alg="philox")
+    is_face = tf.one_hot(face, dimension, on_value=True, off_value=False)
+    z = tf.where(is_face, signed, tf.clip_by_value(others, -bound, bound))
+    return sigma * tf.reshape(z, tf.shape(uniform))
+
+
+def _largest(share: tf.Tensor, law: mixed_norm.LargestCoordinate) -> tf.Tensor:
+    """`LargestCoordinate.quantiles` in a graph; float64 of any shape."""
+    found = tf.searchsorted(law.cumulative, tf.reshape(share, [-1]), side="right") - 1
+    cell = tf.reshape(tf.clip_by_value(found, 0, len(law.rises) - 1), tf.shape(share))
+    start, rise = tf.gather(law.cumulative, cell), tf.gather(law.rises, cell)
+    width = tf.gather(law.cumulative, cell + 1) - start
+    part = (share - start) / tf.maximum(width, 1e-300)
+    level = tf.abs(rise) < 1e-6
+    steep = tf.where(level, tf.ones_like(rise), rise)
+    bent = tf.math.log1p(part * tf.math.expm1(steep)) / steep
+    step = law.nodes[1] - law.nodes[0]
+    return tf.exp(tf.gather(law.nodes, cell) + step * tf.where(level, part, bent))
 
 
 def gaussian(
@@ -117,11 +183,15 @@ def _add(
 NOISES: dict[str, Noise] = {
     "gaussian": gaussian_noise,
     "rounded_gaussian": rounded_gaussian_noise,
+    "generalized_gaussian": generalized_gaussian_noise,
+    "mixed_norm": mixed_norm_noise,
 }
 
 NOISY_BLOCKS: dict[str, NoisyBlock] = {
     "gaussian": gaussian,
     "rounded_gaussian": rounded_gaussian,
+    "generalized_gaussian": functools.partial(_add, generalized_gaussian_noise),
+    "mixed_norm": functools.partial(_add, mixed_norm_noise),
 }
 
 

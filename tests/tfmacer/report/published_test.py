@@ -1,6 +1,7 @@
 """published.csv against the papers' texts, and which rows stand beside a run."""
 
 import collections
+import dataclasses
 import itertools
 import re
 from pathlib import Path
@@ -112,6 +113,16 @@ def test_macer_against_the_version_under_review(table, under_review):
     assert wanted in [lines[i : i + len(wanted)] for i in range(len(lines))]
 
 
+@pytest.mark.parametrize(
+    ("table", "changed"), [("10", "num_noise"), ("11", "lambda"), ("12", "gamma"), ("13", "beta")]
+)
+def test_macer_studies_say_what_they_change(table, changed):
+    """In the version under review the value stands before the accuracies."""
+    found = macer_lines(text_of("001"), 11)
+    for row in table_of("MACER", table):
+        assert [float(row.hyperparameters[changed]), *ours(row, 100)] in found
+
+
 def test_macer_of_150_epochs():
     rows = table_of("MACER", "8")
     found = []
@@ -131,12 +142,17 @@ def test_macer_costs():
     assert found == [[r.seconds_per_epoch, r.epochs, r.hours, r.acr] for r in rows]
 
 
+def consistency_cells(start, end):
+    """The lines of a table, in cells, without what sets their type."""
+    text = re.sub(r"<.*?>|\\[a-z]+|[*${}]", " ", between(text_of("003"), start, end))
+    return [line.split("\t") for line in text.splitlines()]
+
+
 def consistency_rows(start, end, width):
     """ACR and accuracies of a table whose cells hold a value for each model of a group."""
-    text = re.sub(r"<.*?>|\\[a-z]+|[*${}]", " ", between(text_of("003"), start, end))
     found = []
-    for line in text.splitlines():
-        columns = [numbers(cell) for cell in line.split("\t")][-width:]
+    for cells in consistency_cells(start, end):
+        columns = [numbers(cell) for cell in cells[-width:]]
         if len(columns) == width and columns[0] and columns[-1]:
             height = max(len(column) for column in columns)
             # Where a group has nothing but zeros, some are missing.
@@ -144,6 +160,26 @@ def consistency_rows(start, end, width):
             assert all(set(column) == {0.0} for column in short)
             columns = [column if len(column) == height else [0.0] * height for column in columns]
             found += [list(values) for values in zip(*columns, strict=True)]
+    return found
+
+
+MODEL = re.compile(
+    r"(Gaussian|\+ Consistency|SmoothAdv|\+ Hyperparameter search|\+ Best HP|Stability|MACER)"
+    r"(?: training)?(?: \[\d+\])?(?: *\( *= *([\d,]+) *\))?"
+)
+METHODS = {"+ Hyperparameter search": "smoothadv", "+ Best HP": "smoothadv"}
+
+
+def consistency_models(start, end):
+    """Method and lambda of each row, as far as the table says it."""
+    found, method = [], ""
+    for cells in consistency_cells(start, end):
+        for name, weight in MODEL.findall(cells[1]) if len(cells) > 6 else []:
+            if name == "+ Consistency":
+                method = "smoothadv_consistency" if method == "smoothadv" else "consistency"
+            else:
+                method = METHODS.get(name, name.lower())
+            found.append((method, weight))
     return found
 
 
@@ -164,6 +200,16 @@ def test_consistency(table):
     found = consistency_rows(*CONSISTENCY[table])
     wanted = [[row.acr, *row.certified.values()] for row in table_of("Consistency", table)]
     assert found == wanted
+
+
+@pytest.mark.parametrize("table", ["1", "2", "4", "S2", "S7"])
+def test_consistency_names_the_models(table):
+    start, end, _ = CONSISTENCY[table]
+    rows = table_of("Consistency", table)
+    found = consistency_models(start, end)
+    assert [method for method, _ in found] == [row.method for row in rows]
+    for (_, weight), row in zip(found, rows, strict=True):
+        assert weight in ("", row.hyperparameters.get("lambda"))
 
 
 def test_consistency_over_seeds():
@@ -275,6 +321,10 @@ def test_or_the_name_of_a_log(name, method, tmp_path):
 def test_what_the_papers_do_not_report_has_no_rows(tmp_path):
     log = mnist_log(tmp_path / "train.tsv", split="train")
     assert subject_of(Run("train", log)) is None
+    for family, known in (("rounded_gaussian", True), ("generalized_gaussian", False)):
+        settings = dataclasses.replace(log.settings, split="test", noise_family=family)
+        other = dataclasses.replace(log, settings=settings)
+        assert (subject_of(Run(family, other)) is not None) == known
     foreign = tmp_path / "foreign.tsv"
     foreign.write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t.5\t1\t1\n")
     assert subject_of(Run("foreign", read_log(foreign))) is None

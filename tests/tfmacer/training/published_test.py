@@ -18,10 +18,12 @@ from tfmacer.training import published
         ("mnist", "macer", 0.5, (16.0, "deferred")),
         ("mnist5k", "macer", 1.0, (6.0, "deferred")),
         ("mnist", "consistency", 0.25, (10.0, "constant")),
+        ("cifar10", "smoothadv_consistency", 0.25, (2.0, "constant")),
+        ("mnist5k", "smoothmix", 1.0, (5.0, "linear")),
     ],
 )
 def test_weights(dataset, objective, sigma, expected):
-    assert published.published_weight(dataset, objective, sigma) == expected
+    assert published.published_weight(dataset, objective, sigma)[:2] == expected
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,30 @@ def test_weights(dataset, objective, sigma, expected):
 def test_no_weight_is_made_up(dataset, sigma, message):
     with pytest.raises(UserError, match=f"--lambda must be given.*{message}"):
         published.published_weight(dataset, "macer", sigma)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "objective", "sigma", "expected"),
+    [
+        ("cifar10", "smoothadv", 0.5, {"epsilon": 2.0, "num_noise": 2}),
+        ("mnist5k", "smoothadv_consistency", 0.5, {"epsilon": 1.0, "num_noise": 4}),
+        ("imagenet2012", "consistency", 1.0, {"eta": 0.1}),
+        ("imagenet2012", "consistency", 0.5, {}),
+        ("svhn_cropped", "smoothadv", 0.25, {}),
+        ("cifar10", "gaussian", 0.25, {}),
+    ],
+)
+def test_options(dataset, objective, sigma, expected):
+    assert published.published_options(dataset, objective, sigma) == expected
+
+
+def test_every_published_option_is_a_flag():
+    from tfmacer import train
+
+    for by_dataset in published.OPTIONS.values():
+        for by_sigma in by_dataset.values():
+            for options in by_sigma.values():
+                assert set(options) <= set(train.OBJECTIVE_FLAGS) | {"num_noise"}
 
 
 def test_augmentations():

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tfmacer.errors import UserError
-from tfmacer.training import objectives
+from tfmacer.training import objectives, schedules
 from tfmacer.training.optimizer import SGD
 from tfmacer.training.trainer import SmoothedTrainer
 
@@ -43,15 +43,21 @@ def _step(trainer, images, labels):
         objectives.Macer(sigma=0.5, weight=0.3),
         objectives.Stability(),
         objectives.Consistency(),
+        objectives.SmoothAdv(steps=3),
+        objectives.SmoothAdv(objective=objectives.Consistency(), attack="ddn", steps=3),
+        objectives.SmoothMix(steps=2),
     ],
 )
 def test_a_step_descends_the_objective_of_the_noisy_copies(objective):
-    """The network is x W + b, so its logits and their gradient can be written in NumPy."""
+    """The network is x W + b, so its logits and their gradient can be written in NumPy.
+
+    The views are constants of it: what an attack found is not differentiated.
+    """
     images, labels = _data()
     trainer = _trainer(objective)
     kernel, bias = trainer.network.get_weights()
     batch = trainer.draw(tf.constant(images), tf.constant(labels), "train", 0)
-    views = objective.views(None, batch).numpy().reshape(12, -1, np.prod(SHAPE))
+    views = objective.views(trainer.call, batch).numpy().reshape(12, -1, np.prod(SHAPE))
     logits = tf.constant(views @ kernel + bias)
     with tf.GradientTape() as tape:
         tape.watch(logits)
@@ -78,6 +84,84 @@ def test_a_step_descends_the_objective_of_the_noisy_copies(objective):
     assert list(found) == list(expected)
     for name, value in expected.items():
         assert float(found[name]) == pytest.approx(float(value), rel=1e-4), name
+
+
+def _normalised(objective):
+    """A trainer of a network with all that a forward pass may leave behind."""
+    keras.utils.set_random_seed(2)
+    network = keras.Sequential(
+        [
+            keras.Input(SHAPE),
+            keras.layers.Flatten(),
+            keras.layers.Dense(6, activity_regularizer=keras.regularizers.L2(1e-3)),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.Dense(CLASSES),
+        ]
+    )
+    trainer = SmoothedTrainer(network, objective, sigma=0.25, num_noise=2, seed=3)
+    trainer.compile(optimizer=SGD(0.1, momentum=0.0))
+    return trainer
+
+
+ATTACKING = [
+    objectives.SmoothAdv(steps=3, epsilon=schedules.linear(1.0, 4)),
+    objectives.SmoothAdv(attack="ddn", steps=3, epsilon=0.5, objective=objectives.Consistency()),
+    objectives.SmoothMix(steps=2, weight=schedules.linear(5.0, 4), epsilon=1.0),
+]
+
+
+@pytest.mark.parametrize("objective", ATTACKING)
+def test_an_attack_leaves_the_network_as_it_was(objective):
+    """The moving statistics after a step are those of its one forward pass in training."""
+    images, labels = _data()
+    trainer = _normalised(objective)
+    batch = trainer.draw(tf.constant(images), tf.constant(labels), "train", 0)
+    before = trainer.network.get_weights()
+    views = objective.views(trainer.call, batch)
+    for weight, same in zip(trainer.network.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, same)
+    hidden = trainer.network.layers[1](tf.reshape(views, [-1, np.prod(SHAPE)])).numpy()
+    _step(trainer, images, labels)
+    normalisation = trainer.network.layers[2]
+    np.testing.assert_allclose(
+        normalisation.moving_mean, 0.01 * hidden.mean(axis=0), rtol=1e-4, atol=1e-7
+    )
+    np.testing.assert_allclose(
+        normalisation.moving_variance, 0.99 + 0.01 * hidden.var(axis=0), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("objective", ATTACKING)
+def test_an_attacked_step_is_a_function_of_weights_seed_and_iteration(objective):
+    """What a resumed run has is enough: the third step after a restart equals the third in one."""
+    images, labels = _data()
+    whole = _normalised(objective)
+    for _ in range(2):
+        _step(whole, images, labels)
+    resumed = _normalised(objective)
+    resumed.network.set_weights(whole.network.get_weights())
+    resumed.optimizer.iterations.assign(2)
+    for trainer in (whole, resumed):
+        trainer.reset_metrics()
+    found, expected = (_step(trainer, images, labels) for trainer in (resumed, whole))
+    assert {k: float(v) for k, v in found.items()} == {k: float(v) for k, v in expected.items()}
+    pairs = zip(resumed.network.get_weights(), whole.network.get_weights(), strict=True)
+    for weight, same in pairs:
+        np.testing.assert_array_equal(weight, same)
+
+
+@pytest.mark.parametrize("objective", ATTACKING[1:])
+def test_fit_runs_attacks_in_its_graph(objective):
+    """On batches of which the last is ragged, to the weights that steps one by one give."""
+    images, labels = _data()
+    trainer, eager = _normalised(objective), _normalised(objective)
+    trainer.fit(images, labels, batch_size=8, shuffle=False, verbose=0)
+    for start in (0, 8):
+        _step(eager, images[start : start + 8], labels[start : start + 8])
+    pairs = zip(trainer.network.get_weights(), eager.network.get_weights(), strict=True)
+    for weight, same in pairs:
+        np.testing.assert_allclose(weight, same, rtol=1e-3, atol=1e-4)
 
 
 def test_clipping_bounds_the_step_and_not_the_norm_reported():
