@@ -1,6 +1,6 @@
 """How fast votes are drawn, against the bare network and against other implementations.
 
-  make benchmark-throughput
+  make benchmarks
 
 Each variant runs in a process of its own, because thread counts and frameworks are a process'
 affair; the variants take turns, so that a change of the machine's pace meets all of them, and the

@@ -261,7 +261,7 @@ class CertifyRequest(_message.Message):
     bilateral: _builtins.bool
     """Bound the runner-up's probability as well."""
     decide: _builtins.float
-    """As soon as this l2 radius is certified or refuted."""
+    """As soon as this radius, in the norm of the model's noise, is certified or refuted."""
     precision: _builtins.float
     """As soon as more draws could enlarge the radius only by this part of it, in (0, 1)."""
     budget: _builtins.float

@@ -74,7 +74,8 @@ class CertifierServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Certify(self, request, context):
-        """One certificate. When the caller's deadline nears, the best one so far.
+        """One certificate. When the caller's deadline nears, the best one so far of a plan that may stop
+        early; a fixed plan has none before its last draw, and the answer is DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,7 +45,9 @@ class CertifierStub:
     Predict: _grpc.UnaryUnaryMultiCallable[_certification_pb2.PredictRequest, _certification_pb2.Prediction]
     """The class of the smoothed classifier, or abstention, without a radius: cheap."""
     Certify: _grpc.UnaryUnaryMultiCallable[_certification_pb2.CertifyRequest, _certification_pb2.Certificate]
-    """One certificate. When the caller's deadline nears, the best one so far."""
+    """One certificate. When the caller's deadline nears, the best one so far of a plan that may stop
+    early; a fixed plan has none before its last draw, and the answer is DEADLINE_EXCEEDED.
+    """
     CertifyStream: _grpc.UnaryStreamMultiCallable[_certification_pb2.CertifyRequest, _certification_pb2.Certificate]
     """A certificate at every look while the draws accumulate, each valid in its own right, whenever
     the caller stops listening; the radius never falls from one to the next. The bound is
@@ -60,7 +62,9 @@ class CertifierAsyncStub(CertifierStub):
     Predict: _aio.UnaryUnaryMultiCallable[_certification_pb2.PredictRequest, _certification_pb2.Prediction]  # type: ignore[assignment]
     """The class of the smoothed classifier, or abstention, without a radius: cheap."""
     Certify: _aio.UnaryUnaryMultiCallable[_certification_pb2.CertifyRequest, _certification_pb2.Certificate]  # type: ignore[assignment]
-    """One certificate. When the caller's deadline nears, the best one so far."""
+    """One certificate. When the caller's deadline nears, the best one so far of a plan that may stop
+    early; a fixed plan has none before its last draw, and the answer is DEADLINE_EXCEEDED.
+    """
     CertifyStream: _aio.UnaryStreamMultiCallable[_certification_pb2.CertifyRequest, _certification_pb2.Certificate]  # type: ignore[assignment]
     """A certificate at every look while the draws accumulate, each valid in its own right, whenever
     the caller stops listening; the radius never falls from one to the next. The bound is
@@ -90,7 +94,9 @@ class CertifierServicer(metaclass=_abc_1.ABCMeta):
         request: _certification_pb2.CertifyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_certification_pb2.Certificate, _abc.Awaitable[_certification_pb2.Certificate]]:
-        """One certificate. When the caller's deadline nears, the best one so far."""
+        """One certificate. When the caller's deadline nears, the best one so far of a plan that may stop
+        early; a fixed plan has none before its last draw, and the answer is DEADLINE_EXCEEDED.
+        """
 
     @_abc_1.abstractmethod
     def CertifyStream(

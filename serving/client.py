@@ -60,7 +60,8 @@ _STREAM = flags.DEFINE_bool(
 _DEADLINE = flags.DEFINE_float(
     "deadline",
     None,
-    "Seconds to wait for the answer; then the best certificate so far counts.",
+    "Seconds to wait for the answer; then the best certificate so far counts, unless the plan is "
+    "fixed and asked for without --stream.",
     0.01,
     flag_values=FLAGS,
 )

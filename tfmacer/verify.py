@@ -52,7 +52,9 @@ _SAVED_MODEL = _string("saved_model", None, "Source for --redraw: an export of t
 _SERVER = _string("server", None, "Source for --redraw: HOST:PORT of a TF Serving endpoint.")
 _MODEL_NAME = _string("model_name", None, "The model's name on --server.")
 _AUDIT_LOG = _string("audit_log", None, "A sidecar's audit log to verify, in place of logs.")
-_DATA_DIR = _string("data_dir", None, "TFDS directory for --redraw; default: TFDS's own.")
+_DATA_DIR = _string(
+    "data_dir", None, "TFDS directory for --redraw; default: the one that the run recorded."
+)
 
 
 def _main(paths: Sequence[str]) -> None:
@@ -188,7 +190,10 @@ def _images(log: Log, settings: LogSettings) -> Images:
     if settings.dataset is None or settings.split is None:
         raise UserError(f"{log.path}: records no dataset, so its images cannot be had again")
     channels = settings.input_shape[2]
-    split = load_split(settings.dataset, settings.split, _DATA_DIR.value, channels=channels)
+    data_dir = _DATA_DIR.value
+    if data_dir is None and _RUN_DIR.value is not None:
+        data_dir = RunDirectory(Path(_RUN_DIR.value)).recorded_flag("data_dir")
+    split = load_split(settings.dataset, settings.split, data_dir, channels=channels)
     if split.total != settings.total:
         raise UserError(
             f"{log.path}: {settings.dataset} has {split.total} images in {settings.split}, "

@@ -42,7 +42,7 @@ _NUMBERS = 500_000_000
 _DRAWS = 500_000
 _CHUNK = 4_000_000
 
-_CELLS = 65_536
+_CELLS = 16_384
 # Where the density of ln M is below exp(-45) of its highest, nothing is drawn.
 _DEPTH = 45.0
 

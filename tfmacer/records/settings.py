@@ -31,7 +31,7 @@ class LogSettings:
       noise_family: key of `tfmacer.guarantee.smoothing.LAWS`.
       noise_params: the family's further parameters.
       block_size: draws per block of the noise stream.
-      bound: key of `tfmacer.guarantee.certificate.BOUNDS`.
+      bound: key of `tfmacer.guarantee.bounds.BOUNDS`.
       bilateral: whether the runner-up is bounded too.
       beta: inverse temperature of the softmax, for bounds on class probabilities.
       stop: text of the `StopRule`.
