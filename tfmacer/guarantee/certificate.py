@@ -18,7 +18,7 @@ from tfmacer.guarantee.bounds import (
     binomial_test_p_value,
     unbiased_variance,
 )
-from tfmacer.guarantee.smoothing import EXACT, Law
+from tfmacer.guarantee.smoothing import Law, caveat
 from tfmacer.guarantee.stopping import FIXED, StopRule, looks
 
 ABSTAIN = -1
@@ -30,12 +30,6 @@ _LEAST_ALPHA = 1e-100
 # Both sides of a bilateral certificate may fail, so each gets half of the error allowed. The halves
 # are fixed in advance; choosing them after the counts would not be covered by the proof.
 _SIDE = 0.5
-
-_ARITHMETIC = {
-    False: "the noise is taken as exact, so the rounding of floating-point sums is not covered.",
-    True: "the noise is added in whole steps of 1/255, so rounding is covered for all pixels of 8 "
-    "bits that the same network answers with the same arithmetic.",
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,7 +207,6 @@ class Certificate:
         )
         if self.stopped_early:
             basis += " The bound allows for stopping before all planned draws were taken."
-        exact = self.family in EXACT
         if self.abstained:
             return (
                 f"Abstained: nothing is certified for these pixels. {subject} {basis} This does "
@@ -225,7 +218,7 @@ class Certificate:
             f"{self.norm} distance below {round_down(self.radius):.{RADIUS_DECIMALS}f} from them. "
             f"{subject} {basis} The probability is that of this image alone: among N certificates "
             f"up to {self.alpha!r} x N wrong ones are to be expected. Nothing is said about the "
-            f"network without noise, or about whether the class is right; {_ARITHMETIC[exact]}"
+            f"network without noise, or about whether the class is right; {caveat(self.family)}"
         )
 
 

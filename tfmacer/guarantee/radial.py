@@ -118,10 +118,13 @@ class RadialNoise:
         aim = p
         while True:
             t = self._solve(aim, r)
+            if not math.isfinite(t):
+                return t
             excess = self.upper(t, r) - p
             if excess <= 0:
                 return t
-            aim = max(aim - 1.1 * excess, aim / 2)
+            # At least what every bound has added, or the ends would be approached for ever.
+            aim = max(aim - 1.1 * max(excess, _NUMERICAL), aim / 2)
             if aim < _NUMERICAL:
                 return -math.inf
 

@@ -8,19 +8,20 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from tfmacer.errors import UserError
+from tfmacer.guarantee import mixed_norm
 from tfmacer.guarantee.gaussian import Gaussian, RoundedGaussian
 from tfmacer.guarantee.generalized_gaussian import GeneralizedGaussian
 from tfmacer.guarantee.law import Law
 from tfmacer.guarantee.linf import MixedNorm
 
 __all__ = [
-    "EXACT",
     "LAWS",
     "Gaussian",
     "GeneralizedGaussian",
     "Law",
     "MixedNorm",
     "RoundedGaussian",
+    "caveat",
     "law",
 ]
 
@@ -28,8 +29,22 @@ LAWS: Mapping[str, type[Law]] = MappingProxyType(
     {known.family: known for known in (Gaussian, RoundedGaussian, GeneralizedGaussian, MixedNorm)}
 )
 
-# Families whose statement holds in floating point.
-EXACT = frozenset({RoundedGaussian.family})
+_FLOATS = "the noise is taken as exact, so the rounding of floating-point sums is not covered"
+_CAVEATS = {
+    RoundedGaussian.family: (
+        "the noise is added in whole steps of 1/255, so rounding is covered for all pixels of 8 "
+        "bits that the same network answers with the same arithmetic"
+    ),
+    MixedNorm.family: (
+        f"{_FLOATS}; all radii of this noise rest on one table, which is wrong with probability "
+        f"{mixed_norm.ERROR!r}, over draws of its own"
+    ),
+}
+
+
+def caveat(family: str) -> str:
+    """What a certificate under this noise leaves open, or covers, beyond its probability."""
+    return f"{_CAVEATS.get(family, _FLOATS)}."
 
 
 def law(

@@ -149,6 +149,14 @@ class TestLaw:
     def test_bilateral_abstains(self, first, second):
         assert GeneralizedGaussian(1.0, 6, 20).radius(first, second) == 0
 
+    @pytest.mark.parametrize(
+        ("first", "second"), [(1 - 1e-15, 1e-15), (1e-12, 1e-14), (0.9, 1e-300), (1.0, 0.2)]
+    )
+    def test_bilateral_at_the_ends(self, first, second):
+        """Nothing raises or hangs, and a Gaussian of the same scale is hardly exceeded."""
+        found = GeneralizedGaussian(1.0, 6, 20).radius(first, second)
+        assert 0 <= found <= 1.1 * Gaussian(math.sqrt(14 / 20)).radius(first, second)
+
     def test_bilateral_against_the_shifted_probabilities(self):
         """The two worst classifiers, shifted by the radius, meet: by Monte Carlo, within 0.01."""
         law, d, k = GeneralizedGaussian(1.0, 6, 20), 20, 6
