@@ -25,7 +25,7 @@ from absl import flags
 from serving import certification_pb2 as pb
 from serving.certification_pb2_grpc import CertifierStub
 from tfmacer import commandline
-from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.rule import Rule
 from tfmacer.votes.driver import Task, draw_certificates
 
 FLAGS = flags.FlagValues()
@@ -97,7 +97,7 @@ def over_grpc(target: str, image: npt.NDArray[np.float32]) -> Iterator[float]:
 
 def _main() -> None:
     commandline.load_tensorflow()
-    from tfmacer.votes.local import use_threads
+    from tfmacer.votes.devices import use_threads
 
     use_threads()
     image = np.random.default_rng(0).random(SHAPE).astype(np.float32)

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tfmacer.certification import certify_images
 from tfmacer.training import networks
-from tfmacer.votes import local
+from tfmacer.votes import devices, local
 
 SHAPES = {"lenet": ("mnist", (28, 28, 1)), "resnet20": ("cifar10", (32, 32, 3))}
 BATCH = 256
@@ -25,7 +25,7 @@ def main(variant: str, network: str, n: int, path: str) -> None:
         networks.build(network, dataset, shape, 10).save(path)
         return
     if variant == "tfmacer":
-        local.use_threads()
+        devices.use_threads()
     model = keras.models.load_model(path, compile=False)
     image = np.random.default_rng(0).random((1, *shape), np.float32)
     if variant == "tfmacer":

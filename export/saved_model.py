@@ -112,7 +112,8 @@ def describe(network: Any, path: Path, sigma: float) -> Smoothing:
     Raises:
       UserError: its shapes are not those of an image classifier that returns logits.
     """
-    from tfmacer.votes.local import library_versions, network_digest
+    from tfmacer.votes.devices import library_versions
+    from tfmacer.votes.models import network_digest
 
     shape, classes = network.input_shape, network.output_shape[-1]
     if len(shape) != 4 or None in shape[1:] or len(network.output_shape) != 2:
@@ -208,7 +209,7 @@ def _main() -> None:
         raise UserError(f"--model={model}: no such file")
 
     commandline.load_tensorflow()
-    from tfmacer.votes.local import load_run
+    from tfmacer.votes.models import load_run
 
     if model is not None and sigma is not None:
         network, smoothing = load_model(Path(model), sigma)

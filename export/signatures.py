@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfmacer.records.runs import Smoothing
-from tfmacer.votes.local import count_votes, inference
+from tfmacer.votes.counting import count_votes, inference
 
 Tensors = dict[str, tf.Tensor]
 
@@ -102,7 +102,7 @@ class SmoothedClassifier(tf.Module):
         num_samples: tf.Tensor,
         beta: tf.Tensor,
     ) -> Tensors:
-        """Votes of a reproducible stretch of draws; see `tfmacer.votes.local.count_votes`."""
+        """Votes of a reproducible stretch of draws; see `tfmacer.votes.counting.count_votes`."""
         rows = tf.shape(images)[0]
         checks = [
             tf.debugging.assert_equal(

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from tfmacer.errors import UserError
 from tfmacer.guarantee import smoothing as laws
-from tfmacer.guarantee.certificate import Certificate, Rule, certify, check_reachable
+from tfmacer.guarantee.certificate import Certificate, certify, check_reachable
+from tfmacer.guarantee.rule import Rule
 from tfmacer.records.logs import LogSettings, LogWriter, Record
 from tfmacer.records.runs import Smoothing
 from tfmacer.votes.driver import Progress, Task, draw_certificates
@@ -213,7 +214,7 @@ def certify_images(
 def _certify_to(
     path: Path, source: VoteSource, examples: list[Example], rule: Rule, law: laws.Law, seed: int
 ) -> list[Certificate]:
-    from tfmacer.votes.local import environment
+    from tfmacer.votes.devices import environment
 
     settings = LogSettings.of(
         source.smoothing,
@@ -265,7 +266,7 @@ def open_votes(
 def _open_bare(
     model: Any, sigma: float | None, num_classes: int | None, input_shape: Sequence[int] | None
 ) -> VoteSource:
-    from tfmacer.votes import local
+    from tfmacer.votes import devices, local, models
 
     if num_classes is None:
         num_classes = getattr(model, "output_shape", (None,))[-1]
@@ -279,8 +280,8 @@ def _open_bare(
         sigma=sigma,
         num_classes=num_classes,
         input_shape=(height, width, channels),
-        model_digest=local.weights_digest(model),
-        versions=local.library_versions(),
+        model_digest=models.weights_digest(model),
+        versions=devices.library_versions(),
     )
     return local.NetworkVotes(model, smoothing)
 

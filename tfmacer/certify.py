@@ -21,7 +21,8 @@ from absl import flags
 from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.guarantee.bounds import BOUNDS
-from tfmacer.guarantee.certificate import Rule, check_reachable
+from tfmacer.guarantee.certificate import check_reachable
+from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.meter import Meter
 from tfmacer.records.logs import LogWriter
@@ -192,16 +193,16 @@ def _open_source() -> tuple["VoteSource", list[str]]:
         from tfmacer.votes.remote import RemoteVotes
 
         return RemoteVotes.connect(_SERVER.value, _MODEL_NAME.value), []
-    from tfmacer.votes import local
+    from tfmacer.votes import devices, local, models
 
-    local.use_threads(_INTRA_OP.value)
+    devices.use_threads(_INTRA_OP.value)
     if _RUN_DIR.value is None:
         return local.SavedModelVotes(_SAVED_MODEL.value or ""), []
-    strategy = local.distribution(_DISTRIBUTION.value)
+    strategy = devices.distribution(_DISTRIBUTION.value)
     with strategy.scope():
-        network, smoothing = local.load_run(Path(_RUN_DIR.value))
+        network, smoothing = models.load_run(Path(_RUN_DIR.value))
     doubts = []
-    if not local.leads_with_normalization(network):
+    if not models.leads_with_normalization(network):
         doubts.append(
             "no normalisation layer leads the network: sigma and radii are in units of pixels in "
             "[0, 1] only if the network was trained on such pixels with the noise added to them"
@@ -243,7 +244,7 @@ def _settings(
 def _environment() -> dict[str, Any]:
     if _SERVER.value is not None:
         return {"device": "server"}
-    from tfmacer.votes.local import environment
+    from tfmacer.votes.devices import environment
 
     return environment(_INTRA_OP.value)
 

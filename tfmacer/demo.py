@@ -125,10 +125,10 @@ def _serve_and_ask() -> None:
     _step("Serve, and ask for a certified answer over gRPC")
     commandline.load_tensorflow()
     from tfmacer.datasets import load_split
-    from tfmacer.votes import local
+    from tfmacer.votes import devices
 
     # As the model server does: votes repeat bit for bit for one number of intra-op threads.
-    local.use_threads(intra_op=1)
+    devices.use_threads(intra_op=1)
     pixels, label = (rows[0] for rows in load_split("mnist5k", "test").take([0]))
     digit = ROOT / "digit.png"
     Image.fromarray(np.rint(pixels[:, :, 0] * 255).astype(np.uint8)).save(digit)

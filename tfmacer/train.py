@@ -393,7 +393,8 @@ def _finish(run: RunDirectory, network: "keras.Model", split: "Split") -> None:
     """Writes the network and, last, the description that makes the run a finished one."""
     import keras
 
-    from tfmacer.votes.local import library_versions, network_digest
+    from tfmacer.votes.devices import library_versions
+    from tfmacer.votes.models import network_digest
 
     temporary = run.root / ".model.keras"
     network.save(temporary)

@@ -164,15 +164,15 @@ def _source(threads: int) -> "VoteSource":
 
         return RemoteVotes.connect(_SERVER.value, _MODEL_NAME.value)
     from tfmacer.certification import open_votes
-    from tfmacer.votes import local
+    from tfmacer.votes import devices
 
-    local.use_threads(threads)
+    devices.use_threads(threads)
     return open_votes(Path(_RUN_DIR.value or _SAVED_MODEL.value or ""))
 
 
 def _note_environment(log: Log, settings: LogSettings) -> None:
     """Says where the votes may differ by rounding although nothing was altered."""
-    from tfmacer.votes.local import library_versions
+    from tfmacer.votes.devices import library_versions
 
     made = settings.environment.get("versions", {}).get("tensorflow")
     here = library_versions()["tensorflow"]

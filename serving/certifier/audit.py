@@ -17,7 +17,8 @@ import numpy as np
 
 from serving.certifier.requests import Image
 from tfmacer.errors import UserError
-from tfmacer.guarantee.certificate import Certificate, Rule
+from tfmacer.guarantee.certificate import Certificate
+from tfmacer.guarantee.rule import Rule
 from tfmacer.votes.driver import Task
 from tfmacer.votes.endpoint import ServedModel
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from serving import certification_pb2 as pb
 from serving.certifier.limits import Limits
 from tfmacer.errors import UserError
-from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
 
 DEFAULT_N0 = 100

@@ -23,7 +23,8 @@ from serving.certifier.messages import certificate_message, model_message
 from serving.certifier.metrics import Metrics
 from serving.certifier.models import Certifiable, Models
 from serving.certifier.requests import Image, read_image, read_prediction, read_rule
-from tfmacer.guarantee.certificate import Certificate, Rule, check_reachable, predict
+from tfmacer.guarantee.certificate import Certificate, check_reachable, predict
+from tfmacer.guarantee.rule import Rule
 from tfmacer.votes.driver import Task, draw_certificates
 from tfmacer.votes.endpoint import BackendError, Endpoint
 from tfmacer.votes.remote import RemoteVotes

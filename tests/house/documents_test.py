@@ -12,7 +12,8 @@ from absl import flags
 from source_tree import ROOT
 
 from tfmacer.guarantee.bounds import BOUNDS
-from tfmacer.guarantee.certificate import Rule, largest_radius, round_down
+from tfmacer.guarantee.certificate import largest_radius, round_down
+from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import LAWS, Gaussian
 from tfmacer.guarantee.stopping import looks
 from tfmacer.records.rows import SOFT_COLUMNS

@@ -16,7 +16,8 @@ import pytest
 from source_tree import ROOT
 
 from tfmacer import certify
-from tfmacer.guarantee.certificate import Rule, check_reachable
+from tfmacer.guarantee.certificate import check_reachable
+from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import Gaussian
 
 WITHOUT_TENSORFLOW = ("tfmacer.verify", "tfmacer.merge", "tfmacer.report")

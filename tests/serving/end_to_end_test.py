@@ -15,7 +15,9 @@ from processes import serving
 
 from serving import certification_pb2 as pb
 from serving.certification_pb2_grpc import CertifierStub
-from tfmacer.guarantee.certificate import Counts, Rule, certify
+from tfmacer.guarantee.certificate import certify
+from tfmacer.guarantee.counts import Counts
+from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import law
 from tfmacer.records.logs import read_log
 from tfmacer.votes.driver import Task, draw_certificates

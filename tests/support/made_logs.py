@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 from scipy import special
 
-from tfmacer.guarantee.certificate import Counts, Rule, certify, decided
+from tfmacer.guarantee.certificate import certify, decided
+from tfmacer.guarantee.counts import Counts
+from tfmacer.guarantee.rule import Rule
 from tfmacer.records.logs import Log, LogSettings, LogWriter, Record, read_log
 from tfmacer.records.runs import Smoothing
 

@@ -12,7 +12,7 @@ import pytest
 
 from tfmacer import certify
 from tfmacer.records.logs import read_log
-from tfmacer.votes import local
+from tfmacer.votes import models
 
 PLAN = ["--num_examples=40", "--skip=25", "--n=30000", "--alpha=0.01", "--seed=9"]
 
@@ -20,7 +20,7 @@ PLAN = ["--num_examples=40", "--skip=25", "--n=30000", "--alpha=0.01", "--seed=9
 @pytest.fixture(autouse=True)
 def threads_as_they_are(monkeypatch):
     """TensorFlow is already running in the tests' process and keeps its thread counts."""
-    monkeypatch.setattr(local, "use_threads", lambda *_: None)
+    monkeypatch.setattr(devices, "use_threads", lambda *_: None)
 
 
 def run(*flags: object) -> int:
@@ -145,8 +145,8 @@ import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, 2 * [tf.config.LogicalDeviceConfiguration()])
 from tfmacer import certify
-from tfmacer.votes import local
-local.distribution = lambda name: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+from tfmacer.votes import devices, models
+devices.distribution = lambda name: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 sys.exit(certify.main(sys.argv[1:]))
 """
     plan = ["--num_examples=7", "--skip=100", "--n=2000"]
@@ -157,13 +157,13 @@ sys.exit(certify.main(sys.argv[1:]))
 
 
 def test_a_network_without_normalisation_is_warned_of(tmp_path, tiny_run, capsys):
-    assert local.leads_with_normalization(local.load_run(tiny_run)[0])
+    assert models.leads_with_normalization(models.load_run(tiny_run)[0])
     import keras
 
     bare = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
-    assert not local.leads_with_normalization(bare)
+    assert not models.leads_with_normalization(bare)
     nested = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Rescaling(2.0), bare])
-    assert local.leads_with_normalization(nested)
+    assert models.leads_with_normalization(nested)
 
 
 def test_folders_with_and_without_labels_are_certified(tiny_run, tmp_path):

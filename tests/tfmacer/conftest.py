@@ -9,7 +9,8 @@ def tiny_run(tmp_path_factory) -> Path:
     import keras
 
     from tfmacer.records.runs import RunDirectory, Smoothing
-    from tfmacer.votes.local import library_versions, network_digest
+    from tfmacer.votes.devices import library_versions
+    from tfmacer.votes.models import network_digest
 
     keras.utils.set_random_seed(11)
     network = keras.Sequential(

@@ -15,7 +15,7 @@ import pytest
 
 from tfmacer import train
 from tfmacer.records.runs import RunDirectory
-from tfmacer.votes import local
+from tfmacer.votes import local, models
 
 ROOT = pathlib.Path(__file__).parents[2]
 FLAG_FILES = sorted(path.name for path in ROOT.glob("*.flags"))
@@ -73,7 +73,7 @@ def test_a_run_writes_all_that_is_promised(tiny, tmp_path, capsys):
     assert (smoothing.dataset, smoothing.objective) == ("my_parts:digits", "macer")
     assert set(smoothing.versions) >= {"tensorflow", "keras", "tfmacer"}
     network = keras.models.load_model(run.model)
-    assert local.network_digest(run.model, network) == smoothing.model_digest
+    assert models.network_digest(run.model, network) == smoothing.model_digest
     with open(run.metrics, newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["4", "8"]

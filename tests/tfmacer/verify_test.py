@@ -6,7 +6,7 @@ import made_logs
 import pytest
 
 from tfmacer import certify, verify
-from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.rule import Rule
 from tfmacer.records import rows
 from tfmacer.records.logs import read_log, settings_path
 
@@ -194,7 +194,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, message
 def certified(tiny_run, tmp_path, monkeypatch):
     """A log certified by the command from a small network."""
     # TensorFlow is already running in the tests' process and keeps its thread counts.
-    monkeypatch.setattr("tfmacer.votes.local.use_threads", lambda *_: None)
+    monkeypatch.setattr("tfmacer.votes.devices.use_threads", lambda *_: None)
     path = tmp_path / "log.tsv"
     plan = ["--num_examples=6", "--skip=150", "--n=1000", "--bound=bernstein", "--beta=2"]
     assert certify.main([f"--run_dir={tiny_run}", f"--out={path}", *plan]) == 0

@@ -1,12 +1,8 @@
-"""From votes to a statement: the rule fixed before drawing, the counts drawn, the certificate."""
+"""From votes to a statement: the counts drawn, under a rule fixed before, become a certificate."""
 
 import dataclasses
 import decimal
-import functools
-import itertools
 import math
-import numbers
-import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,123 +14,12 @@ from tfmacer.guarantee.bounds import (
     binomial_test_p_value,
     unbiased_variance,
 )
+from tfmacer.guarantee.counts import Counts
+from tfmacer.guarantee.rule import SIDE, Rule, check_error_rate, unanimous
 from tfmacer.guarantee.smoothing import Law, caveat
-from tfmacer.guarantee.stopping import FIXED, StopRule, looks
 
 ABSTAIN = -1
 RADIUS_DECIMALS = 9
-
-# Parts of a smaller one could leave the range of floating-point numbers.
-_LEAST_ALPHA = 1e-100
-
-# Both sides of a bilateral certificate may fail, so each gets half of the error allowed. The halves
-# are fixed in advance; choosing them after the counts would not be covered by the proof.
-_SIDE = 0.5
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rule:
-    """Everything about a certificate that must be fixed before the first draw.
-
-    Attributes:
-      alpha: probability, over the draws, that a certificate is wrong; in (0, 1). For each image.
-      bound: key of `tfmacer.guarantee.bounds.BOUNDS`.
-      bilateral: bounds the runner-up's probability too, instead of giving it all that is left.
-      n0: draws that select the class; never used for the bound.
-      n: draws that bound its probability; the most that are taken where `stop` may stop earlier.
-      beta: inverse temperature of the softmax whose mean a soft bound is about; > 0.
-      stop: when to stop before n; its text is accepted too.
-      reject_alpha: probability that `decide` gives up a radius that could be certified, in (0, 1).
-        It costs certificates, never their truth. `precision` uses it for its upper bounds.
-      block_size: draws per block of the noise stream; sets the looks of sequential bounds.
-    """
-
-    alpha: float = 0.001
-    bound: str = "clopper_pearson"
-    bilateral: bool = False
-    n0: int = 100
-    n: int = 100_000
-    beta: float = 1.0
-    stop: StopRule = FIXED
-    reject_alpha: float = 0.001
-    block_size: int = 256
-
-    def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", StopRule.parse(self.stop))
-        for name in ("n0", "n", "block_size"):
-            _check_count(name, getattr(self, name), least=1)
-            object.__setattr__(self, name, operator.index(getattr(self, name)))
-        for name in ("alpha", "reject_alpha"):
-            _check_error_rate(name, getattr(self, name))
-        if not (math.isfinite(self.beta) and self.beta > 0):
-            raise UserError(f"beta must be positive and finite, got {self.beta}")
-        if self.bound not in BOUNDS:
-            raise UserError(f"bound must be one of {', '.join(BOUNDS)}, got {self.bound!r}")
-        if self.bilateral and self.soft:
-            raise UserError(f"bilateral needs a bound on votes, {self.bound} bounds softmax scores")
-        if self.stop.kind != "fixed" and not BOUNDS[self.bound].anytime:
-            anytime = ", ".join(name for name, bound in BOUNDS.items() if bound.anytime)
-            raise UserError(
-                f"stop={self.stop} needs a bound that allows stopping early ({anytime}), "
-                f"{self.bound} holds for a fixed n only"
-            )
-        self._check_feasible()
-
-    def _check_feasible(self) -> None:
-        """Refuses an n at which even unanimous draws certify nothing."""
-        if _unanimous(self, self.n) > 0.5:
-            return
-        enough = next(n for n in itertools.count(self.n + 1) if _unanimous(self, n) > 0.5)
-        raise UserError(
-            f"n = {self.n} is too small for alpha = {self.alpha}: with bound={self.bound} "
-            f"nothing can be certified, even if all draws agree; n must be {enough} or more"
-        )
-
-    @property
-    def soft(self) -> bool:
-        """Whether the certificate is about the mean softmax score rather than the vote."""
-        return isinstance(BOUNDS[self.bound], ScoreBound)
-
-    @functools.cached_property
-    def looks(self) -> tuple[int, ...]:
-        """Cumulative draws at which a certificate may be made; the last one is n."""
-        return looks(self.n, self.block_size) if BOUNDS[self.bound].anytime else (self.n,)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Counts:
-    """What was drawn for one image, by class.
-
-    Attributes:
-      select_counts: `[K]`, votes among the n0 selection draws.
-      counts: `[K]`, votes among the n estimation draws.
-      n0: selection draws.
-      n: estimation draws so far.
-      select_sums: `[K]`, sums of the softmax over the selection draws; None unless soft.
-      sums: `[K]`, the same over the estimation draws, accumulated in float64.
-      square_sums: `[K]`, sums of the squared softmax over the estimation draws.
-    """
-
-    select_counts: tuple[int, ...]
-    counts: tuple[int, ...]
-    n0: int
-    n: int
-    select_sums: tuple[float, ...] | None = None
-    sums: tuple[float, ...] | None = None
-    square_sums: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        classes = len(self.counts)
-        if classes < 2:
-            raise UserError(f"counts must be of 2 classes or more, got {classes}")
-        _check_votes("select_counts", self.select_counts, classes, "n0", self.n0)
-        _check_votes("counts", self.counts, classes, "n", self.n)
-        for name in ("select_sums", "sums", "square_sums"):
-            values = getattr(self, name)
-            if values is not None:
-                total = self.n0 if name == "select_sums" else self.n
-                _check_sums(name, values, classes, total)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,7 +130,7 @@ def predict(counts: Sequence[int], alpha: float) -> Prediction:
     Returns:
       The most frequent class where the test rejects at alpha, otherwise abstain.
     """
-    _check_error_rate("alpha", alpha)
+    check_error_rate("alpha", alpha)
     top = _argmax(counts)
     second = max(_others(counts, top))
     p_value = binomial_test_p_value(counts[top], counts[top] + second)
@@ -324,7 +209,7 @@ def decided(counts: Counts, rule: Rule, law: Law) -> bool:
 
 def largest_radius(rule: Rule, law: Law) -> float:
     """The radius that n unanimous draws certify: no image gets a larger one under this rule."""
-    p_lower = _unanimous(rule, rule.n)
+    p_lower = unanimous(rule, rule.n)
     return law.radius(p_lower, 1 - p_lower if rule.bilateral else None)
 
 
@@ -371,12 +256,12 @@ def _bounds(counts: Counts, rule: Rule, selected: int, alpha: float) -> tuple[fl
     hits = counts.counts[selected]
     if not rule.bilateral:
         return bound.lower(hits, counts.n, alpha), None
-    p_lower = bound.lower(hits, counts.n, alpha * _SIDE)
+    p_lower = bound.lower(hits, counts.n, alpha * SIDE)
     # The bound grows with the count, and no other class has more votes than the one most voted
     # for, so its bound holds for the true runner-up too, whichever that is: no factor for the
     # number of classes (Voráček, NeurIPS 2024, appendix B). It needs the class to be chosen from
     # other draws.
-    others = bound.upper(max(_others(counts.counts, selected)), counts.n, alpha * _SIDE)
+    others = bound.upper(max(_others(counts.counts, selected)), counts.n, alpha * SIDE)
     return p_lower, min(others, math.nextafter(1 - p_lower, 1.0))
 
 
@@ -394,19 +279,9 @@ def _possible_radius(counts: Counts, rule: Rule, law: Law) -> float:
     # which a bilateral certificate can reach. Here the class with most votes stands for the
     # runner-up, from below, so the bound must hold for all other classes at once.
     others = _others(counts.counts, selected)
-    upper = bound.upper(hits, counts.n, alpha * _SIDE)
-    lower_second = bound.lower(max(others), counts.n, alpha * _SIDE / len(others))
+    upper = bound.upper(hits, counts.n, alpha * SIDE)
+    lower_second = bound.lower(max(others), counts.n, alpha * SIDE / len(others))
     return law.radius(upper, lower_second)
-
-
-def _unanimous(rule: Rule, n: int) -> float:
-    """Lower bound that the rule gives when all of n draws, at its last look, agree."""
-    bound = BOUNDS[rule.bound]
-    if isinstance(bound, ScoreBound):
-        return bound.lower(1.0, 0.0, n, rule.alpha) if n > 1 else 0.0
-    last = len(looks(n, rule.block_size))
-    side = _SIDE if rule.bilateral else 1.0
-    return bound.lower(n, n, rule.alpha * side * bound.share(last, last))
 
 
 def _share(counts: Counts, rule: Rule) -> float:
@@ -439,31 +314,3 @@ def _argmax(values: Sequence[float]) -> int:
 
 def _others(values: Sequence[int], selected: int) -> list[int]:
     return [value for index, value in enumerate(values) if index != selected]
-
-
-def _check_count(name: str, value: object, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise UserError(f"{name} must be an integer of {least} or more, got {value!r}")
-
-
-def _check_error_rate(name: str, value: float) -> None:
-    if not _LEAST_ALPHA <= value < 1:
-        raise UserError(f"{name} must lie between {_LEAST_ALPHA} and 1, got {value}")
-
-
-def _check_votes(
-    name: str, votes: tuple[int, ...], classes: int, total_name: str, total: int
-) -> None:
-    _check_count(total_name, total, least=1)
-    if len(votes) != classes or min(votes) < 0 or sum(votes) != total:
-        raise UserError(
-            f"{name} must be {classes} counts of 0 or more that add up to "
-            f"{total_name} = {total}, got {votes}"
-        )
-
-
-def _check_sums(name: str, sums: tuple[float, ...], classes: int, total: int) -> None:
-    # Softmax scores lie in [0, 1]; in float32 they may exceed 1 by their last place.
-    most = total * (1 + 1e-6)
-    if len(sums) != classes or not all(0 <= value <= most for value in sums):
-        raise UserError(f"{name} must be {classes} numbers between 0 and {total}, got {sums}")

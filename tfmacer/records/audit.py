@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee.certificate import Certificate, Counts, Rule, certify
+from tfmacer.guarantee.certificate import Certificate, certify
+from tfmacer.guarantee.counts import Counts
+from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import law
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.runs import Smoothing

@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from tfmacer.guarantee.certificate import Certificate, Counts, round_down
+from tfmacer.guarantee.certificate import Certificate, round_down
+from tfmacer.guarantee.counts import Counts
 
 # The columns of the field's published logs come first, so that their readers read ours.
 PUBLISHED_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")

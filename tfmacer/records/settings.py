@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import Law, law
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.runs import Smoothing

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee.certificate import Counts, certify, decided
+from tfmacer.guarantee.certificate import certify, decided
+from tfmacer.guarantee.counts import Counts
 from tfmacer.records import rows
 from tfmacer.records.logs import Log
 from tfmacer.records.rows import Record

@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee.certificate import Certificate, Counts, Rule, certify, decided
+from tfmacer.guarantee.certificate import Certificate, certify, decided
+from tfmacer.guarantee.counts import Counts
+from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import Law
 from tfmacer.votes.source import ESTIMATE, SELECT, Seeds, Votes, VoteSource, row_seed
 

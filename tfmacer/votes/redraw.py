@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee.certificate import Counts, Rule
+from tfmacer.guarantee.counts import Counts
+from tfmacer.guarantee.rule import Rule
 from tfmacer.records.audit import AuditEntry
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import Smoothing

@@ -11,7 +11,9 @@ from fake_backend import SMOOTHING
 from serving.certifier.audit import AuditLog, Entry
 from serving.certifier.requests import Image
 from tfmacer.errors import UserError
-from tfmacer.guarantee.certificate import Counts, Rule, certify
+from tfmacer.guarantee.certificate import certify
+from tfmacer.guarantee.counts import Counts
+from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import law
 from tfmacer.votes.driver import Task
 from tfmacer.votes.endpoint import ServedModel

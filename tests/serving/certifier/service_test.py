@@ -13,7 +13,9 @@ from fake_backend import SMOOTHING, expected_votes
 from google.protobuf import json_format
 
 from serving import certification_pb2 as pb
-from tfmacer.guarantee.certificate import Counts, Rule, certify, decided, predict
+from tfmacer.guarantee.certificate import certify, decided, predict
+from tfmacer.guarantee.counts import Counts
+from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import law
 from tfmacer.votes.source import ESTIMATE, SELECT, row_seed
 

@@ -18,8 +18,6 @@ from tfmacer.errors import UserError
 from tfmacer.guarantee import bounds
 from tfmacer.guarantee.bounds import BOUNDS
 from tfmacer.guarantee.certificate import (
-    Counts,
-    Rule,
     certify,
     check_reachable,
     decided,
@@ -27,6 +25,8 @@ from tfmacer.guarantee.certificate import (
     predict,
     round_down,
 )
+from tfmacer.guarantee.counts import Counts
+from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import Gaussian
 from tfmacer.guarantee.stopping import StopRule
 

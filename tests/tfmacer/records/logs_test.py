@@ -11,7 +11,7 @@ import made_logs
 import pytest
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.rule import Rule
 from tfmacer.records.logs import LogWriter, check_rows, is_log, read_log, settings_path
 
 ROOT = Path(__file__).parents[3]

@@ -5,7 +5,7 @@ import pytest
 
 from tfmacer import merge as command
 from tfmacer.errors import UserError
-from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.rule import Rule
 from tfmacer.records.logs import LogWriter, check_rows, read_log, settings_path
 from tfmacer.records.merging import merge
 

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfmacer.guarantee.certificate import Counts, Rule, certify
+from tfmacer.guarantee.certificate import certify
+from tfmacer.guarantee.counts import Counts
+from tfmacer.guarantee.rule import Rule
 from tfmacer.records import rows
 from tfmacer.records.rows import Record
 

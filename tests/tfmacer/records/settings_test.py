@@ -5,7 +5,7 @@ import made_logs
 import pytest
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.settings import LogSettings, parse_shard
 

@@ -4,7 +4,9 @@ import made_logs
 import pytest
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee.certificate import Counts, Rule, certify
+from tfmacer.guarantee.certificate import certify
+from tfmacer.guarantee.counts import Counts
+from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records import rows
 from tfmacer.records.logs import Log, read_log

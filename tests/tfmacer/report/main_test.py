@@ -5,7 +5,7 @@ from pathlib import Path
 import made_logs
 import pytest
 
-from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.rule import Rule
 from tfmacer.report import __main__ as report
 
 PUBLISHED = Path(__file__).parents[3].parent / "shared" / "data" / "certify_logs"

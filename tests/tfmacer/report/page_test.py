@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import made_logs
 import pytest
 
-from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.rule import Rule
 from tfmacer.report import plots, tables
 from tfmacer.report.page import page, settings_rows
 from tfmacer.report.summary import Run

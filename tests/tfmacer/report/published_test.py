@@ -9,7 +9,7 @@ from pathlib import Path
 import made_logs
 import pytest
 
-from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.rule import Rule
 from tfmacer.records.logs import read_log
 from tfmacer.records.runs import RunDirectory
 from tfmacer.report import __main__ as report

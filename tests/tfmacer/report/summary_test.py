@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.logs import Log, Record, read_log
 from tfmacer.report.summary import Run, mean_estimate, share, share_interval

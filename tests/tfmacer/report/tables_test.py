@@ -6,7 +6,7 @@ import made_logs
 import pytest
 import rich.console
 
-from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.logs import Log, Record
 from tfmacer.report import formats, tables

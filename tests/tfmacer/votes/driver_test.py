@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee.certificate import Rule
+from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import Gaussian
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.runs import Smoothing

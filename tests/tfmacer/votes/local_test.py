@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfmacer.errors import UserError
 from tfmacer.records.runs import RunDirectory, Smoothing
-from tfmacer.votes import local, noise
+from tfmacer.votes import counting, local, models, noise
 from tfmacer.votes.source import ESTIMATE, SELECT, row_seed
 
 SHAPE = (6, 5, 2)
@@ -180,7 +180,7 @@ def make_run(path, network) -> RunDirectory:
         sigma=0.5,
         num_classes=3,
         input_shape=SHAPE,
-        model_digest=local.network_digest(run.model, network),
+        model_digest=models.network_digest(run.model, network),
     )
     run.smoothing.write_text(smoothing.to_json())
     return run
@@ -201,14 +201,14 @@ def test_the_digest_outlives_loading_and_depends_on_every_weight(tmp_path, netwo
     path = tmp_path / "model.keras"
     network.save(path)
     loaded = keras.models.load_model(path)
-    digest = local.network_digest(path, network)
-    assert local.network_digest(path, loaded) == digest
+    digest = models.network_digest(path, network)
+    assert models.network_digest(path, loaded) == digest
     for variable in loaded.weights:
         old = variable.numpy()
         new = old.copy()
         new.flat[-1] = np.nextafter(new.flat[-1], np.float32(9))
         variable.assign(new)
-        assert local.network_digest(path, loaded) != digest
+        assert models.network_digest(path, loaded) != digest
         variable.assign(old)
 
 
@@ -219,7 +219,7 @@ def test_the_digest_outlives_loading_and_depends_on_every_weight(tmp_path, netwo
 def test_blocks_in_flight_are_bounded_by_memory(shape, blocks):
     """A layer of one block is 256 x H x W x 64 x 4 bytes: 268 MB for 64 x 64 pixels."""
     smoothing = Smoothing(sigma=1.0, num_classes=2, input_shape=shape, model_digest="t")
-    assert local.parallel_blocks(smoothing) == blocks
+    assert counting.parallel_blocks(smoothing) == blocks
 
 
 def test_newest_version_is_chosen_by_number(tmp_path):

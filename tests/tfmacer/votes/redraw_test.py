@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee.certificate import Counts, Rule, certify
+from tfmacer.guarantee.certificate import certify
+from tfmacer.guarantee.counts import Counts
+from tfmacer.guarantee.rule import Rule
 from tfmacer.records import rows
 from tfmacer.records.logs import LogWriter, Record, read_log
 from tfmacer.records.verification import verify_log

@@ -1,0 +1,80 @@
+"""Keras networks on disk: loaded, and named by a digest of what they are."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from tfmacer.errors import UserError
+from tfmacer.records.runs import RunDirectory, Smoothing, model_digest
+
+
+def load_run(directory: Path) -> tuple[Any, Smoothing]:
+    """The Keras network of a run directory and its smoothing.
+
+    Raises:
+      UserError: it is no finished run, or its network is not the one that was recorded.
+    """
+    import keras
+
+    run = RunDirectory(directory)
+    smoothing = run.read_smoothing()
+    network = keras.models.load_model(run.model, compile=False)
+    found = network_digest(run.model, network)
+    if found != smoothing.model_digest:
+        raise UserError(
+            f"{run.model}: its digest is {found[:16]}..., {run.smoothing.name} records "
+            f"{smoothing.model_digest[:16]}...: the network was changed after the run"
+        )
+    return network, smoothing
+
+
+def network_digest(path: Path, network: Any) -> str:
+    """`tfmacer.records.runs.model_digest` of a network as saved in the `.keras` file at `path`.
+
+    The architecture is the file's own `config.json` without what concerns compiling, so that the
+    digest does not depend on how Keras would write the loaded network again, and without the
+    addresses in memory by which Keras notes that layers share a policy. Seed states of dropout
+    layers are no weights and do not enter.
+    """
+
+    def without_addresses(entry: dict[str, Any]) -> dict[str, Any]:
+        entry.pop("shared_object_id", None)
+        return entry
+
+    with zipfile.ZipFile(path) as archive:
+        config = json.loads(archive.read("config.json"), object_hook=without_addresses)
+    config.pop("compile_config", None)
+    values = ((variable.name, variable.numpy()) for variable in network.weights)
+    return model_digest(json.dumps(config, sort_keys=True), values)
+
+
+def weights_digest(model: Any) -> str:
+    """A digest of a model that was never saved: a Keras model's weights and configuration.
+
+    For any other callable there is nothing to digest, and the answer is `unknown`.
+    """
+    import keras
+
+    if not isinstance(model, keras.Model):
+        return "unknown"
+    values = ((variable.name, variable.numpy()) for variable in model.weights)
+    return model_digest(json.dumps(model.get_config(), sort_keys=True, default=str), values)
+
+
+def leads_with_normalization(network: Any) -> bool:
+    """Whether pixels are normalised inside the network, before its first other weights."""
+    import keras
+
+    normalizers = (
+        keras.layers.Normalization,
+        keras.layers.Rescaling,
+        keras.layers.BatchNormalization,
+    )
+    layers = (layer for layer in network.layers if not isinstance(layer, keras.layers.InputLayer))
+    for layer in layers:
+        if isinstance(layer, normalizers):
+            return True
+        if layer.weights:
+            return isinstance(layer, keras.Model) and leads_with_normalization(layer)
+    return False
