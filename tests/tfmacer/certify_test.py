@@ -12,7 +12,7 @@ import pytest
 
 from tfmacer import certify
 from tfmacer.records.logs import read_log
-from tfmacer.votes import models
+from tfmacer.votes import devices, models
 
 PLAN = ["--num_examples=40", "--skip=25", "--n=30000", "--alpha=0.01", "--seed=9"]
 
