@@ -8,7 +8,7 @@ PIP := -m pip --disable-pip-version-check
 PYTEST := $(RUN) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint test-slow test-browser test-bazel test-clients benchmarks \
+.PHONY: help setup demo test lint test-slow test-browser test-bazel test-clients benchmarks api \
         format protos build-file constraints clean
 
 help: ## list these targets
@@ -67,14 +67,25 @@ test-clients: setup .venv-clients/installed .venv-clients-min/installed ## other
 	  min-tfs-client==1.0.2 protobuf==3.20.3 numpy==1.26.4 grpcio==1.85.1
 	@touch $@
 
-benchmarks: setup .venv-bench/installed ## draws a second, against the bare network and others
+benchmarks: setup .venv-bench/installed ## draws and training steps, against the bare network and others
 	$(RUN) -m benchmarks.throughput --network=lenet --variants=tfmacer,bare,art,torch
 	$(RUN) -m benchmarks.throughput --network=resnet20 --n=20000 --variants=tfmacer,bare,art,torch
+	$(RUN) -m benchmarks.training --network=lenet --variants=tfmacer,bare,art,torch
+	$(RUN) -m benchmarks.training --network=resnet20 --steps=6 --variants=tfmacer,bare,torch
 
 .venv-bench/installed: benchmarks/requirements.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python $(PIP) install --quiet -r benchmarks/requirements.txt
 	@touch $@
+
+API := build/api
+# A package brings its modules, but for tfmacer, which names what it offers.
+MODULES = tfmacer $(filter-out %__init__ %demo,$(patsubst %.py,%,$(wildcard tfmacer/*.py))) \
+  $(patsubst %/__init__.py,%,$(wildcard tfmacer/*/__init__.py)) export serving
+
+api: setup ## the API reference, from the docstrings, into build/api
+	TF_CPP_MIN_LOG_LEVEL=3 $(RUN) -m pdoc --math --docformat google --no-show-source \
+	  --output-directory $(API) $(subst /,.,$(MODULES)) '!serving.certification_pb2.*' '!tfmacer.wire.serving_pb2.*'
 
 format: setup ## ruff, writing
 	$(RUN) -m ruff check --fix .
@@ -90,12 +101,13 @@ build-file: setup ## BUILD, from the imports
 	$(RUN) tests/house/build_file.py
 
 # After a pin was changed: what the pinned packages bring along, for the next setup.
-constraints: setup ## constraints.txt, from what .venv holds
+constraints: setup ## constraints.txt, from what .venv holds; of both, what the sidecar's image needs
 	@$(RUN) $(PIP) list --format=freeze --exclude pip > .venv/freeze
 	@{ echo "# What requirements.txt and requirements-dev.txt bring along: \`make constraints\`."; \
 	  awk -F '[= ]+' 'function key(name) { gsub(/[-_.]+/, "-", name); return tolower(name) } \
 	    FILENAME != ".venv/freeze" { pinned[key($$1)]; next } !(key($$1) in pinned)' \
 	    requirements.txt requirements-dev.txt .venv/freeze; } > constraints.txt
+	@$(RUN) tests/house/sidecar_requirements.py
 	@touch .venv/installed
 
 clean: ## remove what make made, but for runs/

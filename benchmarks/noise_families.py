@@ -8,14 +8,18 @@ Theorem 4 shows to fail in high dimensions; and the toy of the paper's Figure 4.
 """
 
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from absl import flags
 from scipy import stats
 
+from tfmacer import commandline
 from tfmacer.guarantee.mixed_norm import draw_extremes, largest_coordinate
 from tfmacer.guarantee.radial import RadialNoise
 
+FLAGS = flags.FlagValues()
 Array = npt.NDArray[np.float64]
 LEVELS = (0.7, 0.9, 0.99)
 DRAWS = 40_000
@@ -115,8 +119,7 @@ def toy_frontier(family: str, accuracies: Array, generator: np.random.Generator)
     return np.array([lost[reached >= a].min(initial=1.0) for a in accuracies])
 
 
-def main() -> int:
-    """Prints the tables."""
+def _main() -> None:
     generator = np.random.default_rng(0)
     print("family dimension k: probability needed where a Gaussian needs", *LEVELS)
     for dimension, k in ((784, 100), (3072, 500), (150_528, 50_000)):
@@ -131,7 +134,13 @@ def main() -> int:
     for family in ("l2", "mixed", "pure"):
         found = toy_frontier(family, accuracies, generator)
         print(family, *(f"{x:.3f}" for x in found))
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the tables; returns the command's exit status."""
+    return commandline.run(
+        _main, FLAGS, argv, name="python -m benchmarks.noise_families", doc=__doc__ or ""
+    )
 
 
 if __name__ == "__main__":

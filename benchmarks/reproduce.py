@@ -277,7 +277,7 @@ def _main() -> None:
     wanted = jobs(_TABLE.value, _ROW.value, runs, results, _DATA_DIR.value)
     if _LIST.value:
         for job in wanted:
-            print(f"{job.table:<12}{job.row.name:<52}{job.state}")
+            print(f"{job.table:<12}{job.row.name:<66}{job.state}")
         return
     sitting = Sitting(_MINUTES.value)
     signal.signal(signal.SIGTERM, lambda *_: setattr(sitting, "stop", True))

@@ -2,11 +2,13 @@
 
 A: MNIST by the published schedule of 90 epochs. B: its sixth part, 15 epochs with every decay and
 warm-up scaled alike, for the order of the methods. macer and consistency: the papers' studies of
-hyperparameters, on mnist5k. soft: Soft-RS beside Hard-RS. cost: time and memory of training.
-cifar: ResNet-20 on CIFAR-10. Flags that are not here are those of mnist.flags and cifar.flags.
+hyperparameters, on mnist5k. soft: Soft-RS beside Hard-RS. families: networks of Table B's schedule
+on other noise. cost: time and memory of training. cifar: ResNet-20 on CIFAR-10. Flags that are not
+here are those of mnist.flags and cifar.flags.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 SIGMAS = (0.5, 0.25, 1.0)
@@ -227,6 +229,27 @@ def soft() -> list[Row]:
     ]
 
 
+def family(name: str, k: int, scale: float) -> Training:
+    """A network trained on noise of another family, whose length is that of a Gaussian's `scale`.
+
+    The paper's sigma, sqrt((d - 1) / (d - 1 - k)) times the Gaussian's, gives both the same most
+    likely length.
+    """
+    sigma = round(scale * math.sqrt(783 / (783 - k)), 4)
+    flags = [f"--noise_family={name}", f"--noise_params=k={k}"]
+    return short("gaussian", sigma, f"{name}-k{k}", flags)
+
+
+def families() -> list[Row]:
+    """In kind of Tables 1 and 3 of Filling the Soap Bubbles, on MNIST."""
+    trainings = [
+        short("gaussian", 0.5),
+        *(family("generalized_gaussian", k, 0.5) for k in (100, 400)),
+        *(family("mixed_norm", k, 0.5) for k in (10, 50)),
+    ]
+    return [Row(training=t, certify=CERTIFY_SOFT, variant="n10000") for t in trainings]
+
+
 def cost() -> list[Row]:
     """Two epochs of each method; the second one is timed, without what the first one builds."""
     objectives = ("gaussian", "stability", "consistency", "macer", "smoothmix", "smoothadv",
@@ -264,6 +287,7 @@ TABLES = {
     "macer": macer_study(),
     "consistency": consistency_study(),
     "soft": soft(),
+    "families": families(),
     "cost": cost(),
     "cifar": cifar(),
 }

@@ -27,7 +27,11 @@ _NETWORK = flags.DEFINE_enum(
 _N = flags.DEFINE_integer("n", 100_000, "Draws in one turn.", lower_bound=1, flag_values=FLAGS)
 _TURNS = flags.DEFINE_integer("turns", 5, "Turns of each variant.", 1, flag_values=FLAGS)
 _VARIANTS = flags.DEFINE_list(
-    "variants", ["tfmacer", "bare"], "Of tfmacer, bare, art, torch.", flag_values=FLAGS
+    "variants",
+    ["tfmacer", "bare"],
+    "Of tfmacer, bare, art, torch; and rounded_gaussian, generalized_gaussian, mixed_norm, which "
+    "are tfmacer with that noise.",
+    flag_values=FLAGS,
 )
 
 HERE = Path(__file__).parent
@@ -45,6 +49,10 @@ class Variant:
 
 VARIANTS = {
     "tfmacer": Variant(PROJECT, ("throughput_tfmacer.py", "tfmacer")),
+    **{
+        family: Variant(PROJECT, ("throughput_tfmacer.py", family))
+        for family in ("rounded_gaussian", "generalized_gaussian", "mixed_norm")
+    },
     "bare": Variant(PROJECT, ("throughput_tfmacer.py", "bare")),
     "art": Variant(OTHERS, ("throughput_art.py",)),
     "torch": Variant(OTHERS, ("throughput_torch.py",)),

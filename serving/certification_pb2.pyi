@@ -7,7 +7,8 @@ Refusals and failures are gRPC statuses whose message names the field, the value
 INVALID_ARGUMENT (the request), RESOURCE_EXHAUSTED (too many certifications at once),
 FAILED_PRECONDITION (the served model cannot be certified), UNAVAILABLE (the backend is down or
 this server is stopping), ABORTED (the model was exchanged midway; ask again), INTERNAL (the
-backend's answer made no sense), DEADLINE_EXCEEDED (no certificate came out in time).
+backend's answer made no sense), DEADLINE_EXCEEDED (not even a first certificate came out in
+time).
 
 Every answer carries the initial metadata `x-request-id`: the caller's own, or a fresh one.
 """
@@ -355,7 +356,9 @@ class Certificate(_message.Message):
     statement: _builtins.str
     """In prose, what is guaranteed and what is not."""
     drawn: _builtins.int
-    """Draws made when this was sent: more than `n` where an earlier look gave the larger radius."""
+    """Draws looked at when this was sent: more than `n` where an earlier look gave the larger
+    radius.
+    """
     @_builtins.property
     def select_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property

@@ -74,8 +74,8 @@ class CertifierServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Certify(self, request, context):
-        """One certificate. When the caller's deadline nears, the best one so far of a plan that may stop
-        early; a fixed plan has none before its last draw, and the answer is DEADLINE_EXCEEDED.
+        """One certificate. When the caller's deadline nears, the best one so far, with `stopped_early`,
+        whatever the plan; DEADLINE_EXCEEDED where the first look at the draws was not reached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,7 +84,7 @@ class CertifierServicer:
     def CertifyStream(self, request, context):
         """A certificate at every look while the draws accumulate, each valid in its own right, whenever
         the caller stops listening; the radius never falls from one to the next. The bound is
-        anytime-valid whatever the stop rule, and so a little lower than `Certify`'s for a fixed n.
+        the same whatever the stop rule, and a little lower than `Certify`'s for a fixed n.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

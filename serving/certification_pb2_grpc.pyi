@@ -7,7 +7,8 @@ Refusals and failures are gRPC statuses whose message names the field, the value
 INVALID_ARGUMENT (the request), RESOURCE_EXHAUSTED (too many certifications at once),
 FAILED_PRECONDITION (the served model cannot be certified), UNAVAILABLE (the backend is down or
 this server is stopping), ABORTED (the model was exchanged midway; ask again), INTERNAL (the
-backend's answer made no sense), DEADLINE_EXCEEDED (no certificate came out in time).
+backend's answer made no sense), DEADLINE_EXCEEDED (not even a first certificate came out in
+time).
 
 Every answer carries the initial metadata `x-request-id`: the caller's own, or a fresh one.
 """
@@ -45,13 +46,13 @@ class CertifierStub:
     Predict: _grpc.UnaryUnaryMultiCallable[_certification_pb2.PredictRequest, _certification_pb2.Prediction]
     """The class of the smoothed classifier, or abstention, without a radius: cheap."""
     Certify: _grpc.UnaryUnaryMultiCallable[_certification_pb2.CertifyRequest, _certification_pb2.Certificate]
-    """One certificate. When the caller's deadline nears, the best one so far of a plan that may stop
-    early; a fixed plan has none before its last draw, and the answer is DEADLINE_EXCEEDED.
+    """One certificate. When the caller's deadline nears, the best one so far, with `stopped_early`,
+    whatever the plan; DEADLINE_EXCEEDED where the first look at the draws was not reached.
     """
     CertifyStream: _grpc.UnaryStreamMultiCallable[_certification_pb2.CertifyRequest, _certification_pb2.Certificate]
     """A certificate at every look while the draws accumulate, each valid in its own right, whenever
     the caller stops listening; the radius never falls from one to the next. The bound is
-    anytime-valid whatever the stop rule, and so a little lower than `Certify`'s for a fixed n.
+    the same whatever the stop rule, and a little lower than `Certify`'s for a fixed n.
     """
 
 @_typing.type_check_only
@@ -62,13 +63,13 @@ class CertifierAsyncStub(CertifierStub):
     Predict: _aio.UnaryUnaryMultiCallable[_certification_pb2.PredictRequest, _certification_pb2.Prediction]  # type: ignore[assignment]
     """The class of the smoothed classifier, or abstention, without a radius: cheap."""
     Certify: _aio.UnaryUnaryMultiCallable[_certification_pb2.CertifyRequest, _certification_pb2.Certificate]  # type: ignore[assignment]
-    """One certificate. When the caller's deadline nears, the best one so far of a plan that may stop
-    early; a fixed plan has none before its last draw, and the answer is DEADLINE_EXCEEDED.
+    """One certificate. When the caller's deadline nears, the best one so far, with `stopped_early`,
+    whatever the plan; DEADLINE_EXCEEDED where the first look at the draws was not reached.
     """
     CertifyStream: _aio.UnaryStreamMultiCallable[_certification_pb2.CertifyRequest, _certification_pb2.Certificate]  # type: ignore[assignment]
     """A certificate at every look while the draws accumulate, each valid in its own right, whenever
     the caller stops listening; the radius never falls from one to the next. The bound is
-    anytime-valid whatever the stop rule, and so a little lower than `Certify`'s for a fixed n.
+    the same whatever the stop rule, and a little lower than `Certify`'s for a fixed n.
     """
 
 class CertifierServicer(metaclass=_abc_1.ABCMeta):
@@ -94,8 +95,8 @@ class CertifierServicer(metaclass=_abc_1.ABCMeta):
         request: _certification_pb2.CertifyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_certification_pb2.Certificate, _abc.Awaitable[_certification_pb2.Certificate]]:
-        """One certificate. When the caller's deadline nears, the best one so far of a plan that may stop
-        early; a fixed plan has none before its last draw, and the answer is DEADLINE_EXCEEDED.
+        """One certificate. When the caller's deadline nears, the best one so far, with `stopped_early`,
+        whatever the plan; DEADLINE_EXCEEDED where the first look at the draws was not reached.
         """
 
     @_abc_1.abstractmethod
@@ -106,7 +107,7 @@ class CertifierServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_certification_pb2.Certificate], _abc.AsyncIterator[_certification_pb2.Certificate]]:
         """A certificate at every look while the draws accumulate, each valid in its own right, whenever
         the caller stops listening; the radius never falls from one to the next. The bound is
-        anytime-valid whatever the stop rule, and so a little lower than `Certify`'s for a fixed n.
+        the same whatever the stop rule, and a little lower than `Certify`'s for a fixed n.
         """
 
 def add_CertifierServicer_to_server(servicer: CertifierServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from serving import certification_pb2 as pb
+from serving import tls
 from serving.certification_pb2_grpc import CertifierStub
 from tfmacer import commandline
 from tfmacer.errors import UserError
@@ -34,6 +35,7 @@ FLAGS = flags.FlagValues()
 _TARGET = flags.DEFINE_string(
     "target", "127.0.0.1:8600", "HOST:PORT of the sidecar.", flag_values=FLAGS
 )
+_TLS = tls.ChannelFlags("tls", "the sidecar", FLAGS, allow="allow_plaintext")
 _N0 = flags.DEFINE_integer("n0", 100, "Draws that choose the class.", 1, flag_values=FLAGS)
 _N = flags.DEFINE_integer(
     "n", 10_000, "Draws that bound its probability, at most.", 1, flag_values=FLAGS
@@ -60,8 +62,7 @@ _STREAM = flags.DEFINE_bool(
 _DEADLINE = flags.DEFINE_float(
     "deadline",
     None,
-    "Seconds to wait for the answer; then the best certificate so far counts, unless the plan is "
-    "fixed and asked for without --stream.",
+    "Seconds to wait for the answer; then the best certificate so far counts.",
     0.01,
     flag_values=FLAGS,
 )
@@ -117,7 +118,12 @@ def _main(arguments: list[str]) -> None:
     StopRule.parse(_STOP.value)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
-    with grpc.insecure_channel(_TARGET.value) as channel:
+    credentials = _TLS.read("target", _TARGET.value)
+    with (
+        grpc.secure_channel(_TARGET.value, credentials)
+        if credentials
+        else grpc.insecure_channel(_TARGET.value)
+    ) as channel:
         stub = CertifierStub(channel)
         try:
             model = stub.GetModel(pb.GetModelRequest(), timeout=_CONNECT_SECONDS)

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,7 @@ def make_server(
     max_concurrent_rpcs: int,
     max_message_bytes: int,
     drain: Drain | None = None,
+    interceptors: Sequence[Interceptor] = (),
 ) -> grpc.Server:
     """A server that is not bound yet.
 
@@ -98,10 +99,11 @@ def make_server(
         `threads` and this wait.
       max_message_bytes: larger requests are refused with RESOURCE_EXHAUSTED.
       drain: knows the calls under way, for an orderly end.
+      interceptors: further ones, before it.
     """
     return grpc.server(
         ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
-        interceptors=[drain] if drain else [],
+        interceptors=[*interceptors, *([drain] if drain else [])],
         maximum_concurrent_rpcs=max_concurrent_rpcs,
         options=[
             ("grpc.max_receive_message_length", max_message_bytes),

@@ -14,17 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc
 from absl import flags
 
 from serving import grpc_server
 from serving.lifecycle import Stop
+from serving.tls import check_loopback
 from tfmacer import commandline
 from tfmacer.errors import UserError
 
 if TYPE_CHECKING:
     from serving.embedded.registry import Registry
-    from serving.embedded.rest import RestServer
     from serving.embedded.services import Calls
+    from serving.http_server import HttpServer
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,19 @@ _PORT = flags.DEFINE_integer(
 )
 _SOCKET = flags.DEFINE_string(
     "grpc_socket_path", "", "UNIX socket for gRPC; empty for none.", flag_values=FLAGS
+)
+_SSL_CONFIG = flags.DEFINE_string(
+    "ssl_config_file",
+    "",
+    "Text-format SSLConfig: TLS for gRPC. REST stays without.",
+    flag_values=FLAGS,
+)
+_ALLOW_PLAINTEXT = flags.DEFINE_bool(
+    "allow_plaintext",
+    False,
+    "Listen without TLS on other addresses than loopback. Whoever reaches this server sees images "
+    "and chooses the noise.",
+    flag_values=FLAGS,
 )
 _REST_PORT = flags.DEFINE_integer(
     "rest_api_port", 0, "TCP port for REST; 0 for none.", 0, 65535, flag_values=FLAGS
@@ -177,7 +192,7 @@ def _check_flags() -> None:
         )
     if bool(_CONFIG_FILE.value) == bool(_BASE_PATH.value):
         raise UserError("give exactly one of --model_base_path and --model_config_file")
-    for flag in (_CONFIG_FILE, _MONITORING):
+    for flag in (_CONFIG_FILE, _MONITORING, _SSL_CONFIG):
         if flag.value and not Path(flag.value).is_file():
             raise UserError(f"--{flag.name}={flag.value}: there is no such file")
     if _BASE_PATH.value and not Path(_BASE_PATH.value).is_dir():
@@ -186,10 +201,22 @@ def _check_flags() -> None:
         raise UserError("--monitoring_config_file needs --rest_api_port")
     if not (_PORT.value or _SOCKET.value):
         raise UserError("--port=0: give a port, or --grpc_socket_path")
+    if not _ALLOW_PLAINTEXT.value:
+        if _PORT.value and not _SSL_CONFIG.value:
+            check_loopback("host", _HOST.value, instead="--ssl_config_file")
+        if _REST_PORT.value:
+            check_loopback("host", _HOST.value, instead="no --rest_api_port")
+
+
+def _credentials() -> grpc.ServerCredentials | None:
+    from serving.embedded.ssl_config import read_credentials
+
+    return read_credentials(Path(_SSL_CONFIG.value)) if _SSL_CONFIG.value else None
 
 
 def _main() -> None:
     _check_flags()
+    credentials = _credentials()
     stop = Stop()
     # Late, because it takes seconds: a wrong flag is answered before.
     commandline.load_tensorflow()
@@ -211,7 +238,7 @@ def _main() -> None:
         ) from error
     calls = Calls(registry, Metrics(), tensor_content=_TENSOR_CONTENT.value)
     drain = grpc_server.Drain()
-    server, health = _grpc(calls, drain)
+    server, health = _grpc(calls, drain, credentials)
     rest = _rest(calls, metrics_path)
     server.start()
     if rest:
@@ -267,7 +294,9 @@ def _registry() -> "Registry":
     )
 
 
-def _grpc(calls: "Calls", drain: grpc_server.Drain) -> tuple[Any, Any]:
+def _grpc(
+    calls: "Calls", drain: grpc_server.Drain, credentials: grpc.ServerCredentials | None
+) -> tuple[Any, Any]:
     from grpc_health.v1 import health, health_pb2, health_pb2_grpc
     from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
@@ -291,7 +320,7 @@ def _grpc(calls: "Calls", drain: grpc_server.Drain) -> tuple[Any, Any]:
             checks.set(service, health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     if _PORT.value:
-        grpc_server.bind(server, f"{_HOST.value}:{_PORT.value}", "port")
+        grpc_server.bind(server, f"{_HOST.value}:{_PORT.value}", "port", credentials)
     if _SOCKET.value:
         grpc_server.bind(server, f"unix:{_SOCKET.value}", "grpc_socket_path")
     return server, checks
@@ -303,13 +332,14 @@ def _metrics_path() -> str | None:
     return monitoring_path(Path(_MONITORING.value).read_text()) if _MONITORING.value else None
 
 
-def _rest(calls: "Calls", metrics_path: str | None) -> "RestServer | None":
+def _rest(calls: "Calls", metrics_path: str | None) -> "HttpServer | None":
     if not _REST_PORT.value:
         return None
-    from serving.embedded.rest import RestServer, make_app
+    from serving.embedded.rest import make_app
+    from serving.http_server import HttpServer
 
     app = make_app(calls, timeout_ms=_REST_TIMEOUT.value, metrics_path=metrics_path)
-    return RestServer(app, _HOST.value, _REST_PORT.value, "rest_api_port")
+    return HttpServer(app, _HOST.value, _REST_PORT.value, "rest_api_port")
 
 
 def _poll_config(registry: "Registry", stopped: threading.Event) -> None:
@@ -331,7 +361,8 @@ def _addresses() -> str:
     grpc_at = [f"{_HOST.value}:{_PORT.value}"] if _PORT.value else []
     grpc_at += [f"unix:{_SOCKET.value}"] if _SOCKET.value else []
     rest_at = f", REST on {_HOST.value}:{_REST_PORT.value}" if _REST_PORT.value else ""
-    return f"gRPC on {' and '.join(grpc_at)}{rest_at}"
+    with_tls = " with TLS" if _SSL_CONFIG.value and _PORT.value else ""
+    return f"gRPC{with_tls} on {' and '.join(grpc_at)}{rest_at}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,13 +11,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from absl import flags
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from serving import certification_pb2, certification_pb2_grpc, grpc_server
+from serving import certification_pb2, certification_pb2_grpc, grpc_server, tls
+from serving.certifier import tracing
 from serving.certifier.audit import AuditLog
 from serving.certifier.calls import Calls
 from serving.certifier.limits import Admission, FairSlots, Limits
@@ -29,6 +31,9 @@ from serving.lifecycle import Stop
 from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.votes.endpoint import BackendError, Endpoint
+
+if TYPE_CHECKING:
+    from serving.console.server import Console
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +52,39 @@ _MODEL_NAME = flags.DEFINE_string(
 _MODEL_DIGEST = flags.DEFINE_string(
     "model_digest", "", "The only model digest to certify; empty for any.", flag_values=FLAGS
 )
+_BACKEND_TLS = tls.ChannelFlags(
+    "backend_tls", "the backend", FLAGS, allow="backend_allow_plaintext"
+)
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.", flag_values=FLAGS)
+_TLS = tls.ServerFlags(FLAGS)
 _PORT = flags.DEFINE_integer("port", 8600, "TCP port for gRPC.", 1, 65535, flag_values=FLAGS)
+_METRICS_HOST = flags.DEFINE_string(
+    "metrics_host",
+    "127.0.0.1",
+    "Address for Prometheus metrics, in plain HTTP: let the scraper alone reach it.",
+    flag_values=FLAGS,
+)
 _METRICS_PORT = flags.DEFINE_integer(
     "metrics_port",
     9464,
     "TCP port for Prometheus metrics; 0 for none.",
     0,
     65535,
+    flag_values=FLAGS,
+)
+_HTTP_PORT = flags.DEFINE_integer(
+    "http_port",
+    0,
+    "TCP port for the web console and its JSON endpoint; 0 for none.",
+    0,
+    65535,
+    flag_values=FLAGS,
+)
+_HTTP_HOSTS = flags.DEFINE_list(
+    "http_hosts",
+    [],
+    "Host names under which browsers reach the console, besides localhost and --host; requests "
+    "to any other name are refused.",
     flag_values=FLAGS,
 )
 _PARALLELISM = flags.DEFINE_integer(
@@ -124,6 +154,13 @@ _AUDIT_PIXELS = flags.DEFINE_bool(
     "Keep the images in the audit log; without them drawing again needs them from elsewhere.",
     flag_values=FLAGS,
 )
+_OTEL_ENDPOINT = flags.DEFINE_string(
+    "otel_endpoint",
+    "",
+    "URL of an OpenTelemetry collector's gRPC port (http://HOST:4317) to send traces to; empty "
+    "takes OTEL_EXPORTER_OTLP_ENDPOINT from the environment, or sends none. Needs the extra otel.",
+    flag_values=FLAGS,
+)
 _REFLECTION = flags.DEFINE_bool("reflection", True, "Serve gRPC reflection.", flag_values=FLAGS)
 _SEED = flags.DEFINE_integer(
     "seed",
@@ -153,17 +190,17 @@ def _main() -> None:
             f"--max_certifications_per_client={_MAX_PER_CLIENT.value} is more than "
             f"--max_certifications={_MAX_CERTIFICATIONS.value}"
         )
+    server_tls = _TLS.read(_HOST.value)
+    credentials = _BACKEND_TLS.read("backend", _BACKEND.value)
     stop = Stop()
     log_json()
-    audit = (
-        AuditLog(Path(_AUDIT_LOG.value), pixels=_AUDIT_PIXELS.value) if _AUDIT_LOG.value else None
-    )
+    traces = tracing.start(_OTEL_ENDPOINT.value)
     if _SEED.value is not None:
         logger.warning("--seed=%d: every certificate has the same noise; tests only", _SEED.value)
-    if audit is None:
+    if not _AUDIT_LOG.value:
         logger.warning("no --audit_log: no certificate can be drawn again")
 
-    endpoint = Endpoint(_BACKEND.value)
+    endpoint = Endpoint(_BACKEND.value, credentials=credentials, wrap=traces.wrap)
     checks = _health()
     models = Models(
         endpoint, _MODEL_NAME.value, digest=_MODEL_DIGEST.value, on_health=_reporter(checks)
@@ -172,38 +209,76 @@ def _main() -> None:
     parallelism = _PARALLELISM.value or os.cpu_count() or 1
     slots = FairSlots(parallelism)
     admission = Admission(_MAX_CERTIFICATIONS.value, _MAX_PER_CLIENT.value)
-    metrics = Metrics(admission.inside, slots.waiting)
+    metrics = Metrics(admission.inside, slots.waiting, models.available)
+    audit = _audit(metrics) if _AUDIT_LOG.value else None
+    limits = Limits(
+        max_n0=_MAX_N0.value,
+        max_n=_MAX_N.value,
+        min_alpha=_MIN_ALPHA.value,
+        max_seconds=_MAX_SECONDS.value,
+    )
     certifier = Certifier(
         models,
-        Backend(endpoint, slots, parallelism=parallelism, timeout=_BACKEND_TIMEOUT.value),
-        Calls(admission, metrics, max_seconds=_MAX_SECONDS.value),
+        Backend(endpoint, slots, metrics, parallelism=parallelism, timeout=_BACKEND_TIMEOUT.value),
+        Calls(admission, metrics, max_seconds=_MAX_SECONDS.value, tracing=traces),
         metrics,
-        limits=Limits(
-            max_n0=_MAX_N0.value,
-            max_n=_MAX_N.value,
-            min_alpha=_MIN_ALPHA.value,
-            max_seconds=_MAX_SECONDS.value,
-        ),
+        limits=limits,
         audit=audit,
         seed=_SEED.value,
+        tracing=traces,
     )
     drain = grpc_server.Drain()
-    server = _server(certifier, checks, drain)
-    stop_metrics = metrics.serve(_HOST.value, _METRICS_PORT.value) if _METRICS_PORT.value else None
+    server = _server(certifier, checks, drain, server_tls, traces)
+    console = _console(server, limits, server_tls) if _HTTP_PORT.value else None
+    stop_metrics = None
+    if _METRICS_PORT.value:
+        stop_metrics = metrics.serve(_METRICS_HOST.value, _METRICS_PORT.value)
     server.start()
     models.start(_POLL.value)
-    stop.ready(f"gRPC on {_HOST.value}:{_PORT.value}, backend {_BACKEND.value}")
+    if console:
+        console.start()
+    stop.ready(
+        f"gRPC{' with TLS' if server_tls else ''} on {_HOST.value}:{_PORT.value}, "
+        f"backend {_BACKEND.value}{' with TLS' if credentials else ''}"
+        + (f", console at {console.url}" if console else "")
+    )
     stop.wait()
 
     models.stop()
     checks.enter_graceful_shutdown()
     drain.drain(_GRACE.value)
+    if console:
+        console.stop(grpc_server.LAST_WORDS)
     server.stop(grpc_server.LAST_WORDS).wait()
     if stop_metrics:
         stop_metrics()
     endpoint.close()
     if audit:
         audit.close()
+    traces.stop()
+
+
+def _console(server: grpc.Server, limits: Limits, server_tls: tls.Tls | None) -> "Console":
+    """The web console; its framework is loaded only for it."""
+    from serving.console.server import Console
+
+    return Console(
+        server,
+        _HOST.value,
+        _HTTP_PORT.value,
+        limits=limits,
+        max_body_bytes=_MAX_MESSAGE_BYTES.value,
+        names=_HTTP_HOSTS.value,
+        tls=server_tls,
+    )
+
+
+def _audit(metrics: Metrics) -> AuditLog:
+    return AuditLog(
+        Path(_AUDIT_LOG.value),
+        pixels=_AUDIT_PIXELS.value,
+        on_failure=metrics.audit_failures.inc,
+    )
 
 
 def _health() -> health.HealthServicer:
@@ -234,7 +309,11 @@ def _first_look(models: Models) -> None:
 
 
 def _server(
-    certifier: Certifier, checks: health.HealthServicer, drain: grpc_server.Drain
+    certifier: Certifier,
+    checks: health.HealthServicer,
+    drain: grpc_server.Drain,
+    server_tls: tls.Tls | None,
+    traces: tracing.Tracing,
 ) -> grpc.Server:
     threads = _MAX_CERTIFICATIONS.value + SPARE_THREADS
     server = grpc_server.make_server(
@@ -242,13 +321,19 @@ def _server(
         max_concurrent_rpcs=threads,
         max_message_bytes=_MAX_MESSAGE_BYTES.value,
         drain=drain,
+        interceptors=traces.interceptors,
     )
     certification_pb2_grpc.add_CertifierServicer_to_server(certifier, server)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     if _REFLECTION.value:
         names = (CERTIFIER, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
-    grpc_server.bind(server, f"{_HOST.value}:{_PORT.value}", "port")
+    grpc_server.bind(
+        server,
+        f"{_HOST.value}:{_PORT.value}",
+        "port",
+        server_tls.server_credentials() if server_tls else None,
+    )
     return server
 
 

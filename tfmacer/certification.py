@@ -54,6 +54,20 @@ class Certified:
     clean: int
     seconds: float
 
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The row of each rule's log."""
+        return tuple(
+            Record.of(
+                certificate,
+                idx=self.example.index,
+                label=self.example.label,
+                clean=self.clean,
+                seconds=self.seconds,
+            )
+            for certificate in self.certificates
+        )
+
 
 def smoothing_law(smoothing: Smoothing) -> laws.Law:
     """The law of a classifier's noise."""
@@ -131,20 +145,10 @@ def record_examples(
     """
     missing = [set(writer.missing) for writer in writers]
     for done in certify_examples(source, examples, rules, seed=seed, on_progress=on_progress):
-        records = [
-            Record.of(
-                certificate,
-                idx=done.example.index,
-                label=done.example.label,
-                clean=done.clean,
-                seconds=done.seconds,
-            )
-            for certificate in done.certificates
-        ]
-        for writer, record, wanted in zip(writers, records, missing, strict=True):
+        for writer, record, wanted in zip(writers, done.records, missing, strict=True):
             if record.idx in wanted:
                 writer.append(record)
-        on_record(records[0])
+        on_record(done.records[0])
 
 
 def certify_images(

@@ -5,12 +5,17 @@
 Killed and started again, it goes on where it was: finished images are not drawn again, and the
 log equals an uninterrupted one's in every column but `time`. With several bounds, the first one's
 log is OUT and each further one's, from the same draws, OUT with the bound's name before `.tsv`.
+
+With --runner the same work is spread over processes or machines by Apache Beam, and the log
+appears when all of it is done.
 """
 
 import contextlib
 import dataclasses
 import datetime
 import functools
+import importlib.util
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,6 +36,7 @@ from tfmacer.records.settings import LogSettings, parse_shard
 
 if TYPE_CHECKING:
     from tfmacer.certification import Example
+    from tfmacer.distributed.job import Job
     from tfmacer.splits import Split
     from tfmacer.votes.source import VoteSource
 
@@ -87,6 +93,29 @@ _DISTRIBUTION = flags.DEFINE_enum(
     "several.",
     flag_values=FLAGS,
 )
+_RUNNER = flags.DEFINE_enum(
+    "runner",
+    None,
+    ["direct", "flink", "spark", "dataflow", "portable", "prism"],
+    "Apache Beam runner that spreads the work over processes or machines; direct is this one.",
+    flag_values=FLAGS,
+)
+_PIPELINE_OPTIONS = flags.DEFINE_multi_string(
+    "pipeline_option",
+    [],
+    "NAME=VALUE, an option of Beam or of the runner; may be repeated.",
+    flag_values=FLAGS,
+)
+_PARTS_DIR = _string(
+    "parts_dir", None, "Where workers write, seen by all of them; default: OUT.parts."
+)
+_WORKER_THREADS = _integer(
+    "worker_threads",
+    None,
+    "Operations that a worker of --runner runs side by side; default: one per core of its machine, "
+    "with --runner=direct its share of the cores.",
+    lower_bound=1,
+)
 
 
 def _main() -> None:
@@ -94,6 +123,7 @@ def _main() -> None:
     stop = StopRule.parse(_STOP.value)
     _rules(stop, BLOCK_SIZE)
     _check_source_flags()
+    _check_runner_flags(stop)
     smoothing = _described()
     if smoothing is not None:
         _check_sigma(smoothing)
@@ -111,6 +141,14 @@ def _main() -> None:
     settings = [_settings(smoothing, rule, split, doubts) for rule in rules]
     for warning in settings[0].warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    if _RUNNER.value is not None:
+        preflight(source, split.take(settings[0].indices[:2])[0])
+        from tfmacer.distributed.launch import certify_logs
+
+        paths = _paths(out, rules)
+        job = _job(_RUNNER.value, settings, out)
+        certify_logs(job, paths, _RUNNER.value, _PIPELINE_OPTIONS.value)
+        return
     with contextlib.ExitStack() as stack:
         writers = [
             stack.enter_context(LogWriter(path, each))
@@ -173,6 +211,35 @@ def _check_source_flags() -> None:
         raise UserError("--model_name goes with --server, and --server needs it")
 
 
+def _check_runner_flags(stop: StopRule) -> None:
+    if _RUNNER.value is None:
+        given = [n for n in ("pipeline_option", "parts_dir", "worker_threads") if FLAGS[n].value]
+        if given:
+            raise UserError(f"--{given[0]} goes with --runner")
+        return
+    runner = f"--runner={_RUNNER.value}"
+    if _SERVER.value is not None:
+        raise UserError(f"{runner} certifies --run_dir or --saved_model: --server draws by itself")
+    if _SHARD.value is not None:
+        raise UserError(f"{runner} divides the images by itself: leave --shard out")
+    if stop.kind == "budget":
+        raise UserError(
+            f"{runner}: --stop={stop} depends on the clock, so what is lost and tried again would "
+            "end elsewhere; choose another --stop"
+        )
+    for option in _PIPELINE_OPTIONS.value:
+        name = option.partition("=")[0]
+        if not name.isidentifier() or name == "runner":
+            raise UserError(f"--pipeline_option={option}: must be NAME=VALUE, as Beam has them")
+    if importlib.util.find_spec("apache_beam") is None:
+        raise UserError(f"{runner} needs Apache Beam: pip install 'tfmacer[beam]'")
+    from tfmacer.distributed.runners import direct_workers, parse_options
+
+    parse_options(_RUNNER.value, _PIPELINE_OPTIONS.value)
+    if _RUNNER.value == "direct":
+        direct_workers(_PIPELINE_OPTIONS.value)
+
+
 def _described() -> Smoothing | None:
     """What can be known of the model before TensorFlow is loaded."""
     if _RUN_DIR.value is not None:
@@ -193,21 +260,18 @@ def _open_source() -> tuple["VoteSource", list[str]]:
         from tfmacer.votes.remote import RemoteVotes
 
         return RemoteVotes.connect(_SERVER.value, _MODEL_NAME.value), []
-    from tfmacer.votes import devices, local, models
+    from tfmacer.votes import devices
+    from tfmacer.votes.opening import open_model
 
     devices.use_threads(_INTRA_OP.value)
-    if _RUN_DIR.value is None:
-        return local.SavedModelVotes(_SAVED_MODEL.value or ""), []
-    strategy = devices.distribution(_DISTRIBUTION.value)
-    with strategy.scope():
-        network, smoothing = models.load_run(Path(_RUN_DIR.value))
+    source, normalized = open_model(_RUN_DIR.value, _SAVED_MODEL.value, _DISTRIBUTION.value)
     doubts = []
-    if not models.leads_with_normalization(network):
+    if not normalized:
         doubts.append(
             "no normalisation layer leads the network: sigma and radii are in units of pixels in "
             "[0, 1] only if the network was trained on such pixels with the noise added to them"
         )
-    return local.NetworkVotes(network, smoothing, strategy=strategy), doubts
+    return source, doubts
 
 
 def _load_split(smoothing: Smoothing) -> "Split":
@@ -216,10 +280,14 @@ def _load_split(smoothing: Smoothing) -> "Split":
     name = _DATASET.value or smoothing.dataset
     if name is None:
         raise UserError("--dataset must be given: the model does not record one")
-    data_dir = _DATA_DIR.value
-    if data_dir is None and _RUN_DIR.value is not None and _DATASET.value is None:
-        data_dir = RunDirectory(Path(_RUN_DIR.value)).recorded_flag("data_dir")
-    return load_split(name, _SPLIT.value, data_dir, channels=smoothing.input_shape[2])
+    return load_split(name, _SPLIT.value, _data_dir(), channels=smoothing.input_shape[2])
+
+
+def _data_dir() -> str | None:
+    """Of TFDS; the run's own where its dataset is certified."""
+    if _DATA_DIR.value is None and _RUN_DIR.value is not None and _DATASET.value is None:
+        return RunDirectory(Path(_RUN_DIR.value)).recorded_flag("data_dir")
+    return _DATA_DIR.value
 
 
 def _settings(
@@ -244,6 +312,8 @@ def _settings(
 def _environment() -> dict[str, Any]:
     if _SERVER.value is not None:
         return {"device": "server"}
+    if _RUNNER.value is not None:
+        return {}  # The workers' is not known yet.
     from tfmacer.votes.devices import environment
 
     return environment(_INTRA_OP.value)
@@ -296,6 +366,27 @@ def _certify(
             on_progress=meter.drawn,
             on_record=meter.finished,
         )
+
+
+def _job(runner: str, settings: Sequence[LogSettings], out: Path) -> "Job":
+    from tfmacer.distributed.job import Job
+    from tfmacer.distributed.runners import direct_workers
+
+    direct = runner == "direct"
+    threads = _WORKER_THREADS.value
+    if threads is None and direct:
+        threads = max((os.cpu_count() or 1) // direct_workers(_PIPELINE_OPTIONS.value), 1)
+    return Job(
+        run_dir=_RUN_DIR.value and str(Path(_RUN_DIR.value).absolute()),
+        saved_model=_SAVED_MODEL.value and str(Path(_SAVED_MODEL.value).absolute()),
+        distribution=_DISTRIBUTION.value,
+        worker_threads=threads,
+        intra_op_threads=_INTRA_OP.value,
+        data_dir=_data_dir(),
+        settings=tuple(settings),
+        parts_dir=_PARTS_DIR.value or str(out.absolute().with_name(f"{out.name}.parts")),
+        launcher=os.getpid() if direct else None,
+    )
 
 
 def _examples(split: "Split", positions: Sequence[int]) -> Iterator["Example"]:

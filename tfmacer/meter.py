@@ -49,8 +49,9 @@ class Meter:
         if not progress.done:
             self._last[progress.index] = progress.n
 
-    def finished(self, record: Record) -> None:
-        """Takes note of a finished image."""
+    def finished(self, record: Record, *, draws: int = 0) -> None:
+        """Takes note of a finished image, and of draws for it that `drawn` was not told of."""
+        self._draws += draws
         self._labelled += record.label >= 0
         self._right += record.correct
         self._count += 1

@@ -8,7 +8,9 @@ import base64
 import dataclasses
 import datetime
 import json
+import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from tfmacer.guarantee.certificate import Certificate
 from tfmacer.guarantee.rule import Rule
 from tfmacer.votes.driver import Task
 from tfmacer.votes.endpoint import ServedModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,8 +74,15 @@ class Entry:
 class AuditLog:
     """Appends entries to a file. Thread-safe."""
 
-    def __init__(self, path: Path, *, pixels: bool) -> None:
+    def __init__(
+        self, path: Path, *, pixels: bool, on_failure: Callable[[], None] = lambda: None
+    ) -> None:
         """Opens the file for appending.
+
+        Args:
+          path: the file.
+          pixels: whether to keep the images themselves.
+          on_failure: called when an entry could not be written; the answer has left by then.
 
         Raises:
           UserError: it cannot be.
@@ -82,6 +93,7 @@ class AuditLog:
             raise UserError(f"--audit_log={path}: cannot be written: {error.strerror}") from error
         path.chmod(0o600)
         self._pixels = pixels
+        self._on_failure = on_failure
         self._lock = threading.Lock()
 
     def after(self, context: grpc.ServicerContext, entry: Entry) -> None:
@@ -96,6 +108,10 @@ class AuditLog:
 
     def _append(self, entry: Entry) -> None:
         line = entry.to_json(pixels=self._pixels)
-        with self._lock:
-            self._file.write(line + "\n")
-            self._file.flush()
+        try:
+            with self._lock:
+                self._file.write(line + "\n")
+                self._file.flush()
+        except (OSError, ValueError) as error:  # a full disk; a call that outlived the drain
+            logger.error("certificate %s is not in the audit log: %s", entry.certificate_id, error)
+            self._on_failure()

@@ -13,12 +13,15 @@ import grpc
 from serving.certifier.limits import Admission, TooManyError
 from serving.certifier.logs import FIELD
 from serving.certifier.metrics import Metrics
+from serving.certifier.tracing import OFF, Tracing
 from tfmacer.errors import UserError
 from tfmacer.votes.endpoint import BackendError
 
 logger = logging.getLogger(__name__)
 
 REQUEST_ID = "x-request-id"
+# The address of whoever is behind the console, see `client_of`.
+FORWARDED_CLIENT = "x-tfmacer-client"
 # Kept back from a caller's deadline, so that the answer still arrives.
 DEADLINE_MARGIN = 0.15
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -45,6 +48,10 @@ class Call:
     outcome: str = ""
     notes: dict[str, object] = dataclasses.field(default_factory=dict)
 
+    def remaining(self) -> float:
+        """Seconds until the deadline, 0 or more."""
+        return max(0.0, self.deadline - time.monotonic())
+
     def out_of_time(self) -> bool:
         """Whether the deadline has come, by this clock or by that of a request that ended at it."""
         return time.monotonic() >= self.deadline - DEADLINE_MARGIN / 3
@@ -53,9 +60,17 @@ class Call:
 class Calls:
     """Opens and ends calls."""
 
-    def __init__(self, admission: Admission, metrics: Metrics, *, max_seconds: float) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        metrics: Metrics,
+        *,
+        max_seconds: float,
+        tracing: Tracing = OFF,
+    ) -> None:
         self._admission = admission
         self._metrics = metrics
+        self._tracing = tracing
         self._max_seconds = max_seconds
 
     @contextlib.contextmanager
@@ -104,11 +119,12 @@ class Calls:
             "seconds": round(seconds, 6),
             **call.notes,
         }
+        self._tracing.note(fields)
         logger.info(failure[1] if failure else "answered", extra={FIELD: fields})
 
 
 def client_of(context: grpc.ServicerContext) -> str:
-    """Whom a call counts against."""
+    """Whom a call counts against: a certificate's subject, else an address."""
     auth = context.auth_context()
     for key in ("x509_subject", "x509_common_name"):
         values = list(auth.get(key, ()))
@@ -116,14 +132,26 @@ def client_of(context: grpc.ServicerContext) -> str:
             return f"{key}:{values[0].decode(errors='replace')}"
     peer = context.peer()
     kind, _, address = peer.partition(":")
-    return peer if kind == "unix" else f"{kind}:{address.rpartition(':')[0]}"
+    if kind == "unix":
+        # The only UNIX socket is the console's, in a folder that no other user can enter.
+        return _metadata(context, FORWARDED_CLIENT) or peer
+    return f"{kind}:{address.rpartition(':')[0]}"
+
+
+def safe_request_id(wanted: str | None) -> str:
+    """The caller's own id where it may stand in a log, else a fresh one."""
+    return wanted if wanted and _SAFE_ID.fullmatch(wanted) else uuid.uuid4().hex
 
 
 def _request_id(context: grpc.ServicerContext) -> str:
+    return safe_request_id(_metadata(context, REQUEST_ID))
+
+
+def _metadata(context: grpc.ServicerContext, wanted: str) -> str | None:
     for key, value in context.invocation_metadata():
-        if key == REQUEST_ID and isinstance(value, str) and _SAFE_ID.fullmatch(value):
+        if key == wanted and isinstance(value, str):
             return value
-    return uuid.uuid4().hex
+    return None
 
 
 def _status_of(error: Exception, call: Call) -> tuple[grpc.StatusCode, str]:

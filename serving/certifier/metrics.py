@@ -1,11 +1,25 @@
 """Prometheus metrics of the sidecar."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+import grpc
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    start_http_server,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from typing_extensions import override
 
+from serving import certification_pb2
 from tfmacer.errors import UserError
+from tfmacer.votes.endpoint import ServedModel
 
+CERTIFIER = certification_pb2.DESCRIPTOR.services_by_name["Certifier"]
 RADIUS_BUCKETS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 SECONDS_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
@@ -13,15 +27,32 @@ SECONDS_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 class Metrics:
     """What is counted. Labels come from the service itself, never from a caller."""
 
-    def __init__(self, inside: Callable[[], int], waiting: Callable[[], int]) -> None:
-        """Takes the two gauges' sources: calls under way, and requests waiting for a place."""
+    def __init__(
+        self,
+        inside: Callable[[], int],
+        waiting: Callable[[], int],
+        model: Callable[[], ServedModel | None],
+    ) -> None:
+        """Takes the sources of the gauges.
+
+        Args:
+          inside: calls under way.
+          waiting: requests that wait for a place at the backend.
+          model: what is certified now; None where nothing can be.
+        """
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.registry.register(_ModelGauges(model))
         self.requests = Counter(
             "tfmacer_requests",
             "Calls by method and by how they ended: certified, abstain, predicted or a gRPC code.",
             ["method", "outcome"],
             registry=self.registry,
         )
+        for method in CERTIFIER.methods:
+            # There from the start: a series that appears with its first count shows no increase,
+            # and so would not wake who waits for one.
+            self.requests.labels(method.name, grpc.StatusCode.INTERNAL.name)
         self.seconds = Histogram(
             "tfmacer_request_duration_seconds",
             "Time from a call's start to its end.",
@@ -31,13 +62,18 @@ class Metrics:
         )
         self.draws = Counter(
             "tfmacer_noise_samples",
-            "Noisy draws asked of the backend and answered.",
+            "Noisy draws that the backend answered, as they come in.",
             registry=self.registry,
         )
         self.radius = Histogram(
             "tfmacer_certified_radius",
             "Radius of each certificate handed out, 0 where abstaining.",
             buckets=RADIUS_BUCKETS,
+            registry=self.registry,
+        )
+        self.audit_failures = Counter(
+            "tfmacer_audit_failures",
+            "Certificates handed out whose entry could not be written to the audit log.",
             registry=self.registry,
         )
         Gauge("tfmacer_certify_inflight", "Calls under way.", registry=self.registry).set_function(
@@ -68,3 +104,24 @@ class Metrics:
             thread.join()
 
         return stop
+
+
+class _ModelGauges(Collector):
+    """What is certified, as it is when a scrape asks."""
+
+    def __init__(self, model: Callable[[], ServedModel | None]) -> None:
+        self._model = model
+
+    @override
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """1 under the labels of the model, where there is one; and whether there is."""
+        model = self._model()
+        yield GaugeMetricFamily(
+            "tfmacer_model_available", "Whether a model can be certified now.", int(bool(model))
+        )
+        info = GaugeMetricFamily(
+            "tfmacer_model_info", "The model certified now.", labels=["model", "version", "digest"]
+        )
+        if model is not None:
+            info.add_metric([model.name, str(model.version), model.smoothing.model_digest], 1)
+        yield info

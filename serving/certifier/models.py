@@ -71,6 +71,10 @@ class Models:
             )
         return self._current
 
+    def available(self) -> ServedModel | None:
+        """The version that certificates are drawn from; None where the last look failed."""
+        return self._current.model if self._current and self._error is None else None
+
     def refresh(self, timeout: float = POLL_TIMEOUT) -> None:
         """Looks once; gives each of its two questions `timeout` seconds.
 
@@ -102,15 +106,22 @@ class Models:
         finally:
             self._on_health(self._error is None)
 
-    def check_unchanged(self, used: Certifiable) -> None:
+    def check_unchanged(self, used: Certifiable, *, timeout: float = POLL_TIMEOUT) -> None:
         """Asks the backend whether a version number still means the model that was used.
+
+        Args:
+          used: what votes were drawn from.
+          timeout: seconds to wait for the answer, and no more than `POLL_TIMEOUT`.
 
         Raises:
           BackendError: ABORTED, it does not; or the backend cannot be asked.
         """
         model = used.model
         found = served_model(
-            self._endpoint, model.name, version=model.version, timeout=POLL_TIMEOUT
+            self._endpoint,
+            model.name,
+            version=model.version,
+            timeout=min(timeout, POLL_TIMEOUT),
         )
         if found != model:
             self.look_now()

@@ -17,9 +17,11 @@ DEFAULT_N0 = 100
 DEFAULT_N = 10_000
 DEFAULT_ALPHA = 0.001
 DEFAULT_PREDICT_N = 100
-# Valid at every look, so that a stream, a stop rule or a deadline may end the drawing anywhere.
+# Both are valid at every look, so that a deadline may end the drawing at any. The first serves all
+# looks alike, for streams and stop rules; the second keeps most of alpha for the last one, where a
+# plan that only a deadline can cut short is expected to end.
 ANYTIME_BOUND = "beta_binomial"
-FIXED_BOUND = "clopper_pearson"
+FIXED_BOUND = "late_spending"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ def read_rule(
       request: from the caller.
       limits: what is allowed.
       block_size: of the model's noise stream.
-      anytime: whether the answer must be valid at every look, not only after n draws.
+      anytime: whether every look is answered, not only the last.
 
     Raises:
       UserError: a field outside its limits, or values that do not go together.

@@ -9,9 +9,11 @@ import secrets
 import uuid
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import numpy as np
+import numpy.typing as npt
 from typing_extensions import override
 
 from serving import certification_pb2 as pb
@@ -23,28 +25,38 @@ from serving.certifier.messages import certificate_message, model_message
 from serving.certifier.metrics import Metrics
 from serving.certifier.models import Certifiable, Models
 from serving.certifier.requests import Image, read_image, read_prediction, read_rule
-from tfmacer.guarantee.certificate import Certificate, check_reachable, predict
+from serving.certifier.tracing import OFF, Tracing
+from tfmacer.guarantee.certificate import Certificate, certify, check_reachable, predict
 from tfmacer.guarantee.rule import Rule
-from tfmacer.votes.driver import Task, draw_certificates
+from tfmacer.guarantee.smoothing import Law
+from tfmacer.votes.driver import Progress, Task, draw_certificates
 from tfmacer.votes.endpoint import BackendError, Endpoint
 from tfmacer.votes.remote import RemoteVotes
-from tfmacer.votes.source import Seeds
+from tfmacer.votes.source import Images, Seeds, Votes
 
 
 class Backend:
     """Opens votes of a model for one call, on places that all calls share."""
 
     def __init__(
-        self, endpoint: Endpoint, slots: FairSlots, *, parallelism: int, timeout: float
+        self,
+        endpoint: Endpoint,
+        slots: FairSlots,
+        metrics: Metrics,
+        *,
+        parallelism: int,
+        timeout: float,
     ) -> None:
         self._endpoint = endpoint
+        self._metrics = metrics
         self._slots = slots
         self._parallelism = parallelism
         self._timeout = timeout
 
     def votes(self, target: Certifiable, call: Call, context: grpc.ServicerContext) -> RemoteVotes:
         """Votes that end with the call: at its deadline, or when its caller has gone."""
-        votes = RemoteVotes(
+        votes = _CountedVotes(
+            self._metrics,
             self._endpoint,
             target.model,
             parallelism=self._parallelism,
@@ -54,6 +66,29 @@ class Backend:
         )
         if not context.add_callback(votes.cancel):
             votes.cancel()
+        return votes
+
+
+class _CountedVotes(RemoteVotes):
+    """Votes that are counted as they come in, not when a call that may take minutes ends."""
+
+    def __init__(self, metrics: Metrics, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._metrics = metrics
+
+    @override
+    def sample(
+        self,
+        images: Images,
+        seeds: Seeds,
+        offsets: npt.NDArray[np.int32],
+        num_samples: npt.NDArray[np.int32],
+        *,
+        beta: float = 1.0,
+    ) -> Votes:
+        """See `RemoteVotes.sample`."""
+        votes = super().sample(images, seeds, offsets, num_samples, beta=beta)
+        self._metrics.draws.inc(int(num_samples.sum()))
         return votes
 
 
@@ -70,6 +105,7 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
         limits: Limits,
         audit: AuditLog | None,
         seed: int | None = None,
+        tracing: Tracing = OFF,
     ) -> None:
         """Only keeps its arguments.
 
@@ -82,6 +118,7 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
           audit: where seeds are recorded; None nowhere.
           seed: fixes every request's noise to that of image 0 of a run with this seed. For tests
             only: whoever knows it can look for images on which the noise is lucky.
+          tracing: where the time that bounds take is noted.
         """
         self._models = models
         self._backend = backend
@@ -90,6 +127,7 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
         self._limits = limits
         self._audit = audit
         self._seed = seed
+        self._tracing = tracing
 
     @override
     def GetModel(self, request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.Model:
@@ -109,8 +147,7 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
             votes = self._backend.votes(target, call, context)
             with self._following_versions():
                 counts = _draw(votes, image, self._task(image).select_seed, n)
-                self._models.check_unchanged(target)
-            self._metrics.draws.inc(n)
+                self._models.check_unchanged(target, timeout=call.remaining())
             prediction = predict(counts, alpha)
             call.outcome = "abstain" if prediction.predict < 0 else "predicted"
             message = pb.Prediction(
@@ -126,7 +163,7 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
 
     @override
     def Certify(self, request: pb.CertifyRequest, context: grpc.ServicerContext) -> pb.Certificate:
-        """The last certificate of the stream that the rule asks for."""
+        """The certificate that the rule asks for, or the best one that time allows."""
         with self._calls.open(context, "Certify") as call:
             (last,) = deque(self._certificates(request, context, call, anytime=False), maxlen=1)
         return last
@@ -172,7 +209,6 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
                 )
         finally:
             votes.cancel()
-            self._metrics.draws.inc(drawn)
             call.notes |= {"certificate_id": certificate_id, "drawn": drawn}
             if sent is not None:
                 call.outcome = "abstain" if sent.predict < 0 else "certified"
@@ -202,28 +238,49 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
         *,
         monotone: bool,
     ) -> Iterator[tuple[Certificate, int]]:
-        """A certificate and the draws so far, at every look; at a deadline the best one again."""
+        """A certificate, and the draws so far: the last one, or where monotone one at every look.
+
+        At a deadline it is the best one so far.
+        """
         best: Certificate | None = None
-        latest: Certificate | None = None
         drawn = 0
         with self._following_versions():
             try:
-                for progress in draw_certificates(votes, [task], rule, target.law):
+                for progress in draw_certificates(
+                    votes, [task], rule, target.law, bounding=self._tracing.bound
+                ):
                     drawn = progress.n
-                    new = progress.certificate is not latest
-                    if new and progress.certificate is not None:
-                        self._models.check_unchanged(target)
-                        latest = progress.certificate
-                        # Any look so far holds, so the largest radius among them does.
-                        best = latest if best is None or latest.radius >= best.radius else best
-                    if best is not None and latest is not None and progress.done:
-                        yield (best if monotone else latest), drawn
-                    elif best is not None and monotone and new:
-                        yield best, drawn
-            except BackendError:
-                if best is None or not call.out_of_time():
+                    if progress.looks:
+                        self._models.check_unchanged(target, timeout=call.remaining())
+                    for look in self._statements(progress, rule, target.law, every=monotone):
+                        # All looks hold together, so the largest radius among them does.
+                        best = look if best is None or look.radius >= best.radius else best
+                        if monotone:
+                            yield best, look.n
+                    if progress.done and not monotone and progress.certificate is not None:
+                        yield progress.certificate, drawn
+            except BackendError as error:
+                if not call.out_of_time():
                     raise
+                if best is None:
+                    raise BackendError(
+                        grpc.StatusCode.DEADLINE_EXCEEDED,
+                        f"{drawn} of the {rule.looks[0]} draws of the first certificate were "
+                        f"answered in time: {error}",
+                    ) from error
                 yield best, drawn
+
+    def _statements(
+        self, progress: Progress, rule: Rule, law: Law, *, every: bool
+    ) -> Iterator[Certificate]:
+        """The certificates of a round: of the last look it reached, or of every one."""
+        if every:
+            for counts in progress.looks[:-1]:
+                with self._tracing.bound():
+                    certificate = certify(counts, rule, law)
+                yield certificate
+        if progress.looks and progress.certificate is not None:
+            yield progress.certificate
 
     @contextlib.contextmanager
     def _following_versions(self) -> Iterator[None]:
@@ -243,6 +300,15 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
     def _record(self, context: grpc.ServicerContext, entry: Entry) -> None:
         if self._audit is not None:
             self._audit.after(context, entry)
+
+
+def _statements(progress: Progress, rule: Rule, law: Law, *, every: bool) -> Iterator[Certificate]:
+    """The certificates of a round: of the last look it reached, or of every one."""
+    if every:
+        for counts in progress.looks[:-1]:
+            yield certify(counts, rule, law)
+    if progress.looks and progress.certificate is not None:
+        yield progress.certificate
 
 
 def _fresh_seed() -> Seeds:

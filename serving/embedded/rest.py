@@ -2,15 +2,12 @@
 
 import json
 import re
-import socket
-import threading
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
 import grpc
 import tensorflow as tf
-import uvicorn
 from google.protobuf import json_format
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -28,28 +25,13 @@ from serving.embedded.json_tensors import format_response, parse_request
 from serving.embedded.servable import DEFAULT_SIGNATURE
 from serving.embedded.services import SIGNATURE_DEF, Calls
 from serving.embedded.status import StatusError, invalid
-from tfmacer.errors import UserError
+from serving.http_server import HTTP_STATUS
 
 _VERSION = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _POST = re.compile(
     rf"/v1/models/(?P<name>[^/:]+){_VERSION}:(?P<method>classify|regress|predict)", re.IGNORECASE
 )
 _GET = re.compile(rf"/v1/models(?:/(?P<name>[^/:]+))?{_VERSION}(?P<metadata>/metadata)?", re.I)
-_HTTP_STATUS = {
-    grpc.StatusCode.CANCELLED: 499,
-    grpc.StatusCode.INVALID_ARGUMENT: 400,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
-    grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.ALREADY_EXISTS: 409,
-    grpc.StatusCode.PERMISSION_DENIED: 403,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.FAILED_PRECONDITION: 400,
-    grpc.StatusCode.ABORTED: 409,
-    grpc.StatusCode.OUT_OF_RANGE: 400,
-    grpc.StatusCode.UNIMPLEMENTED: 501,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.UNAUTHENTICATED: 401,
-}
 MAX_BODY_BYTES = 64 * 2**20
 
 
@@ -80,37 +62,6 @@ def make_app(calls: Calls, *, timeout_ms: int, metrics_path: str | None) -> Star
     return Starlette(routes=routes)
 
 
-class RestServer:
-    """Serves an application on a thread of its own."""
-
-    def __init__(self, app: Starlette, host: str, port: int, flag: str) -> None:
-        """Binds the address.
-
-        Raises:
-          UserError: it is taken or cannot be used; the message names `flag`.
-        """
-        try:
-            self._socket = socket.create_server((host, port))
-        except OSError as error:
-            raise UserError(f"--{flag}={port}: cannot listen on {host}:{port}: {error}") from error
-        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._socket]}, name="rest", daemon=True
-        )
-
-    def start(self) -> None:
-        """Starts answering."""
-        self._thread.start()
-
-    def stop(self, grace: float) -> None:
-        """Ends after the calls under way, or after `grace` seconds."""
-        self._server.config.timeout_graceful_shutdown = max(1, int(grace))
-        self._server.should_exit = True
-        self._thread.join()
-        self._socket.close()
-
-
 async def _body(request: Request) -> bytes | None:
     """The body; None where it is too long."""
     chunks, size = [], 0
@@ -137,7 +88,7 @@ def _process(
             return 200, _get(calls, get)
         raise invalid(f"Malformed request: {method} {path}")
     except StatusError as error:
-        return _HTTP_STATUS.get(error.code, 500), _error(error.message)
+        return HTTP_STATUS.get(error.code, 500), _error(error.message)
 
 
 def _post(calls: Calls, timeout_ms: int, match: re.Match[str], body: bytes) -> str:

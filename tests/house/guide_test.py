@@ -25,6 +25,7 @@ WITHOUT_TENSORFLOW = ("tfmacer.verify", "tfmacer.merge", "tfmacer.report")
 LIGHTER = {
     "tfmacer.train": ["--epochs=1", "--num_noise=1", "--eval_examples=10"],
     "tfmacer.certify": ["--n=1000", "--num_examples=4"],
+    "tfmacer.falsify": ["--steps=2", "--num_noise=4", "--num_examples=2"],
 }
 PATIENCE = 300.0
 

@@ -58,6 +58,13 @@ def _providers(name, distributions):
     """Of the distributions that share a top-level name, the one that this import means."""
     if name.startswith("google."):
         return ["protobuf"]
+    parts = name.split(".") if len(distributions) > 1 else []
+    for length in range(len(parts), 0, -1):
+        stem = "/".join(parts[:length])
+        places = {f"{stem}.py", f"{stem}/__init__.py"}
+        owners = [d for d in distributions if places & set(map(str, importlib.metadata.files(d)))]
+        if owners:
+            return owners
     return distributions
 
 
@@ -101,3 +108,15 @@ def test_no_package_is_pinned_twice():
         for name in _pins(file)
     ]
     assert sorted(names) == sorted(set(names))
+
+
+def test_what_an_extra_and_the_tests_need_they_need_at_one_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [line for extra in project["optional-dependencies"].values() for line in extra]
+    extras = {
+        _canonical(name): version for name, _, version in (line.partition("==") for line in lines)
+    }
+    pinned = _pins("requirements-dev.txt")
+    both = extras.keys() & pinned.keys()
+    assert "apache-beam" in both
+    assert {name: extras[name] for name in both} == {name: pinned[name] for name in both}

@@ -36,7 +36,7 @@ def test_one_certificate_as_json(start, digit, capsys) -> None:
     flags = ["--nostream", "--json", "--n=500", "--n0=50", "--alpha=0.01"]
     assert client.main([f"--target={sidecar.target}", *flags, str(digit)]) == 0
     certificate = json.loads(capsys.readouterr().out)
-    assert certificate["bound"] == "clopper_pearson"
+    assert certificate["bound"] == "late_spending"
     assert (certificate["n"], certificate["n0"], certificate["alpha"]) == ("500", "50", 0.01)
 
 

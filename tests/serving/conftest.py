@@ -21,6 +21,7 @@ from serving.certifier.limits import Admission, FairSlots, Limits
 from serving.certifier.metrics import Metrics
 from serving.certifier.models import Models
 from serving.certifier.service import Backend, Certifier
+from serving.certifier.tracing import OFF, Tracing
 from tfmacer.votes.endpoint import BackendError, Endpoint
 
 IMAGE = np.random.default_rng(1).random((4, 4, 1)).astype(np.float32)
@@ -72,32 +73,39 @@ def start(backend: FakeBackend, tmp_path: Path) -> Iterator[Callable[..., Sideca
         max_message_bytes: int = 2**20,
         credentials: grpc.ServerCredentials | None = None,
         audit_pixels: bool = True,
+        traces: Tracing = OFF,
+        before_start: Callable[[grpc.Server], None] = lambda server: None,
     ) -> Sidecar:
-        endpoint = Endpoint(f"127.0.0.1:{backend.port}")
+        endpoint = Endpoint(f"127.0.0.1:{backend.port}", wrap=traces.wrap)
         models = Models(endpoint, "m", digest=digest)
         with contextlib.suppress(BackendError):  # as the sidecar, which starts without a model
             models.refresh()
         slots = FairSlots(parallelism)
         admission = Admission(total, per_client)
-        metrics = Metrics(admission.inside, slots.waiting)
+        metrics = Metrics(admission.inside, slots.waiting, models.available)
         limits = limits or Limits()
         audit_path = tmp_path / "audit.jsonl"
-        audit = AuditLog(audit_path, pixels=audit_pixels)
+        audit = AuditLog(audit_path, pixels=audit_pixels, on_failure=metrics.audit_failures.inc)
         certifier = Certifier(
             models,
-            Backend(endpoint, slots, parallelism=parallelism, timeout=timeout),
-            Calls(admission, metrics, max_seconds=limits.max_seconds),
+            Backend(endpoint, slots, metrics, parallelism=parallelism, timeout=timeout),
+            Calls(admission, metrics, max_seconds=limits.max_seconds, tracing=traces),
             metrics,
             limits=limits,
             audit=audit,
             seed=seed,
+            tracing=traces,
         )
         server = grpc_server.make_server(
-            threads=12, max_concurrent_rpcs=12, max_message_bytes=max_message_bytes
+            threads=12,
+            max_concurrent_rpcs=12,
+            max_message_bytes=max_message_bytes,
+            interceptors=traces.interceptors,
         )
         certification_pb2_grpc.add_CertifierServicer_to_server(certifier, server)
         port = portpicker.pick_unused_port()
         grpc_server.bind(server, f"127.0.0.1:{port}", "port", credentials)
+        before_start(server)
         server.start()
         channel = grpc.insecure_channel(f"127.0.0.1:{port}")
 

@@ -87,7 +87,7 @@ def test_the_certificate_over_grpc_is_the_one_of_the_export(
         message = CertifierStub(channel).Certify(
             pb.CertifyRequest(pixels=pixels, n=2000, alpha=0.01), timeout=120
         )
-    rule = Rule(alpha=0.01, n=2000, block_size=BLOCK)
+    rule = Rule(alpha=0.01, bound="late_spending", n=2000, block_size=BLOCK)
     noise = law("gaussian", sigma=0.25, params={}, dimension=64)
     source = SavedModelVotes(base_path)
     *_, last = draw_certificates(source, [Task.seeded(SEED, 0, IMAGE)], rule, noise)
@@ -135,7 +135,7 @@ def test_served_certificates_are_drawn_again_from_the_audit_log(
         n0=100,
         n=2000,
     )
-    rule = Rule(alpha=0.01, n=2000, block_size=BLOCK)
+    rule = Rule(alpha=0.01, bound="late_spending", n=2000, block_size=BLOCK)
     forged = certify(counts, rule, law("gaussian", sigma=0.25, params={}, dimension=64))
     fields["certificate"] = dataclasses.asdict(forged)
     audit.write_text(json.dumps(fields) + "\n")

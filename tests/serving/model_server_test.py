@@ -152,6 +152,9 @@ def test_a_broken_export_fails_the_start_with_its_reason(tmp_path: Path) -> None
         (["--model_base_path=/", "--port=99999"], 2, "port"),
         (["--model_base_path=/", "--batching_parameters_file=x"], 2, "batching_parameters_file"),
         (["--model_base_path=/", "--monitoring_config_file=/x"], 1, "/x: there is no such file"),
+        (["--model_base_path=/", "--ssl_config_file=/x"], 1, "/x: there is no such file"),
+        (["--model_base_path=/", "--ssl_config_file=" + __file__], 1, "no text-format SSLConfig"),
+        (["--model_base_path=/", "--host=0.0.0.0"], 1, "give --ssl_config_file, or --allow_plain"),
     ],
 )
 def test_bad_flags_are_one_clear_line(capsys, flags, status, text) -> None:

@@ -83,8 +83,8 @@ class FakeBackend:
         self._at_once = 0
         self._server: grpc.Server | None = None
 
-    def start(self, port: int) -> None:
-        """Listens on 127.0.0.1:port."""
+    def start(self, port: int, credentials: grpc.ServerCredentials | None = None) -> None:
+        """Listens on 127.0.0.1:port, with TLS where credentials are given."""
         self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
         methods = {
             wire.PREDICT: (self._predict, serving_pb2.PredictRequest.FromString),
@@ -103,7 +103,10 @@ class FakeBackend:
                 for path, (method, parser) in methods.items()
             )
         )
-        self._server.add_insecure_port(f"127.0.0.1:{port}")
+        if credentials:
+            self._server.add_secure_port(f"127.0.0.1:{port}", credentials)
+        else:
+            self._server.add_insecure_port(f"127.0.0.1:{port}")
         self._server.start()
 
     def stop(self) -> None:

@@ -8,20 +8,31 @@ from scipy import special
 from tfmacer.guarantee.certificate import certify, decided
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
+from tfmacer.guarantee.smoothing import LAWS
+from tfmacer.records.falsifications import (
+    Attacked,
+    AttackSettings,
+    Falsification,
+    FalsificationWriter,
+    falsification_beside,
+    log_digest,
+    read_falsification,
+)
 from tfmacer.records.logs import Log, LogSettings, LogWriter, Record, read_log
 from tfmacer.records.runs import Smoothing
 
 CLASSES = 4
 
 
-def smoothing(*, sigma: float = 0.5, model_digest: str = "a" * 64) -> Smoothing:
+def smoothing(*, sigma: float = 0.5, model_digest: str = "a" * 64, **noise) -> Smoothing:
     return Smoothing(
-        sigma=sigma, num_classes=CLASSES, input_shape=(2, 2, 1), model_digest=model_digest
+        sigma=sigma, num_classes=CLASSES, input_shape=(2, 2, 1), model_digest=model_digest, **noise
     )
 
 
 def settings(rule: Rule | None = None, *, total: int = 40, **others) -> LogSettings:
-    known = {name: others.pop(name) for name in ("sigma", "model_digest") if name in others}
+    names = ("sigma", "model_digest", "noise_family", "noise_params")
+    known = {name: others.pop(name) for name in names if name in others}
     defaults = {
         "seed": 3,
         "dataset": "digits",
@@ -90,3 +101,37 @@ def write(
         for idx in list(log.missing)[:images]:
             log.append(record(settings, idx, shift=shift))
     return read_log(path)
+
+
+def write_attacks(log: Log, path: Path | None = None, *, false: int = 0, **others) -> Falsification:
+    """What an attack might have found on a log's certificates; the first `false` within."""
+    known = log.settings
+    certified = [each for each in log.records if each.predict >= 0]
+    settings = AttackSettings(
+        log_digest=log_digest(log),
+        model_digest=known.model_digest,
+        sigma=known.sigma,
+        noise_family=known.noise_family,
+        noise_params=known.noise_params,
+        norm=LAWS[known.noise_family].norm,
+        certificate_alpha=known.alpha,
+        images=tuple(each.idx for each in certified),
+        **({"attack": "pgd", "steps": 20, "num_noise": 32, "n": 2000, "alpha": 0.001,
+            "clip": False, "seed": 0} | others),
+    )  # fmt: skip
+    path = path or falsification_beside(log.path)
+    with FalsificationWriter(path, settings) as writer:
+        for place, each in enumerate(certified):
+            rng = np.random.default_rng(each.idx)
+            factor = 0.8 if place < false else 1 + rng.gamma(2.0, 0.15)
+            lost = place >= false and place % 10 == 9
+            writer.append(
+                Attacked(
+                    idx=each.idx, label=each.label, predict=each.predict, radius=each.radius,
+                    flipped_within=factor < 1,
+                    attack_radius=None if lost else round(each.radius * factor + 1e-9, 9),
+                    attack_class=-1 if lost else (each.predict + 1) % CLASSES,
+                    searched=round(2 * each.radius + 0.1, 9), tests=12, seconds=0.5,
+                )
+            )  # fmt: skip
+    return read_falsification(path)

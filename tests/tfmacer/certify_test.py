@@ -219,6 +219,18 @@ def test_a_contiguous_part_of_a_split_is_warned_of_and_recorded(tiny_run, tmp_pa
         (["--saved_model=/nowhere", "--out=x.tsv"], "--saved_model=/nowhere: no such directory"),
         (["--run_dir=RUN", "--out=x.tsv", "--num_examples=0"], "num_examples"),
         (["--run_dir=RUN", "--out=x.tsv", "--start=1000"], "start is 1000"),
+        (["--run_dir=RUN", "--out=x.tsv", "--parts_dir=y"], "--parts_dir goes with --runner"),
+        (["--run_dir=RUN", "--out=x.tsv", "--runner=direct", "--shard=0/2"], "leave --shard out"),
+        (["--run_dir=RUN", "--out=x.tsv", "--runner=direct", "--stop=budget:1"], "the clock"),
+        (["--run_dir=RUN", "--out=x.tsv", "--runner=samza"], "samza"),
+        (
+            ["--server=h:1", "--model_name=m", "--out=x.tsv", "--runner=direct"],
+            "--server draws by itself",
+        ),
+        (
+            ["--run_dir=RUN", "--out=x.tsv", "--runner=direct", "--pipeline_option=--a=b"],
+            "--pipeline_option=--a=b: must be NAME=VALUE",
+        ),
         (["--run_dir=RUN", "--out=x.tsv", "--unknown"], "unknown"),
         (["--run_dir=RUN", "--out=x.tsv", "extra"], "extra"),
     ],

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfmacer import train
+from tfmacer import train, train_flags
 from tfmacer.records.runs import RunDirectory
 from tfmacer.votes import local, models
 
@@ -114,31 +114,37 @@ ATTACKED = [
 ]
 
 
-@pytest.mark.parametrize("extra", [[], ATTACKED])
+OPTIONS = [
+    [],
+    ATTACKED,
+    ["--noise_chunk=1", "--precision=mixed_float16", "--clip_norm=1"],
+    ["--precision=mixed_bfloat16", "--jit"],
+]
+
+
+@pytest.mark.parametrize("extra", OPTIONS)
 def test_an_unfinished_run_is_taken_up_and_ends_the_same(
     tiny, tmp_path, capsys, monkeypatch, extra
 ):
     tiny = [*tiny, *extra]
     whole = tmp_path / "whole"
     assert train.main([*tiny, f"--run_dir={whole}"]) == 0
-    from tfmacer.training.trainer import SmoothedTrainer
+    from tfmacer.training import loop
 
-    original = SmoothedTrainer.make_train_function
+    original = loop.step_function
 
-    def killed(self, *args, **kwargs):
-        function = original(self, *args, **kwargs)
-        plain = self.train_function
+    def killed(trainer):
+        step = original(trainer)
 
-        def train_function(iterator):
-            if int(self.optimizer.iterations) == 5:
+        def at_the_sixth(iterator):
+            if int(trainer.optimizer.iterations) == 5:
                 raise KeyboardInterrupt
-            return plain(iterator)
+            return step(iterator)
 
-        self.train_function = train_function
-        return function
+        return at_the_sixth
 
     with monkeypatch.context() as patch:
-        patch.setattr(SmoothedTrainer, "make_train_function", killed)
+        patch.setattr(loop, "step_function", killed)
         assert train.main(tiny) == 130
     assert not (tmp_path / "run" / "smoothing.json").exists()
     capsys.readouterr()
@@ -151,6 +157,82 @@ def test_an_unfinished_run_is_taken_up_and_ends_the_same(
         with open(run.metrics, newline="") as file:
             curves.append([row[:-1] for row in csv.reader(file)])
     assert curves[0] == curves[1]
+
+
+def test_precision_is_part_of_what_is_certified_and_exported(tiny, tmp_path):
+    """The votes of the run and of its export are those of the network in bfloat16."""
+    from export import saved_model
+    from tfmacer.votes.source import row_seed
+
+    assert train.main([*tiny, "--precision=mixed_bfloat16"]) == 0
+    run = RunDirectory(tmp_path / "run")
+    assert run.read_smoothing().precision == "mixed_bfloat16"
+    network = keras.models.load_model(run.model)
+    assert network.layers[-1].compute_dtype == "bfloat16"
+    assert keras.config.dtype_policy().name == "float32"
+    assert saved_model.main([f"--run_dir={run.root}", f"--export_dir={tmp_path / 'out'}"]) == 0
+    images = np.random.default_rng(0).random((2, 4, 4, 1)).astype(np.float32)
+    seeds = np.array([np.int64(row_seed(0, "estimate", i)) for i in range(2)]).astype(np.int32)
+    rows = (images, seeds, np.zeros(2, np.int32), np.full(2, 600, np.int32))
+    found = [source.sample(*rows) for source in (
+        local.from_run(run.root), local.SavedModelVotes(tmp_path / "out"))]  # fmt: skip
+    np.testing.assert_array_equal(found[0].counts, found[1].counts)
+    np.testing.assert_allclose(found[0].sums, found[1].sums, rtol=1e-9)
+    assert found[0].counts.sum(axis=1).tolist() == [600, 600]
+
+
+def test_a_few_test_images_are_certified_on_the_way(tiny, tmp_path, capsys):
+    arguments = [*tiny, "--sigma=0.1", "--epochs=4", "--learning_rate=0.3", "--certify_every=2"]
+    assert train.main([*arguments, "--certify_examples=12", "--eval_examples=0"]) == 0
+    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["val_acr"]) for row in rows] == [False, True, False, True]
+    assert [row["val_accuracy"] for row in rows] == [""] * 4
+    # The network learns its three classes, whose images differ in one pixel.
+    assert float(rows[3]["val_certified_accuracy"]) > 0.5
+    assert 0 < float(rows[3]["val_acr"]) < 0.31
+    lines = capsys.readouterr().err.splitlines()
+    assert ["ACR" in line for line in lines] == [False, True, False, True]
+    assert "--certify_every=2" in (tmp_path / "run" / "flags.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("cluster", "message"),
+    [
+        ("{", "is no description of a cluster"),
+        ('{"cluster": {"worker": ["a:1", "b:1"]}}', "is no description of a cluster"),
+        (
+            '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "ps", "index": 0}}',
+            "TF_CONFIG must name chief and worker tasks only, got ['ps']",
+        ),
+        ("", "--distribution=multi_worker needs TF_CONFIG"),
+    ],
+)
+def test_clusters_that_cannot_be(tiny, capsys, monkeypatch, cluster, message):
+    monkeypatch.setenv("TF_CONFIG", cluster)
+    status, error = _error(capsys, [*tiny, "--distribution=multi_worker"])
+    assert status == 1
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("cluster", "distribution", "expected"),
+    [
+        (None, "auto", (1, True)),
+        ({"worker": ["a:1", "b:1"]}, "one_device", (1, True)),
+        ({"worker": ["a:1", "b:1"]}, "auto", (2, False)),
+        ({"chief": ["a:1"], "worker": ["b:1", "c:1"]}, "multi_worker", (3, False)),
+    ],
+)
+def test_who_writes_in_a_cluster(tiny, monkeypatch, cluster, distribution, expected):
+    """This one is the second worker."""
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if cluster:
+        config = {"cluster": cluster, "task": {"type": "worker", "index": 1}}
+        monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    train.FLAGS.unparse_flags()
+    train.FLAGS(["", *tiny, f"--distribution={distribution}"])
+    assert train_flags.cluster() == expected
 
 
 def test_more_epochs_go_on_and_fewer_are_refused(tiny, tmp_path, capsys):
@@ -221,6 +303,12 @@ def test_two_processes_never_train_in_one_directory(tiny, tmp_path, capsys):
         (["--num_noise=0"], "num_noise"),
         (["--learning_rate=0"], "--learning_rate must be positive"),
         (["--clip_norm=0"], "--clip_norm must be positive"),
+        (["--noise_chunk=0"], "noise_chunk"),
+        (["--num_noise=4", "--noise_chunk=3"], "noise_chunk must divide num_noise=4, got 3"),
+        (["--precision=float16"], "precision"),
+        (["--distribution=tpu"], "distribution"),
+        (["--jit", "--deterministic"], "--jit goes without --deterministic"),
+        (["--certify_every=-1"], "certify_every"),
         (["--noise_family=cauchy"], "noise_family must be one of gaussian.*got 'cauchy'"),
         (["--noise_params=k"], "--noise_params must be NAME=NUMBER,..., got 'k'"),
         (["--noise_params=k=3"], "noise_params of gaussian must be empty, got {'k': 3.0}"),
@@ -272,9 +360,13 @@ def test_what_must_be_given(tiny, capsys, name):
 def _resolved(arguments, steps=10):
     train.FLAGS.unparse_flags()
     train.FLAGS(["", *arguments])
-    train._check_flags()
-    objective = train._objective(steps)
-    return train._run_root(), objective, {name: train.FLAGS[name].value for name in train.FLAGS}
+    train_flags.check()
+    objective = train_flags.objective(steps)
+    return (
+        train_flags.run_root(),
+        objective,
+        {name: train.FLAGS[name].value for name in train.FLAGS},
+    )
 
 
 @pytest.mark.parametrize("file", FLAG_FILES)

@@ -27,6 +27,9 @@ _TAIL_MARGIN = 1e-10
 # restricted mixture is no longer monotone in p, and bisection would not find its bound.
 _PRIOR = 0.5
 
+# What `late_share` keeps for the end of a run that is seldom cut short.
+_LAST_SHARE = 0.9
+
 
 def clopper_pearson_lower(hits: int, n: int, alpha: float) -> float:
     """Exact lower bound on a probability (Clopper & Pearson, Biometrika 1934).
@@ -207,9 +210,29 @@ def look_share(look: int, num_looks: int) -> float:
       look: 1 to num_looks.
       num_looks: length of the schedule.
     """
+    _check_look(look, num_looks)
+    return 1 / num_looks if look == num_looks else 1 / (look * (look + 1))
+
+
+def _check_look(look: int, num_looks: int) -> None:
     if not 1 <= look <= num_looks:
         raise UserError(f"look must lie between 1 and {num_looks}, got {look}")
-    return 1 / num_looks if look == num_looks else 1 / (look * (look + 1))
+
+
+def late_share(look: int, num_looks: int) -> float:
+    """Part of alpha for one look of a schedule fixed in advance, most of it for the last one.
+
+    The last look gets 0.9, the others share the rest evenly; a schedule of one look gets all. For
+    runs that are meant to reach their end, and are stopped before it by a deadline alone.
+
+    Args:
+      look: 1 to num_looks.
+      num_looks: length of the schedule.
+    """
+    _check_look(look, num_looks)
+    if look < num_looks:
+        return (1 - _LAST_SHARE) / (num_looks - 1)
+    return _LAST_SHARE if num_looks > 1 else 1.0
 
 
 def alpha_spending_lower(hits: int, n: int, alpha: float, look: int, num_looks: int) -> float:
@@ -242,6 +265,28 @@ def binomial_test_p_value(hits: int, n: int) -> float:
     return min(2 * tail * (1 + _TAIL_MARGIN), 1.0)
 
 
+def most_wrong(num_examples: int, alpha: float, rho: float) -> int:
+    """How many of N statements are wrong at most, except with probability rho.
+
+    Args:
+      num_examples: N, 1 or more, made with independent noise.
+      alpha: probability that one of them is wrong, in (0, 1).
+      rho: in (0, 1).
+
+    Returns:
+      The 1 - rho quantile of Bin(N, alpha).
+
+    Raises:
+      UserError: an argument is out of range.
+    """
+    _check(0, num_examples, alpha)
+    _check(0, num_examples, rho)
+    wrong = 0
+    while special.bdtrc(wrong, num_examples, alpha) > rho:
+        wrong += 1
+    return wrong
+
+
 def dataset_lower_bound(correct: int, num_examples: int, alpha: float, rho: float) -> float:
     """Lower bound on the share of a data set that is truly robust, from its certificates.
 
@@ -262,11 +307,7 @@ def dataset_lower_bound(correct: int, num_examples: int, alpha: float, rho: floa
       UserError: an argument is out of range.
     """
     _check(correct, num_examples, alpha)
-    _check(correct, num_examples, rho)
-    wrong = 0
-    while special.bdtrc(wrong, num_examples, alpha) > rho:
-        wrong += 1
-    return max(correct - wrong, 0) / num_examples
+    return max(correct - most_wrong(num_examples, alpha, rho), 0) / num_examples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -310,6 +351,9 @@ BOUNDS: Mapping[str, VoteBound | ScoreBound] = MappingProxyType(
         ),
         "alpha_spending": VoteBound(
             lower=clopper_pearson_lower, upper=clopper_pearson_upper, anytime=True, share=look_share
+        ),
+        "late_spending": VoteBound(
+            lower=clopper_pearson_lower, upper=clopper_pearson_upper, anytime=True, share=late_share
         ),
         "hoeffding": ScoreBound(
             lower=lambda mean, variance, n, alpha: hoeffding_lower(mean, n, alpha)

@@ -4,17 +4,14 @@
 finish; their order means nothing.
 """
 
-import contextlib
 import dataclasses
-import os
 from collections.abc import Iterable, KeysView, Sequence
 from pathlib import Path
 from types import TracebackType
 
-import filelock
-
 from tfmacer.errors import UserError
 from tfmacer.records import rows
+from tfmacer.records.appending import LockedTable
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import write_atomically
 from tfmacer.records.settings import LogSettings
@@ -27,6 +24,7 @@ __all__ = [
     "check_rows",
     "is_log",
     "read_log",
+    "read_text",
     "settings_path",
 ]
 
@@ -102,7 +100,7 @@ def read_log(path: Path) -> Log:
     Raises:
       UserError: the file cannot be read or is not such a log; names the line.
     """
-    text = _read(path)
+    text = read_text(path)
     names = text.partition("\n")[0].rstrip("\r").split("\t")
     if names[:5] != list(rows.PUBLISHED_COLUMNS[:5]):
         raise UserError(
@@ -124,7 +122,7 @@ def read_settings(path: Path) -> LogSettings:
       UserError: it is missing or cannot be used.
     """
     beside = settings_path(path)
-    return LogSettings.from_json(_read(beside), origin=str(beside))
+    return LogSettings.from_json(read_text(beside), origin=str(beside))
 
 
 class LogWriter:
@@ -151,14 +149,14 @@ class LogWriter:
         self.path = path
         self._settings = settings
         self._soft = settings.rule.soft
-        self._lock = _locked(path)
+        self._table = LockedTable(path)
         try:
             self.records = self._resumed()
         except OSError as error:
-            self._unlock()
+            self._table.close()
             raise UserError(f"{path}: cannot be written: {error.strerror}") from error
         except BaseException:
-            self._unlock()
+            self._table.close()
             raise
         recorded = {record.idx for record in self.records}
         self._missing = dict.fromkeys(idx for idx in settings.indices if idx not in recorded)
@@ -179,14 +177,13 @@ class LogWriter:
         if record.idx not in self._missing:
             raise ValueError(f"idx {record.idx} is not one of the images still to be certified")
         record = rows.sealed(record, self._settings.identity, self._soft)
-        self._write(rows.to_line(record, self._soft))
+        self._table.append(rows.to_line(record, self._soft))
         self.records.append(record)
         del self._missing[record.idx]
 
     def close(self) -> None:
         """Closes the log and lets others write it."""
-        os.close(self._file)
-        self._unlock()
+        self._table.close()
 
     def __enter__(self) -> "LogWriter":
         return self
@@ -200,7 +197,6 @@ class LogWriter:
         self.close()
 
     def _resumed(self) -> list[Record]:
-        header = "\t".join(rows.columns(self._soft))
         beside = settings_path(self.path)
         if beside.exists():
             found = read_settings(self.path)
@@ -216,60 +212,11 @@ class LogWriter:
             )
         else:
             write_atomically(beside, self._settings.to_json())
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            _drop_torn_line(self._file)
-            if os.fstat(self._file).st_size == 0:
-                self._write(header)
-                return []
-            log = read_log(self.path)
-            check_rows(log)
-        except BaseException:
-            os.close(self._file)
-            raise
+        if self._table.open("\t".join(rows.columns(self._soft))):
+            return []
+        log = read_log(self.path)
+        check_rows(log)
         return list(log.records)
-
-    def _write(self, line: str) -> None:
-        """Appends a line, all of it or nothing."""
-        data = f"{line}\n".encode()
-        size = os.fstat(self._file).st_size
-        try:
-            while data:
-                data = data[os.write(self._file, data) :]
-            os.fsync(self._file)
-        except OSError as error:
-            # Should even this fail, the torn line is cut off when the log is opened again.
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, size)
-            raise UserError(
-                f"{self.path}: cannot be written: {error.strerror}; "
-                "the rows before are kept, the same command continues after them"
-            ) from error
-
-    def _unlock(self) -> None:
-        # While still held: who waits for the removed file finds it without a link and tries again.
-        Path(self._lock.lock_file).unlink(missing_ok=True)
-        self._lock.release()
-
-
-def _locked(path: Path) -> filelock.FileLock:
-    lock = filelock.FileLock(path.with_name(path.name + ".lock"), timeout=0, thread_local=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise UserError(f"{path}: another process is writing this log") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-    return lock
-
-
-def _drop_torn_line(file: int) -> None:
-    """Cuts off what stands after the last newline: a row that a kill interrupted."""
-    size = os.fstat(file).st_size
-    end = os.pread(file, size, 0).rfind(b"\n") + 1
-    if end < size:
-        os.ftruncate(file, end)
 
 
 def _our_rows(path: Path, text: str, settings: LogSettings) -> tuple[Record, ...]:
@@ -311,7 +258,8 @@ def _sorted(path: Path, records: Iterable[Record]) -> tuple[Record, ...]:
     return tuple(by_idx[idx] for idx in sorted(by_idx))
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file's text; raises UserError, naming it, where it cannot be read."""
     try:
         return path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:

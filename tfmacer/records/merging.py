@@ -1,17 +1,21 @@
-"""Joining the shards of one certification run."""
+"""Joining the shards, or the workers' parts, of one certification run."""
 
+import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tfmacer.errors import UserError
 from tfmacer.records import rows
 from tfmacer.records.logs import Log, check_rows, read_log, settings_path
+from tfmacer.records.parts import Part
+from tfmacer.records.rows import Record
 from tfmacer.records.runs import write_atomically
 from tfmacer.records.settings import LogSettings, parse_shard
 
 _ENVIRONMENTS_DIFFER = (
-    "the shards were made in different environments: votes drawn again in one of them may differ "
+    "the parts were made in different environments: votes drawn again in one of them may differ "
     "where two logits tie within rounding"
 )
 
@@ -35,17 +39,53 @@ def merge(shards: Iterable[Path], out: Path) -> Log:
     settings = [_checked(log, logs[0]) for log in logs]
     _check_numbers(logs, settings)
     warnings = [warning for one in settings for warning in one.warnings]
-    environment = settings[0].environment
-    if any(one.environment != environment for one in settings):
-        environment = {f"shard {one.shard}": dict(one.environment) for one in settings}
-        warnings.append(_ENVIRONMENTS_DIFFER)
-    whole = dataclasses.replace(
-        settings[0],
-        shard=None,
-        environment=environment,
-        warnings=tuple(dict.fromkeys(warnings)),
-    )
-    records = sorted((r for log in logs for r in log.records), key=lambda record: record.idx)
+    whole = dataclasses.replace(settings[0], shard=None, warnings=tuple(dict.fromkeys(warnings)))
+    environments = {f"shard {one.shard}": one.environment for one in settings}
+    return _write(out, (r for log in logs for r in log.records), whole, environments)
+
+
+def join(parts: Sequence[Part], number: int, settings: LogSettings, out: Path) -> Log:
+    """Writes one log of a distributed run, as an undivided run would have made it.
+
+    Args:
+      parts: of the whole run, in any order.
+      number: which of the logs that the parts hold rows of.
+      settings: of that log; the environment is taken from the parts.
+      out: the log to write.
+
+    Raises:
+      UserError: an image is missing or stands twice; the disk refuses.
+    """
+    records = [record for part in parts for record in part.records[number]]
+    counted = collections.Counter(record.idx for record in records)
+    if doubled := [idx for idx, count in counted.items() if count > 1]:
+        raise UserError(f"{out}: idx {min(doubled)} stands twice among the parts")
+    if missing := [idx for idx in settings.indices if idx not in counted]:
+        raise UserError(
+            f"{out}: not finished: {len(missing)} images are missing, the first is idx {missing[0]}"
+        )
+    different: list[Mapping[str, Any]] = []
+    for part in parts:
+        if part.environment not in different:
+            different.append(part.environment)
+    environments = {f"worker {i}": each for i, each in enumerate(different, 1)}
+    return _write(out, records, settings, environments)
+
+
+def _write(
+    out: Path,
+    records: Iterable[Record],
+    settings: LogSettings,
+    environments: Mapping[str, Mapping[str, Any]],
+) -> Log:
+    """Writes a log whose rows were made in these environments, sorted by idx."""
+    environment: Mapping[str, Any] = next(iter(environments.values()))
+    warnings = settings.warnings
+    if any(other != environment for other in environments.values()):
+        environment = {name: dict(each) for name, each in environments.items()}
+        warnings = (*warnings, _ENVIRONMENTS_DIFFER)
+    whole = dataclasses.replace(settings, environment=environment, warnings=warnings)
+    records = sorted(records, key=lambda record: record.idx)
     lines = [rows.to_line(record, whole.rule.soft) for record in records]
     text = "\n".join(["\t".join(rows.columns(whole.rule.soft)), *lines]) + "\n"
     try:

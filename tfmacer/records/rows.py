@@ -193,7 +193,7 @@ def from_published(cells: Mapping[str, str]) -> Record:
         predict=int(cells["predict"]),
         radius=_number(cells["radius"]),
         correct=bool(int(cells["correct"])),
-        seconds=_seconds(cells.get("time", "0")),
+        seconds=seconds_of(cells.get("time", "0")),
     )
 
 
@@ -206,7 +206,7 @@ def _cells(record: Record, soft: bool) -> dict[str, str]:
         # Nearest, not down: the record's radius already is a multiple of 1e-9.
         "radius": f"{record.radius:.9f}",
         "correct": str(int(record.correct)),
-        "time": _clock(record.seconds),
+        "time": clock(record.seconds),
         "clean": _text(record.clean),
         "n0": _text(record.n0),
         "n": _text(record.n),
@@ -283,7 +283,7 @@ def _dense(text: str, num_classes: int, read: Callable[[str], _Number]) -> tuple
     return tuple(values)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """Seconds as h:mm:ss.ffffff."""
     microseconds = round(seconds * 1e6)
     minutes, microseconds = divmod(microseconds, 60_000_000)
@@ -292,10 +292,10 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{whole:02d}.{microseconds:06d}"
 
 
-def _seconds(text: str) -> float:
+def seconds_of(text: str) -> float:
     """Reads a clock as Python writes its `timedelta`, or plain seconds."""
-    clock = _TIME.fullmatch(text)
-    if clock is None:
+    parts = _TIME.fullmatch(text)
+    if parts is None:
         return _number(text)
-    days, hours, minutes, seconds = clock.groups()
+    days, hours, minutes, seconds = parts.groups()
     return 86400 * int(days or 0) + 3600 * int(hours) + 60 * int(minutes) + float(seconds)

@@ -3,11 +3,14 @@
   python -m tfmacer.report LOG.tsv ... --out_dir=DIR
 
 Takes logs of this project and of others in the published format, and directories of them. Into DIR
-go `report.md`, `report.tex`, `results.csv`, `differences.csv`, the plots as PNG and SVG, and
-`report.html`, which holds everything and needs nothing else. With `--published` a further table
-puts the papers' own figures beside the runs they belong to.
+go `report.md`, `report.tex`, `results.csv`, `differences.csv`, `seeds.csv`, the plots as PNG and
+SVG, and `report.html`, which holds everything and needs nothing else. With `--published` a further
+table puts the papers' own figures beside the runs they belong to; with `--linf` l2 runs are shown
+in the l-infinity norm as well. What `tfmacer.falsify` found is shown where it stands beside its
+log, or is named.
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +20,12 @@ from absl import flags
 
 from tfmacer import commandline
 from tfmacer.errors import UserError
+from tfmacer.records.falsifications import (
+    Falsification,
+    falsification_beside,
+    log_digest,
+    read_falsification,
+)
 from tfmacer.records.logs import is_log, read_log
 from tfmacer.report import formats, published, tables
 from tfmacer.report.comparison import (
@@ -28,7 +37,7 @@ from tfmacer.report.comparison import (
 )
 from tfmacer.report.page import page
 from tfmacer.report.plots import draw_all
-from tfmacer.report.summary import Run
+from tfmacer.report.summary import NORMS, Run
 from tfmacer.report.tables import Table
 
 FLAGS = flags.FlagValues()
@@ -42,6 +51,14 @@ _RADII = flags.DEFINE_list(
 _PUBLISHED = flags.DEFINE_bool(
     "published", False, "Put what papers report beside each run.", flag_values=FLAGS
 )
+_LINF = flags.DEFINE_bool(
+    "linf", False, "Show l2 runs in the l-infinity norm as well, by radii over sqrt(d).",
+    flag_values=FLAGS,
+)  # fmt: skip
+_FALSIFICATION = flags.DEFINE_list(
+    "falsification", [], "Tables of tfmacer.falsify; default: LOG.falsified.tsv beside each log.",
+    flag_values=FLAGS,
+)  # fmt: skip
 
 
 def _main(arguments: Sequence[str]) -> None:
@@ -49,8 +66,11 @@ def _main(arguments: Sequence[str]) -> None:
         raise UserError("--out_dir is missing: name the directory for the report")
     radii = [_radius(text) for text in _RADII.value]
     runs = name_runs([read_log(path) for path in find_logs([Path(text) for text in arguments])])
+    runs = with_attacks(runs, [Path(text) for text in _FALSIFICATION.value])
     if not any(len(run.radii) for run in runs):
         raise UserError("nothing to report: no log holds an image with a true label")
+    if _LINF.value:
+        runs += [converted for run in runs if (converted := run.in_linf()) is not None]
     write_report(runs, Path(_OUT_DIR.value), radii, beside_published=_PUBLISHED.value)
 
 
@@ -82,6 +102,33 @@ def find_logs(paths: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
+def with_attacks(runs: Sequence[Run], named: Sequence[Path]) -> list[Run]:
+    """The runs with what attacks on them found: in the tables named, or else beside their logs.
+
+    Raises:
+      UserError: a table cannot be read, or is of none of the logs, or not of the one beside it.
+    """
+    tables_of: dict[str, list[Falsification]] = {}
+    for path in named:
+        found = read_falsification(path)
+        tables_of.setdefault(found.settings.log_digest, []).append(found)
+    attacked = []
+    for run in runs:
+        mine = tables_of.pop(log_digest(run.log), [])
+        beside = falsification_beside(run.log.path)
+        if not mine and run.settings is not None and beside.exists():
+            mine = [read_falsification(beside)]
+            if mine[0].settings.log_digest != log_digest(run.log):
+                raise UserError(
+                    f"{beside}: is of other certificates than those of {run.log.path.name} beside "
+                    "it: remove it, or attack the log again"
+                )
+        attacked.append(dataclasses.replace(run, attacks=tuple(mine)))
+    for left in tables_of.values():
+        raise UserError(f"--falsification={left[0].path}: is of none of the logs of this report")
+    return attacked
+
+
 def write_report(
     runs: Sequence[Run],
     out_dir: Path,
@@ -89,7 +136,7 @@ def write_report(
     *,
     beside_published: bool = False,
 ) -> None:
-    """Writes every file of the report and prints its main table.
+    """Writes every file of the report and prints what a terminal has room for.
 
     Args:
       runs: what is reported.
@@ -97,15 +144,21 @@ def write_report(
       radii: of the tables' columns; empty for round ones up to the largest.
       beside_published: whether a table puts what papers report beside the runs.
     """
-    radii = sorted(radii) or tables.radii_of(runs)
-    pairs = paired_differences(runs, radii)
-    shown = [tables.results(runs, radii)]
-    shown += [published.table(runs, radii)] if beside_published else []
-    shown += [tables.differences(pairs, radii)] if pairs else []
-    shown += [tables.groups(groups, radii)] if (groups := seed_groups(runs)) else []
-    bounds = tables.dataset_bounds(runs, radii)
-    shown += [bounds] if bounds.rows else []
-    cautions = warnings(runs)
+    pairs = []
+    shown: list[Table] = []
+    columns: set[float] = set()
+    for norm in NORMS:
+        members = [run for run in runs if run.norm == norm]
+        if members:
+            mine = sorted(radii) or tables.radii_of(members)
+            more = paired_differences(members, mine)
+            parts = _tables(members, mine, more, beside_published=beside_published)
+            shown += [dataclasses.replace(t, title=_titled(t.title, norm, runs)) for t in parts]
+            pairs += more
+            columns |= set(mine)
+    if any(run.attacks for run in runs):
+        shown.insert(1, tables.attacks(runs))
+    cautions = warnings([run for run in runs if not run.converted])
     plots = draw_all(runs)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -115,21 +168,48 @@ def write_report(
         texts = {
             "report.md": formats.document(shown, [p.name for p in plots], cautions),
             "report.tex": "\n".join(formats.latex(table) for table in shown),
-            "results.csv": tables.results_csv(runs, radii),
-            "differences.csv": tables.differences_csv(pairs, radii),
+            "results.csv": tables.results_csv(runs, sorted(columns)),
+            "differences.csv": tables.differences_csv(pairs, sorted(columns)),
+            "seeds.csv": tables.groups_csv(seed_groups(runs), sorted(columns)),
             "report.html": page(runs, shown, plots, cautions),
         }
         for name, text in texts.items():
             (out_dir / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out_dir}: cannot be written: {error.strerror}") from error
-    _print(shown[0], pairs, cautions)
+    # The paired differences follow as lines; published rows are too many for a terminal.
+    elsewhere = ("Paired", "Beside")
+    _print([t for t in shown if not t.title.startswith(elsewhere)], pairs, cautions)
     print(f"report: {out_dir / 'report.html'}, and the tables and plots beside it")
 
 
-def _print(main_table: Table, pairs: Sequence[Difference], cautions: Sequence[str]) -> None:
+def _tables(
+    runs: Sequence[Run],
+    radii: Sequence[float],
+    pairs: Sequence[Difference],
+    *,
+    beside_published: bool,
+) -> list[Table]:
+    """The tables of runs in one norm."""
+    originals = [run for run in runs if not run.converted]
+    found = [tables.results(runs, radii)]
+    found += [published.table(originals, radii)] if beside_published and originals else []
+    found += [tables.differences(pairs, radii)] if pairs else []
+    found += [tables.groups(groups, radii)] if (groups := seed_groups(runs)) else []
+    bounds = tables.dataset_bounds(runs, radii)
+    return [*found, bounds] if bounds.rows else found
+
+
+def _titled(title: str, norm: str, runs: Sequence[Run]) -> str:
+    """The title with the norm, where it is not l2 or not the only one."""
+    several = len({run.norm for run in runs}) > 1
+    return f"{title}, {NORMS[norm]}" if several or norm != "l2" else title
+
+
+def _print(printed: Sequence[Table], pairs: Sequence[Difference], cautions: Sequence[str]) -> None:
     console = rich.console.Console(highlight=False, markup=False)
-    console.print(formats.terminal(main_table))
+    for table in printed:
+        console.print(formats.terminal(table))
     for pair in pairs:
         if pair.acr is not None:
             console.print(

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from scipy import stats
 
 from tfmacer.errors import UserError
+from tfmacer.records.falsifications import Falsification
 from tfmacer.records.logs import Log, check_rows
-from tfmacer.report.summary import CONFIDENCE, Estimate, Run, mean_estimate
+from tfmacer.report.summary import CONFIDENCE, NORMS, Estimate, Run, mean_estimate
 
 # Two unrelated orders of ten classes agree on this many labels with probability 1e-20.
 _FEWEST_COMMON = 20
@@ -73,7 +74,10 @@ class Difference:
 
 
 def paired_differences(runs: Sequence[Run], radii: Sequence[float]) -> list[Difference]:
-    """Differences between every two runs that certified the same images, later minus earlier."""
+    """Differences between every two runs that certified the same images, later minus earlier.
+
+    Radii in different norms have no difference.
+    """
     return [
         difference
         for second, first in itertools.combinations(runs, 2)
@@ -82,6 +86,8 @@ def paired_differences(runs: Sequence[Run], radii: Sequence[float]) -> list[Diff
 
 
 def _difference(first: Run, second: Run, radii: Sequence[float]) -> Difference | None:
+    if first.norm != second.norm:
+        return None
     common, mine, theirs = np.intersect1d(first.idx, second.idx, return_indices=True)
     if not _same_images(first, second, len(common)) or not np.array_equal(
         first.labels[mine], second.labels[theirs]
@@ -165,13 +171,14 @@ def seed_groups(runs: Sequence[Run]) -> list[Group]:
 
 
 def _without_seed(run: Run) -> str:
-    path = str(run.log.path.resolve())
+    path = str(run.log.path.resolve()) + run.norm
     stripped = _SEED.sub("", path)
     if run.settings is None:
         return stripped
     fields = dataclasses.asdict(run.settings)
     for field in ("seed", "environment", "warnings"):
         del fields[field]
+    fields["norm"] = run.norm
     if stripped != path:
         return json.dumps([stripped, fields | {"model_digest": None}], sort_keys=True)
     return json.dumps(fields, sort_keys=True)
@@ -187,6 +194,13 @@ def warnings(runs: Sequence[Run]) -> list[str]:
         f"{', '.join(names) if len(names) < max(len(runs), 2) else 'all runs'}: {text}"
         for text, names in texts.items()
     ]
+    by_norm = {norm: [r.name for r in runs if r.norm == norm] for norm in ("l2", "linf")}
+    if all(by_norm.values()):
+        found.append(
+            f"radii are in two norms and shown apart: {NORMS['linf']} in "
+            f"{', '.join(by_norm['linf'])}, {NORMS['l2']} in {', '.join(by_norm['l2'])}; with "
+            "--linf the latter are shown over sqrt(d) as well, which makes them comparable"
+        )
     differing = [text for field in _COMPARED if (text := _values(runs, field))]
     if differing:
         found.append(f"compare with care: the runs differ in {'; '.join(differing)}")
@@ -207,8 +221,8 @@ def _run_warnings(run: Run) -> Iterator[str]:
     settings = run.settings
     if settings is None:
         yield (
-            "log of another project: its settings are unknown, and its radii may have been "
-            "rounded up to three digits"
+            "log of another project: its settings are unknown, its radii are taken to be l2 and "
+            "may have been rounded up to three digits"
         )
         if len(run.idx) > 1 and len(run.idx) < _FEW_IMAGES and np.all(np.diff(run.idx) == 1):
             yield (
@@ -223,6 +237,18 @@ def _run_warnings(run: Run) -> Iterator[str]:
         check_rows(run.log)
     except UserError as error:
         yield f"altered: {error}"
+    for attack in run.attacks:
+        yield from _attack_warnings(attack)
     unlabelled = len(run.log.records) - len(run.idx)
     if unlabelled:
         yield f"{unlabelled} images without a true label are left out of accuracy and ACR"
+
+
+def _attack_warnings(attack: Falsification) -> Iterator[str]:
+    if len(attack.within) > attack.allowed:
+        yield (
+            f"false certificates: {len(attack.within)} of {len(attack.rows)} attacked were flipped "
+            f"within their radius, alpha allows {attack.allowed}"
+        )
+    if attack.missing:
+        yield f"unfinished: {attack.path.name} lacks {len(attack.missing)} of its images"

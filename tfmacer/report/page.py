@@ -10,8 +10,8 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from tfmacer.report.plots import Plot, colour, curves
-from tfmacer.report.summary import Run
+from tfmacer.report.plots import Plot, colour
+from tfmacer.report.summary import NORMS, Run
 from tfmacer.report.tables import Table
 
 
@@ -31,18 +31,19 @@ def page(
     Args:
       runs: what is reported.
       tables: in the order of the page.
-      plots: likewise; `radius_accuracy` shows its values under the pointer.
+      plots: likewise; those with curves show their values under the pointer.
       warnings: shown above everything else.
     """
+    originals = [run for run in runs if not run.converted]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = importlib.resources.files("tfmacer.report").joinpath("page.html").read_text("utf-8")
     return environment.from_string(template).render(
-        title="Certified robustness: " + ", ".join(run.name for run in runs[:4]) + _more(runs),
-        runs=runs,
+        title=f"Certified robustness: {_names(originals)}",
+        runs=originals,
         tables=tables,
-        figures=[_figure(plot, runs) for plot in plots],
+        figures=[_figure(plot) for plot in plots],
         warnings=warnings,
-        settings=settings_rows(runs),
+        settings=settings_rows(originals),
         colours={run.name: colour(runs, run) for run in runs},
     )
 
@@ -59,11 +60,13 @@ def settings_rows(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
 
 
 def _settings(run: Run) -> dict[str, str]:
-    shown = {"log": str(run.log.path)}
+    shown = {"log": str(run.log.path), "norm": NORMS[run.norm]}
     if run.settings is not None:
         fields = dataclasses.asdict(run.settings)
         del fields["warnings"]
         shown |= {name: _text(value) for name, value in fields.items()}
+    if run.attacks:
+        shown["attacked in"] = ", ".join(str(attack.path) for attack in run.attacks)
     return shown
 
 
@@ -71,21 +74,20 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _more(runs: Sequence[Run]) -> str:
-    return f" and {len(runs) - 4} more" if len(runs) > 4 else ""
+def _names(runs: Sequence[Run]) -> str:
+    more = f" and {len(runs) - 4} more" if len(runs) > 4 else ""
+    return ", ".join(run.name for run in runs[:4]) + more
 
 
-def _figure(plot: Plot, runs: Sequence[Run]) -> _Figure:
+def _figure(plot: Plot) -> _Figure:
     svg = base64.b64encode(plot.image("svg")).decode("ascii")
-    hover = _hover(plot, runs) if plot.name == "radius_accuracy" else ""
-    return _Figure(plot.title, plot.note, svg, hover)
+    return _Figure(plot.title, plot.note, svg, _hover(plot) if plot.curves else "")
 
 
-def _hover(plot: Plot, runs: Sequence[Run]) -> str:
+def _hover(plot: Plot) -> str:
     """What the page shows under the pointer, and where the axes lie in the picture."""
     axes = plot.figure.axes[0]
     box = axes.get_position()
-    found = curves(runs)
     return json.dumps(
         {
             "left": box.x0,
@@ -93,14 +95,14 @@ def _hover(plot: Plot, runs: Sequence[Run]) -> str:
             "width": box.width,
             "height": box.height,
             "end": axes.get_xlim()[1],
-            "radii": [round(float(radius), 4) for radius in found[0].radii],
+            "radii": [round(float(radius), 5) for radius in plot.curves[0].radii],
             "runs": [
                 {
                     "name": curve.run.name,
                     "colour": curve.colour,
                     "shares": np.stack([curve.shares, curve.low, curve.high], 1).round(4).tolist(),
                 }
-                for curve in found
+                for curve in plot.curves
             ],
         }
     )

@@ -13,7 +13,8 @@ import matplotlib.figure
 import numpy as np
 from scipy import special
 
-from tfmacer.report.summary import Floats, Run, share_interval
+from tfmacer.records.falsifications import Falsification
+from tfmacer.report.summary import NORMS, Floats, Run, share_interval
 
 # Okabe and Ito's palette, told apart by most colour-blind readers; yellow is left out, being too
 # light on white.
@@ -66,12 +67,14 @@ class Plot:
       title: one line, also for readers who cannot see it.
       note: how to read it.
       figure: the drawing.
+      curves: what its lines say, for those that a page shows under the pointer.
     """
 
     name: str
     title: str
     note: str
     figure: matplotlib.figure.Figure
+    curves: tuple[Curve, ...] = ()
 
     def image(self, kind: str) -> bytes:
         """The figure as `png` or `svg`; the same bytes for the same logs."""
@@ -91,9 +94,9 @@ def _styled(draw: Callable[..., Plot | None]) -> Callable[..., Plot | None]:
     return wrapped
 
 
-def curves(runs: Sequence[Run]) -> list[Curve]:
-    """Certified accuracy by radius of every run that answers for all radii."""
-    shown = [run for run in runs if run.decides is None and len(run.radii)]
+def curves(runs: Sequence[Run], norm: str = "l2") -> list[Curve]:
+    """Certified accuracy by radius of every run in this norm that answers for all radii."""
+    shown = _with_radii(runs, norm)
     grid = np.linspace(0.0, max((_end(run) for run in shown), default=0.0), _GRID)
     found = []
     for run in shown:
@@ -106,14 +109,24 @@ def curves(runs: Sequence[Run]) -> list[Curve]:
 
 
 def colour(runs: Sequence[Run], run: Run) -> str:
-    """The colour of a run in every plot of a report."""
-    return COLOURS[list(runs).index(run) % len(COLOURS)]
+    """The colour of a run in every plot of a report; a converted run has that of its log."""
+    originals = [each for each in runs if not each.converted] or list(runs)
+    place = next(i for i, each in enumerate(originals) if _is_of(run, each))
+    return COLOURS[place % len(COLOURS)]
+
+
+def _is_of(run: Run, original: Run) -> bool:
+    return run is original or (run.converted and run.log.path == original.log.path)
+
+
+def _with_radii(runs: Sequence[Run], norm: str) -> list[Run]:
+    return [run for run in runs if run.norm == norm and run.decides is None and len(run.radii)]
 
 
 @_styled
-def radius_accuracy(runs: Sequence[Run]) -> Plot | None:
-    """Certified accuracy against radius, with bands for the choice of images."""
-    found = curves(runs)
+def radius_accuracy(runs: Sequence[Run], norm: str = "l2") -> Plot | None:
+    """Certified accuracy against radius, with bands for the choice of images; of one norm."""
+    found = curves(runs, norm)
     if not found:
         return None
     figure, axes = _figure(_width(curve.run for curve in found), 4.8)
@@ -130,12 +143,16 @@ def radius_accuracy(runs: Sequence[Run]) -> Plot | None:
         ends.append((last, 100 * float(np.mean(curve.run.correct & (curve.run.radii >= last)))))
     axes.set_xlim(0, 1.03 * float(found[0].radii[-1]) or 1.0)
     axes.set_ylim(0, 100)
-    axes.set_xlabel(_radius_label(runs))
+    axes.set_xlabel(_radius_label(norm))
     axes.set_ylabel("certified accuracy (%)")
     _mark_largest(axes, [curve.run for curve in found])
     _label_ends(axes, ends, [curve.run.name for curve in found], [c.colour for c in found])
-    note = "Bands: 95 % Clopper-Pearson intervals at each radius, for the choice of images."
-    return Plot("radius_accuracy", "Certified accuracy against radius", note, figure)
+    note = (
+        f"Radii in the {NORMS[norm]} norm. Bands: 95 % Clopper-Pearson intervals at each radius, "
+        "for the choice of images."
+    )
+    title = f"Certified accuracy against {NORMS[norm]} radius"
+    return Plot(_named("radius_accuracy", norm), title, note, figure, tuple(found))
 
 
 @_styled
@@ -145,7 +162,7 @@ def p_true(runs: Sequence[Run]) -> Plot | None:
     From it follow the radii at any number of draws, and it does not reward easy images as the ACR
     does (Sun et al., ICML 2025, arXiv 2410.06895).
     """
-    shown = [run for run in runs if len(run.p_true)]
+    shown = [run for run in runs if len(run.p_true) and not run.converted]
     if not shown:
         return None
     figure, axes = _figure(_width(shown), 4.8)
@@ -175,32 +192,99 @@ def p_true(runs: Sequence[Run]) -> Plot | None:
 
 
 @_styled
-def vote_gap(runs: Sequence[Run]) -> Plot | None:
-    """Distribution over the images of the log-ratio of votes, true class against best other."""
-    shown = [run for run in runs if len(run.vote_gap)]
+def log_gap(runs: Sequence[Run]) -> Plot | None:
+    """Distribution over the images of the log-ratio of probabilities, true class to best other."""
+    shown = [run for run in runs if len(run.log_gap) and not run.converted]
     if not shown:
         return None
     figure, panels = _figure(7.5, 0.8 + 1.25 * len(shown), len(shown))
-    ends = [f(run.vote_gap) for run in shown for f in (np.min, np.max)]
+    ends = [f(run.log_gap) for run in shown for f in (np.min, np.max)]
     bins = np.linspace(min(*ends, 0.0) - 0.5, max(ends) + 0.5, 50)
     for run, axes in zip(shown, np.ravel(panels), strict=True):
-        weights = np.full(len(run.vote_gap), 100 / len(run.vote_gap))
+        weights = np.full(len(run.log_gap), 100 / len(run.log_gap))
         axes.axvspan(bins[0], 0.0, color="#000000", alpha=0.06, lw=0)
-        axes.hist(run.vote_gap, bins, weights=weights, color=colour(runs, run), alpha=0.85)
-        median = float(np.median(run.vote_gap))
+        axes.hist(run.log_gap, bins, weights=weights, color=colour(runs, run), alpha=0.85)
+        median = float(np.median(run.log_gap))
         axes.axvline(median, color="#000000", lw=1.0)
-        axes.set_title(f"{run.name}, median {median:.1f}", color=colour(runs, run), fontsize=10)
+        axes.set_title(
+            f"{run.name}, by {run.scores}: median {median:.1f}",
+            color=colour(runs, run),
+            fontsize=10,
+        )
     axes.set_xlim(bins[0], bins[-1])
-    axes.set_xlabel("log of votes for the true class over votes for the best other class")
+    axes.set_xlabel("log probability of the true class minus that of the best other class")
     figure.supylabel("images (%)", fontsize=10)
-    note = "Left of 0 (shaded), another class wins. Half a vote is added to both counts."
-    return Plot("vote_gap", "Gap between the true class and the best other", note, figure)
+    note = (
+        "Each image counts once: the probabilities are those of the smoothed classifier, estimated "
+        "by votes (half a vote added to both) or, in soft runs, by the mean softmax. Left of 0 "
+        "(shaded) another class wins; where all draws agreed, the gap shown is the largest that so "
+        "many can show. This is not "
+        "Figure 1 of Jeong and Shin (NeurIPS 2020), which shows, for one image, how the gap of the "
+        "network's own log-softmax varies over the noise: logs keep votes, not logits."
+    )
+    return Plot("log_probability_gap", "Log-probability gap, image by image", note, figure)
 
 
 @_styled
-def radius_by_class(runs: Sequence[Run]) -> Plot | None:
+def attack_radius(runs: Sequence[Run]) -> Plot | None:
+    """Certified radius of each image against the smallest change found to flip it."""
+    shown = [(run, attack) for run in runs for attack in run.attacks if attack.rows]
+    if not shown:
+        return None
+    columns = min(len(shown), 2)
+    rows = -(-len(shown) // columns)
+    figure = _blank(1.0 + 3.9 * columns, 4.4 * rows)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for (run, attack), axes in zip(shown, panels.flat, strict=False):
+        _draw_attack(axes, attack, colour(runs, run))
+        title = f"{run.name}: {len(attack.within)} within, alpha allows {attack.allowed}"
+        axes.set_title(title, color=colour(runs, run), fontsize=10)
+    for axes in list(panels.flat)[len(shown) :]:
+        axes.set_axis_off()
+    note = (
+        "Each point is an image. Below the line (shaded) a change smaller than the certified "
+        "radius flips the answer, which refutes the certificate; far above it the certificate, the "
+        "attack or both fall short of the true radius. Open triangles: no flip was found up to "
+        "there. Axes are in the norm of the certificates."
+    )
+    title = "Certified radius against smallest flip found"
+    return Plot("attack_radius", title, note, figure)
+
+
+def _draw_attack(axes: matplotlib.axes.Axes, attack: Falsification, shade: str) -> None:
+    kinds = {
+        "flipped beyond": ([r for r in attack.rows if r.attack_radius and not r.flipped_within]),
+        "never flipped": ([r for r in attack.rows if r.attack_radius is None]),
+        "flipped within": attack.within,
+    }
+    marks: dict[str, dict[str, Any]] = {
+        "flipped beyond": {"s": 16, "color": shade, "alpha": 0.6, "lw": 0},
+        "never flipped": {"s": 22, "marker": "^", "facecolors": "none", "edgecolors": _GREY},
+        "flipped within": {"s": 36, "marker": "x", "color": "#C00000"},
+    }
+    for name, rows in kinds.items():
+        if rows:
+            certified = [row.radius for row in rows]
+            reached = [row.attack_radius or row.searched for row in rows]
+            label = f"{name}: {len(rows)}"
+            axes.scatter(certified, reached, label=label, zorder=3, **marks[name])
+    right = 1.06 * max(row.radius for row in attack.rows)
+    top = 1.06 * max(right, *(row.attack_radius or row.searched for row in attack.rows))
+    axes.fill_between([0.0, right], [0.0, right], color="#000000", alpha=0.06, lw=0)
+    axes.plot([0.0, right], [0.0, right], color="#000000", lw=1.0)
+    axes.set_xlim(0.0, right)
+    axes.set_ylim(0.0, top)
+    norm = NORMS[attack.settings.norm]
+    axes.set_xlabel(f"certified {norm} radius")
+    axes.set_ylabel(f"smallest flip found by {attack.settings.attack}, {norm}")
+    axes.legend(loc="best", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
+
+
+@_styled
+def radius_by_class(runs: Sequence[Run], norm: str = "l2") -> Plot | None:
     """Histogram of certified radii for each class, as a row of shades; a panel for each run."""
-    shown = [run for run in runs if run.decides is None and len(run.radii)]
+    shown = [run for run in _with_radii(runs, norm) if not run.converted]
     classes = sorted({int(label) for run in shown for label in run.labels})
     if not shown or not 2 <= len(classes) <= _MOST_CLASSES:
         return None
@@ -229,13 +313,14 @@ def radius_by_class(runs: Sequence[Run]) -> Plot | None:
         axes.grid(visible=False)
     for axes in np.ravel(panels)[len(shown) :]:
         axes.set_axis_off()
-    figure.supxlabel(_radius_label(runs), fontsize=10)
+    figure.supxlabel(_radius_label(norm), fontsize=10)
     figure.supylabel("class", fontsize=10)
     note = (
         "Each row is the histogram of one class: the darker, the more of its images have such a "
         "radius (full colour: half of them or more). Left of the line: wrong or abstained."
     )
-    return Plot("radius_by_class", "Certified radii by class", note, figure)
+    title = f"Certified {NORMS[norm]} radii by class"
+    return Plot(_named("radius_by_class", norm), title, note, figure)
 
 
 def _shares(run: Run, label: int, bins: Floats) -> Floats:
@@ -250,15 +335,25 @@ def _shares(run: Run, label: int, bins: Floats) -> Floats:
 
 
 def draw_all(runs: Sequence[Run]) -> list[Plot]:
-    """Every plot that the runs have something for."""
-    drawn = (draw(runs) for draw in (radius_accuracy, p_true, vote_gap, radius_by_class))
+    """Every plot that the runs have something for; radii of different norms stand apart."""
+    drawn = [
+        *(radius_accuracy(runs, norm) for norm in NORMS),
+        attack_radius(runs),
+        p_true(runs),
+        log_gap(runs),
+        *(radius_by_class(runs, norm) for norm in NORMS),
+    ]
     return [plot for plot in drawn if plot is not None]
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    # Not through pyplot, which keeps every figure and may open a window.
-    figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+    figure = _blank(width, height)
     return figure, figure.subplots(rows, columns, sharex=True, sharey=True)
+
+
+def _blank(width: float, height: float) -> Any:
+    # Not through pyplot, which keeps every figure and may open a window.
+    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
 
 
 def _width(runs: Iterable[Run]) -> float:
@@ -270,10 +365,13 @@ def _end(run: Run) -> float:
     return max(float(run.radii.max()), run.largest_radius or 0.0)
 
 
-def _radius_label(runs: Sequence[Run]) -> str:
-    norms = {run.settings.law.norm for run in runs if run.settings is not None}
-    norm = f"{norms.pop()} " if len(norms) == 1 else ""
-    return f"certified {norm}radius (pixels in [0, 1])"
+def _radius_label(norm: str) -> str:
+    return f"certified {NORMS[norm]} radius (pixels in [0, 1])"
+
+
+def _named(name: str, norm: str) -> str:
+    """A plot's name, which tells the norm unless it is the usual one."""
+    return name if norm == "l2" else f"{name}_{norm}"
 
 
 def _mark_largest(axes: matplotlib.axes.Axes, runs: Sequence[Run]) -> None:
@@ -317,7 +415,13 @@ def _label_ends(
             textcoords="axes fraction",
             color=colours[i],
             va="center",
-            arrowprops={"arrowstyle": "-", "color": colours[i], "lw": 0.6, "shrinkA": 1},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colours[i],
+                "lw": 0.6,
+                "shrinkA": 1,
+                "relpos": (0.0, 0.5),
+            },
         )
 
 

@@ -6,18 +6,24 @@ certificate itself may be wrong, with probability alpha, is another matter (`Run
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
 from tfmacer.guarantee.bounds import dataset_lower_bound
-from tfmacer.guarantee.certificate import largest_radius
+from tfmacer.guarantee.certificate import largest_radius, round_down
+from tfmacer.guarantee.linf import MixedNorm, linf_from_l2
+from tfmacer.guarantee.smoothing import LAWS
+from tfmacer.records.falsifications import Falsification
 from tfmacer.records.logs import Log
 from tfmacer.records.rows import Record
 from tfmacer.records.settings import LogSettings
 
 CONFIDENCE = 0.95
+# How the norms are written.
+NORMS = {"l2": "l2", "linf": "l-infinity"}
 
 Floats = npt.NDArray[np.float64]
 
@@ -38,15 +44,41 @@ class Run:
     Attributes:
       name: what tells it from the other runs of the report.
       log: its records; those without a true label enter nothing here but `abstention`.
+      attacks: what attacks on its certificates found.
+      converted: whether its radii are l2 radii over sqrt(d), see `in_linf`.
     """
 
     name: str
     log: Log
+    attacks: tuple[Falsification, ...] = ()
+    converted: bool = False
 
     @property
     def settings(self) -> LogSettings | None:
         """What its rows share; None for a log of another project."""
         return self.log.settings
+
+    @property
+    def norm(self) -> str:
+        """That of its radii, `l2` or `linf`; published logs are taken to hold l2 radii."""
+        if self.settings is None:
+            return "l2"
+        return "linf" if self.converted else LAWS[self.settings.noise_family].norm
+
+    def in_linf(self) -> "Run | None":
+        """The same with each l2 radius as that of the l-infinity ball inside, r / sqrt(d).
+
+        None where the radii are no l2 radii, d is unknown, or one radius was decided about.
+        """
+        if self.settings is None or self.norm != "l2" or self.decides is not None:
+            return None
+        dimension = math.prod(self.settings.input_shape)
+        records = tuple(
+            dataclasses.replace(r, radius=round_down(linf_from_l2(r.radius, dimension)))
+            for r in self.log.records
+        )
+        name = f"{self.name}, l2 / sqrt(d)"
+        return Run(name, dataclasses.replace(self.log, records=records), converted=True)
 
     @functools.cached_property
     def idx(self) -> npt.NDArray[np.int64]:
@@ -125,24 +157,41 @@ class Run:
         """
         return np.array([r.counts[r.label] / r.n for r in self._labelled_votes if r.counts and r.n])
 
-    @functools.cached_property
-    def vote_gap(self) -> Floats:
-        """Per labelled image, log-ratio of the votes for its class and for the best other one.
+    @property
+    def scores(self) -> str:
+        """What a class's probability is the share of: `votes`, or `mean softmax` in soft runs."""
+        soft = self.settings is not None and self.settings.rule.soft
+        return "mean softmax" if soft else "votes"
 
-        Half a vote is added to both, so that the ratio exists without votes. Empty as `p_true`.
+    @functools.cached_property
+    def log_gap(self) -> Floats:
+        """Per labelled image, log-ratio of the probabilities of its class and of the best other.
+
+        They are estimated by the votes, to which half a vote is added so that the ratio exists
+        without votes, or by the means of the softmax in soft runs. Empty as `p_true`.
         """
         gaps = []
         for record in self._labelled_votes:
-            votes = np.array(record.counts) + 0.5
-            gaps.append(np.log(votes[record.label] / np.delete(votes, record.label).max()))
+            if self.scores == "votes":
+                scores = np.array(record.counts) + 0.5
+            else:
+                scores = np.maximum(np.array(record.sums), 1e-30)
+            gaps.append(np.log(scores[record.label] / np.delete(scores, record.label).max()))
         return np.array(gaps)
 
     @functools.cached_property
     def largest_radius(self) -> float | None:
-        """What this run certifies where every draw agrees; None where n is unknown."""
+        """What this run certifies where every draw agrees; None where that is unknown."""
         if self.settings is None:
             return None
-        return largest_radius(self.settings.rule, self.settings.law)
+        if self.settings.noise_family == MixedNorm.family:
+            # The table behind this law takes its time to make; a unanimous image has the answer.
+            full = [r.radius for r in self.log.records if r.counts and max(r.counts) == r.n]
+            whole = self.settings.rule.stop.kind == "fixed" and not self.settings.rule.soft
+            return max(full, default=None) if whole else None
+        largest = largest_radius(self.settings.rule, self.settings.law)
+        dimension = math.prod(self.settings.input_shape)
+        return linf_from_l2(largest, dimension) if self.converted else largest
 
     def dataset_bound(self, radius: float, risk: float) -> float | None:
         """Share of these very images that is truly robust at `radius`, at least.

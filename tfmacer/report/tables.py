@@ -9,18 +9,24 @@ from collections.abc import Sequence
 import numpy as np
 
 from tfmacer.report.comparison import Difference, Group
-from tfmacer.report.summary import Estimate, Run
+from tfmacer.report.summary import NORMS, Estimate, Run
 
 # More columns do not fit on a page.
 _MOST_RADII = 17
 _STEPS = tuple(part * 10.0**power for power in range(-2, 6) for part in (1, 2.5, 5))
 _USUAL_STEP = 0.25
+# Probability, over the noise, that a dataset-level bound is wrong.
+RISK = 0.001
 ABSENT = DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 
 _DECIDES = (
     " A run with stop=decide answers for one radius alone: it ends there, so an ACR of it would "
     "mean nothing."
+)
+_CONVERTED = (
+    " Runs marked l2 / sqrt(d) certify l2 balls; their radii here are those of the l-infinity "
+    "balls inside."
 )
 
 
@@ -87,9 +93,11 @@ def results(runs: Sequence[Run], radii: Sequence[float]) -> Table:
     return Table(
         "Certified accuracy",
         "Certified accuracy (%) is the share of images whose certified class is the true one with "
-        "a certified radius of at least r; ACR is the mean of radius x correct. In brackets, 95 % "
+        f"a certified {_norms(runs)} radius of at least r; ACR is the mean of radius x correct. In "
+        "brackets, 95 % "
         "intervals for the choice of images: Clopper-Pearson for shares, Student for ACR."
-        + (_DECIDES if any(run.decides is not None for run in runs) else ""),
+        + (_DECIDES if any(run.decides is not None for run in runs) else "")
+        + (_CONVERTED if any(run.converted for run in runs) else ""),
         (
             "run",
             "images",
@@ -156,7 +164,7 @@ def groups(found: Sequence[Group], radii: Sequence[float]) -> Table:
     )
 
 
-def dataset_bounds(runs: Sequence[Run], radii: Sequence[float], risk: float = 0.001) -> Table:
+def dataset_bounds(runs: Sequence[Run], radii: Sequence[float], risk: float = RISK) -> Table:
     """Certified accuracy on exactly these images, whatever the luck of the noise was."""
     rows = []
     for run in runs:
@@ -185,18 +193,89 @@ def dataset_bounds(runs: Sequence[Run], radii: Sequence[float], risk: float = 0.
     )
 
 
+def attacks(runs: Sequence[Run]) -> Table:
+    """What attacks on the certificates of each run found."""
+    rows = []
+    for run in runs:
+        for attack in run.attacks:
+            found = [r for r in attack.rows if r.attack_radius is not None]
+            ratios = [r.attack_radius / r.radius for r in found if r.attack_radius is not None]
+            settings = attack.settings
+            rows.append(
+                (
+                    _words(run.name),
+                    _words(
+                        f"{settings.attack} ({NORMS[settings.norm]}), {settings.steps} steps, "
+                        f"{settings.num_noise} copies" + (", clipped" if settings.clip else "")
+                    ),
+                    _integer(len(attack.rows)),
+                    _integer(len(attack.within)),
+                    _integer(attack.allowed),
+                    _number(_median([r.radius for r in found]), 3),
+                    _number(_median([r.attack_radius for r in found]), 3),
+                    _number(_median(ratios), 2),
+                    _integer(len(attack.rows) - len(found)),
+                )
+            )
+    return Table(
+        "Certified against attack",
+        "Each certificate was attacked within its radius and beyond it; a flip is a change of the "
+        "image to which PREDICT, with fresh noise, confidently answers another class. Sound "
+        "certificates leave no more than `allowed` flips within, except with probability 0.1 %. "
+        "Medians, of the images flipped, are of the certified radius, of the norm of the smallest "
+        "flip found, which the true radius does not exceed, and of their ratio; attacks that find "
+        "nothing prove nothing.",
+        (
+            "run",
+            "attack",
+            "images",
+            "flipped within",
+            "allowed",
+            "certified",
+            "smallest flip",
+            "ratio",
+            "never flipped",
+        ),
+        tuple(rows),
+    )
+
+
 def results_csv(runs: Sequence[Run], radii: Sequence[float]) -> str:
-    """All numbers of `results` for a program, shares as fractions; empty where there is none."""
+    """All numbers of `results` and `dataset_bounds` for a program; empty where there is none.
+
+    Shares are fractions.
+    """
     names = [f"certified_{radius:g}" for radius in radii]
     columns = ["acr", *names, "abstention", "clean_accuracy"]
-    header = ["run", "log", "images", "acr_standard_error", "draws", "seconds"]
+    header = ["run", "log", "norm", "images", "acr_standard_error", "draws", "seconds"]
     header += [f"{name}{end}" for name in columns for end in ("", "_low", "_high")]
+    header += [f"dataset_bound_{radius:g}" for radius in radii]
     lines = []
     for run in runs:
         estimates = [run.acr, *map(run.certified, radii), run.abstention, run.clean]
         error = run.standard_error if run.acr else None
-        line = [run.name, str(run.log.path), str(len(run.idx)), _digits(error), _digits(run.draws)]
-        lines.append([*line, _digits(run.seconds), *_ends(estimates)])
+        line = [run.name, str(run.log.path), run.norm, str(len(run.idx)), _digits(error)]
+        line += [_digits(run.draws), _digits(run.seconds), *_ends(estimates)]
+        bounds = [run.dataset_bound(r, RISK) if len(run.radii) else None for r in radii]
+        lines.append([*line, *map(_digits, bounds)])
+    return _csv(header, lines)
+
+
+def groups_csv(found: Sequence[Group], radii: Sequence[float]) -> str:
+    """All numbers of `groups` for a program, shares as fractions."""
+    columns = ["acr", *(f"certified_{radius:g}" for radius in radii)]
+    header = ["runs", "norm", "seeds"]
+    header += [f"{name}_{end}" for name in columns for end in ("mean", "deviation")]
+    lines = []
+    for group in found:
+        line = [group.name, group.runs[0].norm, str(len(group.runs))]
+        samples = [[run.acr.value for run in group.runs if run.acr is not None]]
+        samples += [[e.value for r in group.runs if (e := r.certified(x))] for x in radii]
+        for values in samples:
+            many = len(values) > 1
+            line.append(_digits(float(np.mean(values)) if many else None))
+            line.append(_digits(float(np.std(values, ddof=1)) if many else None))
+        lines.append(line)
     return _csv(header, lines)
 
 
@@ -210,7 +289,7 @@ def differences_csv(pairs: Sequence[Difference], radii: Sequence[float]) -> str:
             pair.first.name,
             pair.second.name,
             str(pair.images),
-            *_ends([pair.acr, *(pair.certified[radius] for radius in radii)]),
+            *_ends([pair.acr, *(pair.certified.get(radius) for radius in radii)]),
         ]
         for pair in pairs
     ]
@@ -281,3 +360,13 @@ def _spread(values: Sequence[float], decimals: int, scale: float) -> Cell:
         return Cell(ABSENT)
     mean, deviation = scale * np.mean(values), scale * np.std(values, ddof=1)
     return Cell(f"{mean:.{decimals}f} ± {deviation:.{decimals}f}", order=float(mean))
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
+
+
+def _norms(runs: Sequence[Run]) -> str:
+    """The norms of the runs' radii, in words."""
+    return " or ".join(NORMS[norm] for norm in sorted({run.norm for run in runs}))

@@ -1,4 +1,4 @@
-"""Attacks on the soft-smoothed classifier, for the objectives that train on what they find.
+"""Attacks on the soft-smoothed classifier, to train on what they find or to test certificates.
 
 For k given noises the soft-smoothed classifier of an image is the mean over them of
 softmax(F(image + noise)); every attack climbs its cross-entropy, -log of that mean at the true
@@ -13,11 +13,13 @@ They are pure functions that share these arguments:
   images: float32 `[B, H, W, C]` in [0, 1].
   labels: int `[B]`.
   noise: float32 `[B, k, H, W, C]`.
-  epsilon: bound on the l2 norm of the change, in units of pixels in [0, 1]; a scalar, 0 or more.
+  epsilon: bound on the norm of the change, l2 but where the name says otherwise, in units of
+    pixels in [0, 1]; a scalar, 0 or more.
   steps: forward and backward passes of the k copies; a Python integer.
   seed: int64 `[2]`, of the directions taken where the slope is 0.
+  clip: whether pixels stay in [0, 1], as those of real images do; certificates speak of all.
 
-They return images `[B, H, W, C]` in [0, 1] that no gradient passes.
+They return images `[B, H, W, C]` that no gradient passes.
 """
 
 import math
@@ -40,6 +42,7 @@ def pgd(
     epsilon: tf.Tensor | float,
     steps: int,
     seed: tf.Tensor,
+    clip: bool = True,
 ) -> tf.Tensor:
     """Projected gradient descent: `steps` steps of length 2 epsilon / steps, projected after each.
 
@@ -50,7 +53,34 @@ def pgd(
 
     def step(i: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor]:
         _, slope = _slope(network, x, labels, noise)
-        return (project(x + 2 * epsilon / steps * _unit(slope, seed, i), images, epsilon),)
+        x += 2 * epsilon / steps * _unit(slope, seed, i)
+        return (project(x, images, epsilon, clip=clip),)
+
+    return tf.stop_gradient(_repeat(step, steps, images)[0])
+
+
+def pgd_linf(
+    network: Network,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    noise: tf.Tensor,
+    *,
+    epsilon: tf.Tensor | float,
+    steps: int,
+    seed: tf.Tensor,
+    clip: bool = True,
+) -> tf.Tensor:
+    """`pgd` in the l-infinity norm: steps along the slope's signs, as in Madry et al., ICLR 2018.
+
+    Their length, 2 epsilon / steps, lets a pixel cross the whole ball, as in `pgd`.
+    """
+    epsilon = tf.cast(epsilon, images.dtype)
+
+    def step(i: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor]:
+        _, slope = _slope(network, x, labels, noise)
+        x += 2 * epsilon / steps * tf.sign(_unit(slope, seed, i))
+        x = tf.clip_by_value(x, images - epsilon, images + epsilon)
+        return (_in_range(x, clip),)
 
     return tf.stop_gradient(_repeat(step, steps, images)[0])
 
@@ -65,22 +95,25 @@ def ddn(
     steps: int,
     seed: tf.Tensor,
     gamma: float = 0.05,
-    levels: int = 256,
+    levels: int | None = 256,
+    clip: bool = True,
 ) -> tf.Tensor:
     """Decoupled direction and norm: the closest image that is misclassified, within epsilon.
 
     Rony et al. (CVPR 2019, Algorithm 1), as Salman et al. run it on the smoothed classifier. Each
     step turns the change of an image along the slope and sets its norm: smaller by the share
     `gamma` where the majority of the copies is wrong already, larger where it is not; then rounds
-    the pixels to `levels` values, those of 8-bit images. The smallest change that fooled the
-    majority is kept, and last projected.
+    the pixels to `levels` values, those of 8-bit images (None: not at all). The smallest change
+    that fooled the majority is kept, and last projected.
 
     As in the latter's training code, the norm starts at epsilon, an image that was never fooled
     stays as it is, and the point after the last step is not looked at. That code rounds once more
     after the projection, which leaves the ball by up to sqrt(d) / 510; this does not.
     """
-    farthest = _norm(tf.maximum(images, 1 - images))
     epsilon = tf.cast(epsilon, images.dtype)
+    farthest = _norm(tf.maximum(images, 1 - images))
+    if not clip:
+        farthest = tf.fill(tf.shape(farthest), tf.as_dtype(images.dtype).max)
 
     def step(i: tf.Tensor, x: tf.Tensor, norm: tf.Tensor, best: tf.Tensor, least: tf.Tensor) -> Any:
         logits, slope = _slope(network, x, labels, noise)
@@ -92,12 +125,12 @@ def ddn(
         # From 1 down to 0.01.
         rate = 0.01 + 0.99 * (1 + tf.cos(math.pi / steps * tf.cast(i, x.dtype))) / 2
         x = images + norm * _unit(change + rate * _unit(slope, seed, i), seed, i)
-        x = tf.clip_by_value(tf.round(x * (levels - 1)) / (levels - 1), 0.0, 1.0)
-        return x, norm, best, least
+        x = x if levels is None else tf.round(x * (levels - 1)) / (levels - 1)
+        return _in_range(x, clip), norm, best, least
 
     start = (images, epsilon * tf.ones_like(farthest), images, farthest)
     best = _repeat(step, steps, *start)[2]
-    return tf.stop_gradient(project(best, images, epsilon))
+    return tf.stop_gradient(project(best, images, epsilon, clip=clip))
 
 
 def ascend(
@@ -122,14 +155,18 @@ def ascend(
     return tf.stop_gradient(_repeat(step, steps, images)[0])
 
 
-def project(x: tf.Tensor, images: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
-    """`x` brought back to within `epsilon` of the images, and then into [0, 1].
+def project(x: tf.Tensor, images: tf.Tensor, epsilon: tf.Tensor, *, clip: bool = True) -> tf.Tensor:
+    """`x` brought back to within `epsilon` of the images, and then, to clip, into [0, 1].
 
     The second leaves the ball no more: the images are in [0, 1], so every pixel nears its own.
     """
     change = x - images
     change *= tf.math.divide_no_nan(epsilon, tf.maximum(_norm(change), epsilon))
-    return tf.clip_by_value(images + change, 0.0, 1.0)
+    return _in_range(images + change, clip)
+
+
+def _in_range(x: tf.Tensor, clip: bool) -> tf.Tensor:
+    return tf.clip_by_value(x, 0.0, 1.0) if clip else x
 
 
 def _repeat(step: Callable[..., Any], steps: int, *state: tf.Tensor) -> tuple[tf.Tensor, ...]:

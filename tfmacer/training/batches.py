@@ -1,5 +1,6 @@
 """Training batches: a function of the seed and the step, so that a run can be entered anywhere."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -15,28 +16,50 @@ ORDER, AUGMENT = "order", "augment"
 
 PADDING = 4
 
-Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """A part of every batch, for one of several machines: its rows are what they are in the whole.
+
+    Attributes:
+      index: which part, from 0.
+      count: of parts; divides the batch.
+    """
+
+    index: int
+    count: int
+
+    def of(self, whole: tf.Tensor, axis: int = 0) -> tf.Tensor:
+        """This part of something drawn for the whole batch."""
+        return tf.split(whole, self.count, axis=axis)[self.index]
 
 
-def crop(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+WHOLE = Share(0, 1)
+
+Augmentation = Callable[[tf.Tensor, tf.Tensor, Share], tf.Tensor]
+
+
+def crop(images: tf.Tensor, seed: tf.Tensor, share: Share = WHOLE) -> tf.Tensor:
     """A random window of each image of `[B, H, W, C]` padded by 4 black pixels on every side."""
-    return _windows(images, seed, tf.zeros([images.shape[0], 1], tf.bool))
+    return _windows(images, seed, share, tf.zeros([images.shape[0], 1], tf.bool))
 
 
-def crop_flip(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def crop_flip(images: tf.Tensor, seed: tf.Tensor, share: Share = WHOLE) -> tf.Tensor:
     """`crop`, and half of the images of `[B, H, W, C]` mirrored."""
     crop_seed, flip_seed = tf.unstack(tf.random.split(seed, 2, alg="philox"))
-    coins = tf.random.stateless_uniform([images.shape[0], 1], flip_seed, alg="philox")
-    return _windows(images, crop_seed, coins < 0.5)
+    size = images.shape[0] * share.count
+    coins = share.of(tf.random.stateless_uniform([size, 1], flip_seed, alg="philox"))
+    return _windows(images, crop_seed, share, coins < 0.5)
 
 
-def _windows(images: tf.Tensor, seed: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
+def _windows(images: tf.Tensor, seed: tf.Tensor, share: Share, mirrored: tf.Tensor) -> tf.Tensor:
     """One window of each padded image; where `mirrored` (bool `[B, 1]`), from right to left."""
-    size, height, width = images.shape[0], images.shape[1], images.shape[2]
+    size, height, width = images.shape[0] * share.count, images.shape[1], images.shape[2]
     padded = tf.pad(images, [[0, 0], [PADDING, PADDING], [PADDING, PADDING], [0, 0]])
-    top, left = tf.unstack(
-        tf.random.stateless_uniform([2, size, 1], seed, 0, 2 * PADDING + 1, tf.int32, alg="philox")
+    corners = tf.random.stateless_uniform(
+        [2, size, 1], seed, 0, 2 * PADDING + 1, tf.int32, alg="philox"
     )
+    top, left = tf.unstack(share.of(corners, axis=1))
     # Mirrored by counting columns backwards: reversing the pixels took four times as long.
     columns = tf.where(mirrored, tf.range(width)[::-1], tf.range(width))
     rows = tf.gather(padded, top + tf.range(height), axis=1, batch_dims=1)
@@ -44,7 +67,7 @@ def _windows(images: tf.Tensor, seed: tf.Tensor, mirrored: tf.Tensor) -> tf.Tens
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {
-    "none": lambda images, seed: images,
+    "none": lambda images, seed, share: images,
     "crop": crop,
     "crop_flip": crop_flip,
 }
@@ -52,7 +75,13 @@ STREAMED = "resized_crop_flip"
 
 
 def epoch_batches(
-    split: Split, *, batch_size: int, seed: int, start: int = 0, augmentation: str = "none"
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    augmentation: str = "none",
+    share: Share = WHOLE,
 ) -> tf.data.Dataset:
     """The batches from step `start` to the end of its epoch, in an order of the epoch's own.
 
@@ -65,46 +94,54 @@ def epoch_batches(
       seed: of order and augmentation.
       start: steps taken so far, over all epochs.
       augmentation: a key of `AUGMENTATIONS`; `resized_crop_flip` for a split of differing sizes.
+      share: which rows of each batch; only they are read and decoded.
 
     Raises:
       UserError: see `check_trainable`.
     """
     check_trainable(split, augmentation)
     if isinstance(split, StreamSplit):
-        batches = _streamed(split, batch_size, seed, start)
+        batches = _streamed(split, batch_size, seed, start, share)
     else:
         assert isinstance(split, IndexedSplit)
-        batches = _indexed(split, batch_size, seed, start)
+        batches = _indexed(split, batch_size, seed, start, share)
     steps = split.total // batch_size
     if augmentation in AUGMENTATIONS:
-        key = _key(seed, AUGMENT)
+        key, augment = _key(seed, AUGMENT), AUGMENTATIONS[augmentation]
         numbers = tf.data.Dataset.range(start, (start // steps + 1) * steps)
         batches = tf.data.Dataset.zip(numbers, batches).map(
-            lambda step, batch: (AUGMENTATIONS[augmentation](batch[0], _fold(key, step)), batch[1]),
+            lambda step, batch: (augment(batch[0], _fold(key, step), share), batch[1]),
             tf.data.AUTOTUNE,
         )
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
-def _indexed(split: IndexedSplit, batch_size: int, seed: int, start: int) -> tf.data.Dataset:
+def _indexed(
+    split: IndexedSplit, batch_size: int, seed: int, start: int, share: Share
+) -> tf.data.Dataset:
     """Batches in an order computed index by index, which can be entered anywhere at no cost."""
     epoch, within = divmod(start, split.total // batch_size)
     key = _fold(_key(seed, ORDER), epoch)
 
     def batch(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        index = number * batch_size + tf.range(batch_size, dtype=tf.int64)
+        index = number * batch_size + share.of(tf.range(batch_size, dtype=tf.int64))
         return split.gather(_shuffle(index, key, split.total))
 
     numbers = tf.data.Dataset.range(within, split.total // batch_size)
     return numbers.map(batch, tf.data.AUTOTUNE)
 
 
-def _streamed(split: StreamSplit, batch_size: int, seed: int, start: int) -> tf.data.Dataset:
+def _streamed(
+    split: StreamSplit, batch_size: int, seed: int, start: int, share: Share
+) -> tf.data.Dataset:
     """Batches in a shuffled order; what came before `start` is read, but not decoded."""
     epoch, within = divmod(start, split.total // batch_size)
     key = _fold(_key(seed, AUGMENT), epoch)
     first = _fold(_key(seed, ORDER), epoch)[0]
     records = split.shuffled(int(first) % 2**31).enumerate().skip(within * batch_size)
+    size = batch_size // share.count
+    if share.count > 1:
+        records = records.filter(lambda index, _: index % batch_size // size == share.index)
 
     def example(index: tf.Tensor, record: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, ...]:
         image = split.feature.decode_example(record[0])
@@ -112,7 +149,9 @@ def _streamed(split: StreamSplit, batch_size: int, seed: int, start: int) -> tf.
             return tf.cast(image, tf.float32) / 255, record[1]
         return resized_crop_flip(image, _fold(key, index), split.shape), record[1]
 
-    return records.map(example, tf.data.AUTOTUNE).batch(batch_size, drop_remainder=True)
+    # The last batch has as many as the split leaves it, which may end within this share.
+    batches = records.map(example, tf.data.AUTOTUNE).batch(size, drop_remainder=True)
+    return batches.take(split.total // batch_size - within)
 
 
 def resized_crop_flip(image: tf.Tensor, seed: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:

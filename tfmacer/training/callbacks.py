@@ -12,10 +12,12 @@ import numpy.typing as npt
 import tensorflow as tf
 import tqdm
 
-from tfmacer.records.runs import write_atomically
+from tfmacer.certification import certify_images
+from tfmacer.records.runs import Smoothing, write_atomically
 from tfmacer.training.losses import soft_radius
 from tfmacer.training.objectives import noisy_views
-from tfmacer.training.trainer import TEST_METRICS, TRAIN_METRICS
+from tfmacer.training.trainer import TEST_METRICS, TRAIN_METRICS, SmoothedTrainer
+from tfmacer.votes.local import NetworkVotes
 
 Logs = dict[str, Any] | None
 
@@ -24,7 +26,12 @@ WATCH = "watch"
 PICTURES = 8
 
 # Columns of metrics.csv after epoch and step, as the trainer names them in its logs.
-LOGGED = ("learning_rate", "lambda", *TRAIN_METRICS, *(f"val_{name}" for name in TEST_METRICS))
+CERTIFIED = ("certified_accuracy", "acr")
+LOGGED = (
+    *("learning_rate", "lambda", "epsilon"),
+    *TRAIN_METRICS,
+    *(f"val_{name}" for name in (*TEST_METRICS, *CERTIFIED)),
+)
 
 
 class MetricsFile(keras.callbacks.Callback):
@@ -44,13 +51,14 @@ class MetricsFile(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Keeps the rows up to the step that training goes on from."""
-        step = int(self.model.optimizer.iterations)
+        step = self.model.steps_taken
         kept = [",".join(self._header)]
         if step and self._path.is_file():
             with open(self._path, newline="") as file:
                 # A kill may have torn the last row; no checkpoint is as late as that.
                 rows = [row for row in csv.DictReader(file) if None not in row.values()]
-            kept += [",".join(row.values()) for row in rows if int(row["step"]) <= step]
+            done = [row for row in rows if int(row["step"]) <= step]
+            kept += [",".join(row.get(name) or "" for name in self._header) for row in done]
         write_atomically(self._path, "\n".join(kept) + "\n")
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
@@ -59,7 +67,7 @@ class MetricsFile(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Appends the epoch's row."""
-        values: dict[str, Any] = {"epoch": epoch + 1, "step": int(self.model.optimizer.iterations)}
+        values: dict[str, Any] = {"epoch": epoch + 1, "step": self.model.steps_taken}
         values |= {name: float(value) for name, value in (logs or {}).items()}
         values["seconds"] = round(time.monotonic() - self._started, 3)
         with open(self._path, "a", newline="") as file:
@@ -94,11 +102,11 @@ class TensorBoard(keras.callbacks.Callback):
     def on_train_begin(self, logs: Logs = None) -> None:
         """Opens the file and the clock."""
         self._writer = tf.summary.create_file_writer(str(self._directory))
-        self._seen, self._clock = int(self.model.optimizer.iterations), time.monotonic()
+        self._seen, self._clock = self.model.steps_taken, time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Writes the epoch's running means, the rates and the speed."""
-        step = int(self.model.optimizer.iterations)
+        step = self.model.steps_taken
         if step % self._every:
             return
         now = time.monotonic()
@@ -109,21 +117,13 @@ class TensorBoard(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Writes what was measured after the epoch, and looks at the watched images."""
-        step = int(self.model.optimizer.iterations)
+        step = self.model.steps_taken
         self._scalars(step, {k: v for k, v in (logs or {}).items() if k.startswith("val_")})
-        batch = self.model.draw(self._images, self._labels, WATCH, 0)
-        views = noisy_views(batch)
-        radii = soft_radius(
-            self.model.logits(views),
-            self._labels,
-            sigma=self.model.sigma,
-            beta=getattr(self.model.objective, "beta", 1.0),
-        )
-        # Infinite where every copy is saturated in float32, and so beyond about 13 sigma.
-        radii = tf.minimum(radii, 13 * self.model.sigma)
+        trainer = self.model.single()
+        few = trainer.draw(self._images[:PICTURES], self._labels[:PICTURES], WATCH, 0, copies=1)
         with self._writer.as_default():
-            tf.summary.histogram("soft_certified_radius", radii, step)
-            pictures = tf.clip_by_value(views[:PICTURES, 0], 0.0, 1.0)
+            tf.summary.histogram("soft_certified_radius", self._radii(trainer), step)
+            pictures = tf.clip_by_value(noisy_views(few)[:, 0], 0.0, 1.0)
             tf.summary.image("noisy_images", pictures, step, max_outputs=PICTURES)
         self._writer.flush()
 
@@ -131,10 +131,65 @@ class TensorBoard(keras.callbacks.Callback):
         """Closes the file."""
         self._writer.close()
 
+    def _radii(self, trainer: SmoothedTrainer) -> tf.Tensor:
+        """Soft certified radii `[N]`, of a few images at a time."""
+        # No more at once than a step has on a device; one at a time where not all copies fit.
+        replicas = self.model.distribute_strategy.num_replicas_in_sync
+        size = self._batch_size // replicas if self.model.noise_chunk is None else 1
+        radii = []
+        for start in range(0, len(self._images), size):
+            images, labels = (part[start : start + size] for part in (self._images, self._labels))
+            views = noisy_views(trainer.draw(images, labels, WATCH, start))
+            beta = getattr(trainer.objective, "beta", 1.0)
+            radii.append(soft_radius(trainer.logits(views), labels, sigma=trainer.sigma, beta=beta))
+        # Infinite where every copy is saturated in float32, and so beyond about 13 sigma.
+        return tf.minimum(tf.concat(radii, axis=0), 13 * trainer.sigma)
+
     def _scalars(self, step: int, values: dict[str, Any]) -> None:
         with self._writer.as_default():
             for name, value in values.items():
                 tf.summary.scalar(name, value, step)
+
+
+class Certify(keras.callbacks.Callback):
+    """Certified accuracy and average certified radius (ACR) of a few images, into the logs.
+
+    To be listed before the callbacks that write them down. Draws are far fewer than a result
+    needs, so radii end early: curves to compare, not figures to report.
+
+    Args:
+      images: float32 `[N, H, W, C]` in [0, 1].
+      labels: int `[N]`.
+      smoothing: what is to be certified; its digest is not looked at.
+      every: epochs between certifications.
+      n: draws of each image.
+    """
+
+    def __init__(
+        self,
+        images: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.int64],
+        smoothing: Smoothing,
+        *,
+        every: int = 1,
+        n: int = 1000,
+    ) -> None:
+        super().__init__()
+        self._images, self._labels = images, labels
+        self._smoothing, self._every, self._n = smoothing, every, n
+        self._votes: NetworkVotes | None = None
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """Adds `val_certified_accuracy` (at radius 0) and `val_acr` to the logs."""
+        if logs is None or (epoch + 1) % self._every:
+            return
+        network = self.model.single().network
+        if self._votes is None:
+            self._votes = NetworkVotes(network, self._smoothing)
+        certificates = certify_images(self._votes, self._images, n=self._n)
+        right = np.array([c.predict for c in certificates]) == self._labels
+        logs["val_certified_accuracy"] = float(np.mean(right))
+        logs["val_acr"] = float(np.mean(right * [c.radius for c in certificates]))
 
 
 class Progress(keras.callbacks.Callback):
@@ -154,7 +209,7 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Starts the bar where training starts."""
-        done = int(self.model.optimizer.iterations)
+        done = self.model.steps_taken
         self._bar = tqdm.tqdm(
             total=self._epochs * self._steps,
             initial=done,
@@ -175,7 +230,7 @@ class Progress(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Writes the epoch's line."""
         logs = logs or {}
-        done = int(self.model.optimizer.iterations)
+        done = self.model.steps_taken
         rate = (time.monotonic() - self._started) / max(done - self._first, 1)
         left = tqdm.tqdm.format_interval(rate * (self._epochs * self._steps - done))
         line = f"epoch {epoch + 1}/{self._epochs}  {_losses(logs)}"
@@ -184,6 +239,8 @@ class Progress(keras.callbacks.Callback):
                 f"  held out: clean {float(logs['val_accuracy']):.3f}"
                 f" noisy {float(logs['val_noisy_accuracy']):.3f}"
             )
+        if "val_acr" in logs:
+            line += f" ACR {logs['val_acr']:.3f}"
         tqdm.tqdm.write(f"{line}  left {left}", file=self._file)
         self._file.flush()
 

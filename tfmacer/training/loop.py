@@ -12,49 +12,70 @@ import keras
 import tensorflow as tf
 
 from tfmacer.errors import UserError
+from tfmacer.training import distribution
 from tfmacer.training.trainer import SmoothedTrainer
 
 KEPT_CHECKPOINTS = 2
+
+Step = Callable[[Iterator[Any]], dict[str, tf.Tensor]]
 
 
 def checkpoints(trainer: SmoothedTrainer, directory: Path) -> tf.train.CheckpointManager:
     """What a run must keep to go on bit for bit, and where.
 
     That is the network, the optimizer (its iteration count among the rest, from which noise, data
-    order and schedules follow) and the running means of the epoch under way.
+    order and schedules follow), float16's scale and the running means of the epoch under way. All
+    replicas hold the same: the first one's is kept.
     """
-    trainer.optimizer.build(trainer.network.trainable_variables)
-    kept = {
-        "network": trainer.network.variables,
-        "optimizer": trainer.optimizer.variables,
-        "means": [variable for metric in trainer.metrics for variable in metric.variables],
-    }
-    state = tf.train.Checkpoint(
-        **{name: [variable.value for variable in variables] for name, variables in kept.items()}
-    )
+    strategy = trainer.distribute_strategy
+    with strategy.scope():
+        trainer.optimizer.build(trainer.network.trainable_variables)
+    kept = {name: [_of_replica(strategy, v) for v in vs] for name, vs in _state(trainer).items()}
+    if strategy.num_replicas_in_sync > 1:
+        # Their noise is that of as many replicas.
+        kept["replicas"] = [tf.Variable(strategy.num_replicas_in_sync)]
     return tf.train.CheckpointManager(
-        state, str(directory), max_to_keep=KEPT_CHECKPOINTS, checkpoint_name="step"
+        tf.train.Checkpoint(**kept),
+        str(directory),
+        max_to_keep=KEPT_CHECKPOINTS,
+        checkpoint_name="step",
     )
 
 
-def restore(manager: tf.train.CheckpointManager) -> bool:
+def restore(trainer: SmoothedTrainer, manager: tf.train.CheckpointManager) -> bool:
     """Restores the newest checkpoint; False where there is none.
 
     Raises:
-      UserError: it is not one of this network and optimizer.
+      UserError: it is not one of this network, optimizer and number of devices.
     """
-    if manager.latest_checkpoint is None:
+    latest = manager.latest_checkpoint
+    if latest is None:
         return False
+    strategy = trainer.distribute_strategy
+    replicas = strategy.num_replicas_in_sync
+    found = dict(tf.train.list_variables(latest)).keys()
+    saved = "replicas/0/.ATTRIBUTES/VARIABLE_VALUE"
+    recorded = int(tf.train.load_variable(latest, saved)) if saved in found else 1
+    if recorded != replicas:
+        raise UserError(
+            f"{latest} was trained on {recorded} devices, here are {replicas}: their noise would "
+            "be another; give as many (--distribution, TF_CONFIG) or another --run_dir"
+        )
     try:
-        manager.checkpoint.restore(manager.latest_checkpoint).assert_consumed()
+        manager.checkpoint.restore(latest).assert_consumed()
     except (AssertionError, ValueError, tf.errors.OpError) as error:
-        raise UserError(f"{manager.latest_checkpoint}: cannot be restored: {error}") from error
+        raise UserError(f"{latest}: cannot be restored: {error}") from error
+    for variables in _state(trainer).values():
+        for variable in variables:
+            first, *others = strategy.experimental_local_results(variable.value)
+            for other in others:
+                other.assign(first)
     return True
 
 
 def run(
     trainer: SmoothedTrainer,
-    batches: Callable[[int], tf.data.Dataset],
+    batches: distribution.Batches,
     *,
     epochs: int,
     steps: int,
@@ -66,16 +87,19 @@ def run(
 ) -> bool:
     """Trains from wherever the optimizer's iteration count stands.
 
+    On several machines each calls this at the same time; the first alone writes, evaluates and
+    has callbacks.
+
     Args:
       trainer: compiled.
-      batches: gives the batches from a step to the end of its epoch.
+      batches: gives a share of the batches from a step to the end of its epoch.
       epochs: to train in all.
       steps: per epoch.
       manager: see `checkpoints`.
       checkpoint_every: steps between checkpoints; one more is written at the end.
       held_out: batches to evaluate on after each epoch; None for none.
       callbacks: told of epochs and batches as `fit` would tell them.
-      stop: asked after every step; where it is True, training is saved and left.
+      stop: asked after every step; where it is True on any machine, training is saved and left.
 
     Returns:
       Whether all epochs are done.
@@ -83,32 +107,51 @@ def run(
     Raises:
       UserError: the loss or the gradient is not finite. The last checkpoint is kept.
     """
-    step = int(trainer.optimizer.iterations)
-    first = step // steps
-    listeners = keras.callbacks.CallbackList(list(callbacks), model=trainer)
+    strategy = trainer.distribute_strategy
+    chief = distribution.is_chief(strategy)
+    step = trainer.steps_taken
+    distribution.check_agreed(strategy, step)
+    stopped_anywhere = distribution.anywhere(strategy)
+    listeners = keras.callbacks.CallbackList(list(callbacks) if chief else [], model=trainer)
     listeners.on_train_begin()
-    trainer.make_train_function()
-    for epoch in range(first, epochs):
-        iterator = iter(batches(step))
+    take_step = step_function(trainer)
+    for epoch in range(step // steps, epochs):
+        iterator = iter(distribution.share_batches(strategy, batches, step))
         if step % steps == 0:
             trainer.reset_metrics()
         listeners.on_epoch_begin(epoch)
         while step < (epoch + 1) * steps:
-            logs = trainer.train_function(iterator)
+            logs = take_step(iterator)
             step += 1
             _check_finite(logs, step, manager)
             listeners.on_train_batch_end(step, logs)
-            if step == (epoch + 1) * steps:
+            if chief and step == (epoch + 1) * steps:
                 # Before the checkpoint, so that none is ever ahead of what was recorded.
                 listeners.on_epoch_end(epoch, logs | _evaluate(trainer, held_out))
-            stopped = stop()
-            if stopped or step % checkpoint_every == 0 or step == epochs * steps:
+            stopped = stopped_anywhere(stop())
+            if chief and (stopped or step % checkpoint_every == 0 or step == epochs * steps):
                 manager.save(checkpoint_number=step)
             if stopped:
                 listeners.on_train_end()
                 return step == epochs * steps
     listeners.on_train_end()
     return True
+
+
+def step_function(trainer: SmoothedTrainer) -> Step:
+    """One step on an iterator's next batch, on all replicas.
+
+    In place of Keras' own, which cannot collect what several machines return.
+    """
+    strategy = trainer.distribute_strategy
+
+    @tf.function(reduce_retracing=True)
+    def step(iterator: Iterator[Any]) -> dict[str, tf.Tensor]:
+        logs = strategy.run(trainer.train_step, args=(next(iterator),))
+        # Every replica has the means over all of them.
+        return {name: strategy.experimental_local_results(v)[0] for name, v in logs.items()}
+
+    return step
 
 
 @contextlib.contextmanager
@@ -125,6 +168,23 @@ def termination() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, previous)
 
 
+def _state(trainer: SmoothedTrainer) -> dict[str, list[keras.Variable]]:
+    """The variables that a run goes on from."""
+    state = {
+        "network": trainer.network.variables,
+        "optimizer": trainer.optimizer.variables,
+        "means": [variable for metric in trainer.metrics for variable in metric.variables],
+    }
+    if trainer.loss_scale is not None:
+        state["loss_scale"] = trainer.loss_scale.variables
+    return state
+
+
+def _of_replica(strategy: tf.distribute.Strategy, variable: keras.Variable) -> tf.Variable:
+    """The first local replica's part of a variable."""
+    return strategy.experimental_local_results(variable.value)[0]
+
+
 def _check_finite(logs: dict[str, Any], step: int, manager: tf.train.CheckpointManager) -> None:
     # The logs are running means, where one value that is not finite stays.
     for name in ("loss", "gradient_norm"):
@@ -139,5 +199,5 @@ def _check_finite(logs: dict[str, Any], step: int, manager: tf.train.CheckpointM
 def _evaluate(trainer: SmoothedTrainer, held_out: tf.data.Dataset | None) -> dict[str, float]:
     if held_out is None:
         return {}
-    result = trainer.evaluate(held_out, verbose=0, return_dict=True)
+    result = trainer.single().evaluate(held_out, verbose=0, return_dict=True)
     return {f"val_{name}": value for name, value in result.items()}

@@ -31,7 +31,8 @@ class Batch(NamedTuple):
     Attributes:
       images: float32 `[B, H, W, C]` in [0, 1].
       labels: int `[B]`.
-      noise: float32 `[B, k, H, W, C]`, to be added to the images.
+      noise: float32 `[B, k, H, W, C]`, to be added to the images; None for `losses` where the
+        copies were drawn a few at a time.
       step: int64 scalar, steps taken so far: the schedules' argument.
       seed: int64 `[2]`, the step's own, for an objective's further random choices.
     """
@@ -62,9 +63,12 @@ class Objective(Protocol):
 
     Attributes:
       num_noise: noisy copies of each image in the papers' configurations.
+      sees_copies_only: whether the views are the noisy copies, each a function of its own noise:
+        what can be shown to the network a few copies at a time.
     """
 
     num_noise: ClassVar[int]
+    sees_copies_only: ClassVar[bool]
 
     def views(self, network: Network, batch: Batch) -> tf.Tensor:
         """What the network must see of a batch: `[B, v, H, W, C]`.
@@ -82,6 +86,10 @@ class Objective(Protocol):
         """Weight of the robustness term (lambda) after `step` steps."""
         ...
 
+    def epsilon_at(self, step: tf.Tensor) -> tf.Tensor:
+        """Bound on the attack after `step` steps, in units of pixels in [0, 1]; 0 without one."""
+        ...
+
 
 def noisy_views(batch: Batch) -> tf.Tensor:
     """Row b, copy j: image b under its j-th noise. `[B, k, H, W, C]`."""
@@ -96,12 +104,36 @@ def _at(value: float | Schedule, step: tf.Tensor) -> tf.Tensor:
     return value(step) if callable(value) else tf.constant(value)
 
 
-class _OnNoise:
+class _Unattacked:
+    """What the objectives share that look for no adversary."""
+
+    sees_copies_only: ClassVar[bool] = False
+
+    def epsilon_at(self, step: tf.Tensor) -> tf.Tensor:
+        """See `Objective.epsilon_at`."""
+        return tf.zeros(())
+
+
+class _OnNoise(_Unattacked):
     """What the objectives share that see nothing but the noisy copies."""
+
+    sees_copies_only: ClassVar[bool] = True
 
     def views(self, network: Network, batch: Batch) -> tf.Tensor:
         """The noisy copies."""
         return noisy_views(batch)
+
+
+class _Attacked:
+    """What the objectives share that look for adversaries."""
+
+    sees_copies_only: ClassVar[bool] = False
+
+    epsilon: float | Schedule
+
+    def epsilon_at(self, step: tf.Tensor) -> tf.Tensor:
+        """See `Objective.epsilon_at`."""
+        return _at(self.epsilon, step)
 
 
 class _Weighted:
@@ -158,7 +190,7 @@ class Macer(_OnNoise, _Weighted):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stability(_Weighted):
+class Stability(_Unattacked, _Weighted):
     """Stability training (Li et al., NeurIPS 2019) as Jeong and Shin's code runs it.
 
     The clean image and its noisy copies pass through the network as one batch, so that batch
@@ -210,7 +242,7 @@ class Consistency(_OnNoise, _Weighted):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SmoothAdv:
+class SmoothAdv(_Attacked):
     """SmoothAdv (Salman et al., NeurIPS 2019): another objective, on attacked images.
 
     The noise that the attack sees is the noise that the objective sees. With `Gaussian` it is
@@ -238,7 +270,7 @@ class SmoothAdv:
             batch.images,
             batch.labels,
             batch.noise,
-            epsilon=_at(self.epsilon, batch.step),
+            epsilon=self.epsilon_at(batch.step),
             steps=self.steps,
             # Of its own: the objective may draw from the batch's.
             seed=tf.random.experimental.stateless_fold_in(batch.seed, 1, alg="philox"),
@@ -258,7 +290,7 @@ ATTACKS = {"pgd": attacks.pgd, "ddn": attacks.ddn}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SmoothMix(_Weighted):
+class SmoothMix(_Attacked, _Weighted):
     """SmoothMix (Jeong et al., NeurIPS 2021, Algorithm 1).
 
     Image and mixed image pass through the network as one batch, so that batch statistics are of
@@ -286,7 +318,7 @@ class SmoothMix(_Weighted):
         shared: dict[str, Any] = {"labels": labels, "noise": noise, "step_size": self.step_size}
         first = attacks.ascend(network, batch.images, **shared, steps=1, seed=first_seed)
         far = attacks.ascend(network, first, **shared, steps=self.steps - 1, seed=rest_seed)
-        near = attacks.project(first, batch.images, _at(self.epsilon, step))
+        near = attacks.project(first, batch.images, self.epsilon_at(step))
         share = tf.reshape(_share(batch), [-1] + [1] * (near.shape.rank - 1))
         mixed = near + share * (far - near)
         both = (noisy_views(batch._replace(images=images)) for images in (near, mixed))

@@ -7,14 +7,16 @@ trainer.network.save("model.keras")
 """
 
 import math
+import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from tfmacer.errors import UserError
-from tfmacer.training.objectives import Batch, Objective
+from tfmacer.training import precision
+from tfmacer.training.objectives import Batch, Losses, Objective
 from tfmacer.votes import noise
 from tfmacer.votes.source import row_seed
 
@@ -25,11 +27,27 @@ TRAIN_METRICS = ("loss", "classification", "robustness", "noisy_accuracy", "grad
 TEST_METRICS = ("accuracy", "noisy_accuracy")
 
 
+class Slopes(NamedTuple):
+    """What one replica computes of a step.
+
+    Attributes:
+      gradients: of the loss, times the scale asked for; one for each trainable variable.
+      loss: scalar, with the network's own regularisation.
+      losses: the objective's, of this replica's images.
+    """
+
+    gradients: list[tf.Tensor]
+    loss: tf.Tensor
+    losses: Losses
+
+
 class SmoothedTrainer(keras.Model):
     """Trains a classifier to be smoothed: `compile`, `fit` and `evaluate` as any Keras model.
 
-    The noise of a step is a function of the seed, the optimizer's iteration count and the replica
-    alone, so that a run restored from a checkpoint goes on as if it had never stopped.
+    The noise of a step is a function of the seed, the optimizer's iteration count, the replica and
+    the number of the copy alone, so that a run restored from a checkpoint goes on as if it had
+    never stopped. Made in the scope of a `tf.distribute.Strategy`, it takes the gradient of the
+    global batch, of which every replica must see an equal share.
 
     Attributes:
       network: the classifier trained; maps images in [0, 1] to logits `[B, K]`.
@@ -45,6 +63,7 @@ class SmoothedTrainer(keras.Model):
         noise_family: str = "gaussian",
         noise_params: Mapping[str, float] | None = None,
         num_noise: int = 1,
+        noise_chunk: int | None = None,
         seed: int = 0,
         clip_norm: float | None = None,
         **kwargs: Any,
@@ -58,12 +77,15 @@ class SmoothedTrainer(keras.Model):
           noise_family: key of `tfmacer.votes.noise.NOISES`.
           noise_params: the family's further parameters; None for none.
           num_noise: noisy copies of each image in a step (k); 1 or more.
+          noise_chunk: copies of each image in memory at once, a divisor of `num_noise`; see
+            `_slopes_by_chunks`. None for all.
           seed: of the noise.
           clip_norm: bound on the gradient's global norm, before weight decay; None for none.
           **kwargs: passed on to `keras.Model`.
 
         Raises:
-          UserError: a number out of its range.
+          UserError: a number out of its range, or `noise_chunk` for an objective that needs all
+            copies at once.
         """
         super().__init__(**kwargs)
         if not (math.isfinite(sigma) and sigma > 0):
@@ -72,48 +94,65 @@ class SmoothedTrainer(keras.Model):
             raise UserError(f"num_noise must be 1 or more, got {num_noise}")
         if clip_norm is not None and not clip_norm > 0:
             raise UserError(f"clip_norm must be positive, got {clip_norm}")
+        _check_chunk(noise_chunk, num_noise, objective)
         self.network = network
         self.objective = objective
         self.sigma = sigma
         self.num_noise = num_noise
+        self.noise_chunk = noise_chunk
         self._noise = noise.find(noise.NOISES, noise_family)
+        self._noise_family = noise_family
         self._noise_params = dict(noise_params or {})
         self.seed = seed
         self.clip_norm = clip_norm
+        self.loss_scale = precision.loss_scale(network)
         self._train_means = {name: keras.metrics.Mean(name=name) for name in TRAIN_METRICS}
         self._test_means = {name: keras.metrics.Mean(name=f"test_{name}") for name in TEST_METRICS}
+        slopes = self._slopes_at_once if noise_chunk is None else self._slopes_by_chunks
+        self._slopes = slopes
+        # Hidden from Keras, which would count its variables and metrics among this one's.
+        self._hidden = types.SimpleNamespace(single=None)
+        # Without what updates variables across replicas, which XLA cannot compile.
+        self._jitted_slopes = tf.function(slopes, jit_compile=True)
         self.built = True
+
+    def compile(self, *args: Any, jit_compile: bool = False, **kwargs: Any) -> None:
+        """As `keras.Model.compile`, but XLA (`jit_compile`) is used only where it is asked for."""
+        super().compile(*args, jit_compile=jit_compile, **kwargs)
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Logits of the network, without noise."""
         return self.network(images, training=training)
 
     def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One step on `(images [B, H, W, C], labels [B])`.
+        """One step on `(images [B, H, W, C], labels [B])`, a replica's share of the batch.
 
         Returns:
-          The epoch's running means, and the learning rate and lambda of this step.
+          The epoch's running means over all replicas, and this step's learning rate, lambda and
+          epsilon.
         """
         images, labels = data
         step = tf.convert_to_tensor(self.optimizer.iterations)
-        batch = self.draw(images, labels, TRAIN, step)
-        views = self.objective.views(self.call, batch)
+        scale = tf.constant(1.0) if self.loss_scale is None else self.loss_scale.value()
+        slopes = self._jitted_slopes if self.jit_compile else self._slopes
+        # The optimizer sums the gradients of all replicas.
         replicas = self.distribute_strategy.num_replicas_in_sync
-        with tf.GradientTape() as tape:
-            losses = self.objective.losses(self.logits(views, training=True), batch)
-            loss = losses.classification + losses.robustness
-            loss += tf.add_n([*self.network.losses, tf.zeros_like(loss)])
-            # The optimizer sums the gradients of all replicas.
-            scaled = loss / replicas
+        gradients, loss, losses = slopes(images, labels, step, scale / replicas)
+        accuracy = _accuracy(losses.noisy_logits, labels)
+        values = tf.stack([loss, losses.classification, losses.robustness, accuracy])
+        gradients, values = self._over_replicas(gradients, values)
         rates = {
             "learning_rate": tf.convert_to_tensor(self.optimizer.learning_rate),
             "lambda": self.objective.weight_at(step),
+            "epsilon": self.objective.epsilon_at(step),
         }
-        variables = self.network.trainable_variables
-        norm = self._apply(tape.gradient(scaled, variables), variables, replicas)
-        values = (*losses[:2], _accuracy(losses.noisy_logits, labels), norm)
-        for mean, value in zip(self._train_means.values(), (loss, *values), strict=True):
-            mean.update_state(value, sample_weight=tf.shape(images)[0])
+        norm, weight = self._apply(gradients, scale)
+        size = tf.cast(tf.shape(images)[0], tf.float32)
+        weights = [size] * 4 + [size * weight]
+        for mean, value, each in zip(
+            self._train_means.values(), (*tf.unstack(values), norm), weights, strict=True
+        ):
+            mean.update_state(value, sample_weight=each)
         return {name: mean.result() for name, mean in self._train_means.items()} | rates
 
     def test_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -147,6 +186,53 @@ class SmoothedTrainer(keras.Model):
           step: the position in it.
           copies: of each image; `num_noise` for None.
         """
+        seeds, objective_seed = self._seeds(stream, step, copies or self.num_noise)
+        step = tf.cast(step, tf.int64)
+        return Batch(images, labels, self._copies(images, seeds), step, objective_seed)
+
+    def logits(self, views: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """The network's logits `[B, v, K]` of views `[B, v, H, W, C]`, float32 at least."""
+        shape = tf.shape(views)
+        flat = tf.reshape(views, [-1, *views.shape[2:]])
+        logits = precision.at_least_float32(self.network(flat, training=training))
+        return tf.reshape(logits, [shape[0], shape[1], logits.shape[-1]])
+
+    @property
+    def steps_taken(self) -> int:
+        """The optimizer's iteration count, wherever its variables are."""
+        parts = self.distribute_strategy.experimental_local_results(self.optimizer.iterations.value)
+        return int(parts[0])
+
+    def single(self) -> "SmoothedTrainer":
+        """This trainer, or where it is distributed one of a copy of the network on one device.
+
+        For what looks at the network between steps: variables of several replicas, or of several
+        machines, cannot be read everywhere without the others taking part.
+        """
+        strategy = self.distribute_strategy
+        if strategy.num_replicas_in_sync == 1:
+            return self
+        if self._hidden.single is None:
+            description = keras.saving.serialize_keras_object(self.network)
+            options = {name: getattr(self, name) for name in ("sigma", "num_noise", "seed")}
+            self._hidden.single = SmoothedTrainer(
+                # Made from what this process holds, so there is nothing to be safe from.
+                keras.saving.deserialize_keras_object(description, safe_mode=False),
+                self.objective,
+                noise_family=self._noise_family,
+                noise_params=self._noise_params,
+                **options,
+            )
+            self._hidden.single.compile()
+        single: SmoothedTrainer = self._hidden.single
+        for here, there in zip(single.network.variables, self.network.variables, strict=True):
+            here.assign(strategy.experimental_local_results(there.value)[0])
+        return single
+
+    def _seeds(
+        self, stream: str, step: tf.Tensor | int, copies: int
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Seeds int64 `[copies, 2]` of each copy's noise, and `[2]` of the objective's choices."""
         context = tf.distribute.get_replica_context()
         # int64 throughout: from int32 seeds, fold_in keeps 32 bits and streams may collide.
         seed = tf.constant(row_seed(self.seed, stream, 0), tf.int64)
@@ -154,31 +240,160 @@ class SmoothedTrainer(keras.Model):
             number = tf.cast(number, tf.int64)
             seed = tf.random.experimental.stateless_fold_in(seed, number, alg="philox")
         noise_seed, objective_seed = tf.unstack(tf.random.split(seed, 2, alg="philox"))
-        shape = tf.shape(images)
-        shape = tf.concat([shape[:1], [copies or self.num_noise], shape[1:]], axis=0)
-        drawn = self._noise(shape, noise_seed, self.sigma, self._noise_params)
-        return Batch(images, labels, drawn, tf.cast(step, tf.int64), objective_seed)
+        return tf.random.split(noise_seed, copies, alg="philox"), objective_seed
 
-    def logits(self, views: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """The network's logits `[B, v, K]` of views `[B, v, H, W, C]`."""
-        shape = tf.shape(views)
-        flat = tf.reshape(views, [-1, *views.shape[2:]])
-        logits = self.network(flat, training=training)
-        return tf.reshape(logits, [shape[0], shape[1], logits.shape[-1]])
+    def _copies(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        """Noise `[B, v, H, W, C]` of seeds `[v, 2]`, each copy from a seed of its own."""
+        shape = tf.shape(images)
+        drawn = [
+            self._noise(shape, seed, self.sigma, self._noise_params) for seed in tf.unstack(seeds)
+        ]
+        return tf.stack(drawn, axis=1)
+
+    def _slopes_at_once(
+        self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor, scale: tf.Tensor
+    ) -> Slopes:
+        """Loss of a batch and `scale` times its gradient, with all views in memory."""
+        batch = self.draw(images, labels, TRAIN, step)
+        views = self.objective.views(self.call, batch)
+        with tf.GradientTape() as tape:
+            losses = self.objective.losses(self.logits(views, training=True), batch)
+            loss = losses.classification + losses.robustness + self._penalty()
+            scaled = scale * loss
+        return Slopes(self._gradients(tape, scaled), loss, losses)
+
+    def _slopes_by_chunks(
+        self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor, scale: tf.Tensor
+    ) -> Slopes:
+        """The same in memory that does not grow with the number of copies, by two passes.
+
+        The loss is no sum over copies, so that a part of them has no gradient of its own. The
+        first pass computes all logits, and with them the loss and its slope with respect to each;
+        the second carries those slopes back, chunk by chunk. Batch statistics are each chunk's.
+        """
+        seeds, objective_seed = self._seeds(TRAIN, step, self.num_noise)
+        seeds = tf.reshape(seeds, [-1, self.noise_chunk, 2])
+        batch = Batch(images, labels, None, tf.cast(step, tf.int64), objective_seed)
+        logits = self._first_pass(batch, seeds)
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            losses = self.objective.losses(logits, batch)
+            scaled = scale * (losses.classification + losses.robustness)
+        gradients, penalty = self._second_pass(batch, seeds, tape.gradient(scaled, logits), scale)
+        return Slopes(gradients, losses.classification + losses.robustness + penalty, losses)
+
+    def _first_pass(self, batch: Batch, seeds: tf.Tensor) -> tf.Tensor:
+        """Logits `[B, k, K]` of all copies, chunk by chunk."""
+        # What a forward pass leaves behind (moving statistics, seeds of dropout) is put back, so
+        # that the second pass is the first over again and the step counts once.
+        state = self.network.non_trainable_variables
+        before = [tf.identity(variable) for variable in state]
+        parts = tf.map_fn(
+            lambda chunk: self.logits(self._chunk(batch, chunk), training=True),
+            seeds,
+            parallel_iterations=1,
+            fn_output_signature=tf.float32,
+        )
+        for variable, value in zip(state, before, strict=True):
+            variable.assign(value)
+        chunked = tf.transpose(parts, [1, 0, 2, 3])
+        return tf.reshape(chunked, [tf.shape(batch.images)[0], self.num_noise, parts.shape[-1]])
+
+    def _second_pass(
+        self, batch: Batch, seeds: tf.Tensor, slopes: tf.Tensor, scale: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Gradients from the slopes `[B, k, K]` of the logits, and the mean of the penalties."""
+        variables = self.network.trainable_variables
+        chunks = seeds.shape[0]
+
+        def body(i: tf.Tensor, penalties: tf.Tensor, *sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            first = i * self.noise_chunk
+            with tf.GradientTape() as tape:
+                logits = self.logits(self._chunk(batch, seeds[i]), training=True)
+                penalty = self._penalty() / chunks
+                carried = tf.reduce_sum(logits * slopes[:, first : first + self.noise_chunk])
+                carried += scale * penalty
+            parts = self._gradients(tape, carried)
+            added = [total + part for total, part in zip(sums, parts, strict=True)]
+            return (i + 1, penalties + penalty, *added)
+
+        start = (tf.constant(0), tf.zeros(()), *(tf.zeros(v.shape) for v in variables))
+        _, penalty, *gradients = tf.while_loop(
+            lambda i, *_: i < chunks, body, start, parallel_iterations=1
+        )
+        return gradients, penalty
+
+    def _chunk(self, batch: Batch, seeds: tf.Tensor) -> tf.Tensor:
+        """The views of the copies of these seeds."""
+        drawn = batch._replace(noise=self._copies(batch.images, seeds))
+        return self.objective.views(self.call, drawn)
+
+    def _penalty(self) -> tf.Tensor:
+        """The network's own regularisation, of its last forward pass."""
+        return tf.add_n([*self.network.losses, tf.zeros(())])
+
+    def _gradients(self, tape: tf.GradientTape, target: tf.Tensor) -> list[tf.Tensor]:
+        return tape.gradient(
+            target,
+            self.network.trainable_variables,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+
+    def _over_replicas(
+        self, gradients: list[tf.Tensor], values: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Gradients summed and values averaged over all replicas; the moving statistics too.
+
+        With the latter equal everywhere, an attack sees the same network on every replica, and a
+        checkpoint of one replica is one of all.
+        """
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if replicas == 1:
+            return gradients, values
+        context = tf.distribute.get_replica_context()
+        moving = self.network.non_trainable_weights
+        *gradients, values = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, values])
+        if moving:
+            # Copies, so that they are on the replica's device.
+            means = context.all_reduce(
+                tf.distribute.ReduceOp.MEAN, [tf.identity(v) for v in moving]
+            )
+            for variable, mean in zip(moving, means, strict=True):
+                variable.assign(mean)
+        return gradients, values / replicas
 
     def _apply(
-        self, gradients: list[tf.Tensor], variables: list[keras.Variable], replicas: int
-    ) -> tf.Tensor:
-        """Clips, applies, and returns the global norm before clipping."""
-        if replicas > 1:
-            context = tf.distribute.get_replica_context()
-            gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        self, gradients: list[tf.Tensor], scale: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor | float]:
+        """Clips and applies gradients that were multiplied by `scale`.
+
+        Returns:
+          Their global norm before clipping, and its weight in the epoch's mean.
+        """
+        weight: tf.Tensor | float = 1.0
+        if self.loss_scale is not None:
+            gradients, weight = self.loss_scale.unscale(gradients, scale)
         norm = tf.linalg.global_norm(gradients)
         if self.clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, use_norm=norm)
-        # Summed above already, for the norm of the whole; the optimizer sums once more.
-        self.optimizer.apply([g / replicas for g in gradients], variables)
-        return norm
+        # Summed over replicas already, for the norm of the whole; the optimizer sums once more.
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if replicas > 1:
+            gradients = [gradient / replicas for gradient in gradients]
+        self.optimizer.apply(gradients, self.network.trainable_variables)
+        return norm, weight
+
+
+def _check_chunk(noise_chunk: int | None, num_noise: int, objective: Objective) -> None:
+    if noise_chunk is None:
+        return
+    if noise_chunk < 1 or num_noise % noise_chunk:
+        raise UserError(f"noise_chunk must divide num_noise={num_noise}, got {noise_chunk}")
+    if not objective.sees_copies_only:
+        raise UserError(
+            f"noise_chunk={noise_chunk}: {type(objective).__name__} needs all copies at once; "
+            "only gaussian, macer and consistency can be computed a few copies at a time"
+        )
 
 
 def _accuracy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

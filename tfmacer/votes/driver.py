@@ -5,9 +5,11 @@ side, how the stream is cut into requests and how fast the source answers change
 which images finish; a run that stops early has drawn a prefix of what a fixed run would draw.
 """
 
+import bisect
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +59,8 @@ class Progress:
       index: the task's.
       n: estimation draws so far.
       certificate: the statement at the latest look; None before the first one.
+      looks: what had been drawn at each look that this round has reached, in order; each makes a
+        statement of its own, and the last one made `certificate`.
       also: the statements of the further rules, once done.
       done: nothing more will be drawn for this image; `certificate` is then final.
       seconds: since the image's first request.
@@ -65,6 +69,7 @@ class Progress:
     index: int
     n: int
     certificate: Certificate | None
+    looks: tuple[Counts, ...] = ()
     also: tuple[Certificate, ...] = ()
     done: bool
     seconds: float
@@ -72,13 +77,31 @@ class Progress:
 
 @dataclasses.dataclass(eq=False)
 class _Tally:
-    """Votes of one stage of one image, so far and up to `target` draws."""
+    """Votes of one stage of one image, so far and up to `target` draws.
+
+    Attributes:
+      looks: cumulative draws, ascending, at which the votes are kept; `target` is one of them.
+      reached: the votes at each look that nobody has seen yet.
+    """
 
     seed: Seeds
+    looks: tuple[int, ...]
     target: int
     votes: Votes
     drawn: int = 0
     asked: int = 0
+    reached: list[tuple[int, Votes]] = dataclasses.field(default_factory=list)
+
+    def next_look(self) -> int:
+        """The first look that has not been asked for whole."""
+        return self.looks[bisect.bisect_right(self.looks, self.asked)]
+
+    def add(self, num_samples: int, votes: Votes) -> None:
+        """Counts the votes of the draws that come next in the stream."""
+        self.votes = self.votes.plus(votes)
+        self.drawn += num_samples
+        if self.drawn in self.looks:
+            self.reached.append((self.drawn, self.votes))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,40 +120,60 @@ class _Stream:
     def __init__(self, task: Task, rule: Rule, classes: int, started: float) -> None:
         self.task = task
         self.started = started
-        self.looks = list(rule.looks)
-        self.select = _Tally(task.select_seed, rule.n0, Votes.none(classes))
-        self.estimate = _Tally(task.estimate_seed, self.looks[0], Votes.none(classes))
+        none = Votes.none(classes)
+        self.select = _Tally(task.select_seed, (rule.n0,), rule.n0, none)
+        # Where nothing that is drawn can end the drawing, no look is waited for.
+        ahead = rule.stop.kind in ("fixed", "budget")
+        first = rule.n if ahead else rule.looks[0]
+        self.estimate = _Tally(task.estimate_seed, rule.looks, first, none)
         self.certificate: Certificate | None = None
         self.n = 0
+        self.seen = none
+
+    def missing(self, block_size: int) -> int:
+        """Blocks that have not been asked for, up to the next look that is waited for."""
+        return sum(
+            -(-tally.target // block_size) - -(-tally.asked // block_size)
+            for tally in (self.select, self.estimate)
+        )
 
     def parts(self, blocks: int, part_blocks: int, block_size: int) -> Iterator[_Part]:
-        """Cuts what is missing up to the next look into parts, `blocks` in all at most."""
+        """Cuts what is missing into parts, `blocks` in all at most."""
         for tally in (self.select, self.estimate):
             while blocks > 0 and tally.asked < tally.target:
-                # Parts end on block borders, so that no block is drawn twice.
+                # Parts end on block borders, so that no block is drawn twice, and at looks.
                 stop = (tally.asked // block_size + min(part_blocks, blocks)) * block_size
                 part = _Part(
-                    self.task.image, tally, tally.asked, min(stop, tally.target) - tally.asked
+                    self.task.image, tally, tally.asked, min(stop, tally.next_look()) - tally.asked
                 )
                 tally.asked += part.num_samples
                 blocks -= -(-part.num_samples // block_size)
                 yield part
 
-    def look(self, rule: Rule, law: Law) -> bool:
-        """Certifies at a look that has just been reached; True where the rule stops there."""
-        if self.select.drawn < rule.n0 or self.estimate.drawn < self.looks[0]:
-            return False
-        self.n = self.looks.pop(0)
-        counts = self.counts(rule)
-        self.certificate = certify(counts, rule, law)
-        if not self.looks or decided(counts, rule, law):
-            return True
-        self.estimate.target = self.looks[0]
-        return False
+    def look(
+        self, rule: Rule, law: Law, bounding: Callable[[], AbstractContextManager[object]]
+    ) -> tuple[list[Counts], bool]:
+        """Certifies at the last look that has just been reached; True where the rule stops there.
+
+        Returns:
+          What had been drawn at each of these looks, and whether the image is finished.
+        """
+        if not self.estimate.reached or self.select.drawn < rule.n0:
+            return [], False
+        reached: list[Counts] = []
+        while self.estimate.reached:
+            self.n, self.seen = self.estimate.reached.pop(0)
+            reached.append(self.counts(rule))
+        with bounding():
+            self.certificate = certify(reached[-1], rule, law)
+            stops = self.n == rule.n or decided(reached[-1], rule, law)
+        if not stops and self.n == self.estimate.target:
+            self.estimate.target = self.estimate.next_look()
+        return reached, stops
 
     def counts(self, rule: Rule) -> Counts:
-        """What a rule sees at the look that has just been reached."""
-        select, estimate = self.select.votes, self.estimate.votes
+        """What a rule sees at the latest look."""
+        select, estimate = self.select.votes, self.seen
         return Counts(
             select_counts=tuple(select.counts.tolist()),
             counts=tuple(estimate.counts.tolist()),
@@ -149,6 +192,7 @@ def draw_certificates(
     law: Law,
     *,
     also: Sequence[Rule] = (),
+    bounding: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[Progress]:
     """Draws votes until every task is decided, several images side by side where that helps.
 
@@ -160,6 +204,7 @@ def draw_certificates(
       rule: sampling plan, bound and stop rule; its block size must be the source's.
       law: the smoothing distribution.
       also: further rules for fixed numbers of draws, certified from the same votes at the end.
+      bounding: entered around the computation of a certificate, for whoever measures it.
 
     Yields:
       After each round of requests, the progress of every image that advanced in it.
@@ -176,12 +221,12 @@ def draw_certificates(
     pending = iter(tasks)
     streams: list[_Stream] = []
     places = PARTS_PER_PLACE * source.parallelism
-    blocks = places
+    # One request a place: the first look comes soon, for a deadline that comes soon after.
+    blocks = source.parallelism
     while True:
         started = time.monotonic()
-        parts: list[_Part] = []
+        shares: list[tuple[_Stream, int]] = []
         room = blocks
-        part_blocks = -(-blocks // places)
         unplanned = iter(list(streams))
         while room > 0:
             stream = next(unplanned, None)
@@ -192,9 +237,16 @@ def draw_certificates(
                 law.check_pixels(task.image)
                 stream = _Stream(task, rule, smoothing.num_classes, started)
                 streams.append(stream)
-            more = list(stream.parts(room, part_blocks, smoothing.block_size))
-            room -= sum(-(-part.num_samples // smoothing.block_size) for part in more)
-            parts += more
+            share = min(room, stream.missing(smoothing.block_size))
+            shares.append((stream, share))
+            room -= share
+        # Of what this round has, so that the last one is spread over all places, too.
+        part_blocks = -(-(blocks - room) // places)
+        parts = [
+            part
+            for stream, share in shares
+            for part in stream.parts(share, part_blocks, smoothing.block_size)
+        ]
         if not parts:
             return
         _draw(source, parts, rule.beta)
@@ -205,18 +257,20 @@ def draw_certificates(
             out_of_time = rule.stop.seconds is not None and (
                 now - stream.started >= rule.stop.seconds
             )
-            done = stream.look(rule, law) or (out_of_time and stream.certificate is not None)
+            reached, stops = stream.look(rule, law, bounding)
+            done = stops or (out_of_time and stream.certificate is not None)
             if done:
                 streams.remove(stream)
             yield Progress(
                 index=stream.task.index,
                 n=stream.estimate.drawn,
                 certificate=stream.certificate,
+                looks=tuple(reached),
                 also=tuple(certify(stream.counts(r), r, law) for r in also) if done else (),
                 done=done,
                 seconds=now - stream.started,
             )
-        if room <= 0 and now - started < ROUND_SECONDS / 2:
+        if room <= 0 and (blocks < places or now - started < ROUND_SECONDS / 2):
             blocks *= 2
 
 
@@ -237,5 +291,4 @@ def _draw(source: VoteSource, parts: list[_Part], beta: float) -> None:
                 f"the network's logits were not finite in {missing} of {part.num_samples} draws: "
                 "no certificate can be given for it"
             )
-        part.tally.votes = part.tally.votes.plus(answer)
-        part.tally.drawn += part.num_samples
+        part.tally.add(part.num_samples, answer)

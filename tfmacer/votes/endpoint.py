@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
@@ -57,7 +57,20 @@ class BackendError(UserError):
 class Endpoint:
     """A channel to a TensorFlow Serving endpoint and the methods asked of it."""
 
-    def __init__(self, target: str, *, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        wrap: Callable[[grpc.Channel], grpc.Channel] = lambda channel: channel,
+    ) -> None:
+        """Connects when it is first asked.
+
+        Args:
+          target: HOST:PORT, or another gRPC target.
+          credentials: for TLS; None for plain text.
+          wrap: puts interceptors in front of the channel.
+        """
         self.target = target
         options = [
             ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
@@ -71,12 +84,13 @@ class Endpoint:
             if credentials
             else grpc.insecure_channel(target, options)
         )
-        self.predict = self._channel.unary_unary(
+        channel = wrap(self._channel)
+        self.predict = channel.unary_unary(
             wire.PREDICT,
             request_serializer=serving_pb2.PredictRequest.SerializeToString,
             response_deserializer=serving_pb2.PredictResponse.FromString,
         )
-        self._get_model_status = self._channel.unary_unary(
+        self._get_model_status = channel.unary_unary(
             wire.GET_MODEL_STATUS,
             request_serializer=serving_pb2.GetModelStatusRequest.SerializeToString,
             response_deserializer=serving_pb2.GetModelStatusResponse.FromString,

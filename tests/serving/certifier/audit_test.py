@@ -82,3 +82,12 @@ def test_an_old_log_is_continued(entry: Entry, tmp_path: Path) -> None:
 def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"--audit_log={tmp_path}: cannot be written"):
         AuditLog(tmp_path, pixels=True)
+
+
+def test_an_entry_that_cannot_be_written_is_reported(entry: Entry, tmp_path, caplog) -> None:
+    failures: list[None] = []
+    log = AuditLog(tmp_path / "audit", pixels=True, on_failure=lambda: failures.append(None))
+    log.close()  # as for a call that outlives the drain
+    log.after(FakeContext(ended=True), entry)  # type: ignore[arg-type]
+    assert len(failures) == 1
+    assert "certificate c is not in the audit log: " in caplog.text

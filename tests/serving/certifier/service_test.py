@@ -13,10 +13,13 @@ from fake_backend import SMOOTHING, expected_votes
 from google.protobuf import json_format
 
 from serving import certification_pb2 as pb
+from serving.certifier.limits import Limits
 from tfmacer.guarantee.certificate import certify, decided, predict
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import law
+from tfmacer.records.audit import read_audit_log, verify_entry
+from tfmacer.votes.endpoint import BackendError
 from tfmacer.votes.source import ESTIMATE, SELECT, row_seed
 
 SEED = 7
@@ -55,7 +58,9 @@ def test_certify_is_the_librarys_certificate(start, backend, pixels) -> None:
     sidecar = start(seed=SEED)
     message = sidecar.stub.Certify(pb.CertifyRequest(pixels=pixels, n=1000, n0=50, alpha=0.01))
     _same(
-        message, _seeded_counts(backend, 50, 1000), Rule(alpha=0.01, n0=50, n=1000, block_size=64)
+        message,
+        _seeded_counts(backend, 50, 1000),
+        Rule(alpha=0.01, bound="late_spending", n0=50, n=1000, block_size=64),
     )
     assert message.predict == 1
     assert message.radius > 0.3
@@ -65,14 +70,18 @@ def test_certify_is_the_librarys_certificate(start, backend, pixels) -> None:
 
 def test_defaults(start, backend, pixels) -> None:
     message = start(seed=SEED).stub.Certify(pb.CertifyRequest(pixels=pixels))
-    _same(message, _seeded_counts(backend, 100, 10_000), Rule(n=10_000, block_size=64))
+    _same(
+        message,
+        _seeded_counts(backend, 100, 10_000),
+        Rule(n=10_000, bound="late_spending", block_size=64),
+    )
 
 
 def test_bilateral(start, backend, pixels) -> None:
     backend.probabilities = [0.3, 0.45, 0.25]
     request = pb.CertifyRequest(pixels=pixels, n=4000, bilateral=True)
     message = start(seed=SEED).stub.Certify(request)
-    rule = Rule(n=4000, bilateral=True, block_size=64)
+    rule = Rule(n=4000, bound="late_spending", bilateral=True, block_size=64)
     _same(message, _seeded_counts(backend, 100, 4000), rule)
     assert message.radius > 0  # below one half, and certified all the same
     assert (
@@ -186,12 +195,37 @@ def test_at_the_deadline_the_best_certificate_so_far_is_the_answer(start, backen
     assert messages[-1].radius == max(message.radius for message in messages) > 0
 
 
+def test_a_fixed_plan_is_cut_short_by_the_deadline(start, backend, pixels) -> None:
+    """What is answered then is a certificate at a look of the schedule that was fixed before."""
+    backend.per_draw = 1e-4
+    sidecar = start(seed=SEED)
+    rule = Rule(n=1_000_000, bound="late_spending", block_size=64)
+    message = sidecar.stub.Certify(pb.CertifyRequest(pixels=pixels, n=rule.n), timeout=1.5)
+    assert message.n in rule.looks[1:-1]
+    assert message.stopped_early
+    assert message.radius > 0
+    _same(message, _seeded_counts(backend, 100, message.n), rule)
+    assert message.drawn >= message.n
+    assert len(sidecar.audit()) == 1
+    assert [verify_entry(entry) for entry in read_audit_log(sidecar.audit_path)] == [None]
+
+
 def test_a_deadline_before_the_first_look_is_said_so(sidecar, backend, pixels) -> None:
     backend.per_draw = 1e-3
     for call in (sidecar.stub.Certify, lambda *a, **k: list(sidecar.stub.CertifyStream(*a, **k))):
         with pytest.raises(grpc.RpcError) as caught:
             call(pb.CertifyRequest(pixels=pixels, n=100_000, n0=100_000), timeout=0.5)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_why_there_is_no_certificate_is_told(start, backend, pixels) -> None:
+    """By a server that reaches its own limit; a caller's own deadline speaks for itself."""
+    backend.per_draw = 1e-3
+    sidecar = start(limits=Limits(max_seconds=0.5))
+    with pytest.raises(grpc.RpcError) as caught:
+        sidecar.stub.Certify(pb.CertifyRequest(pixels=pixels, n=1000, n0=100_000))
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "0 of the 64 draws of the first certificate were answered" in caught.value.details()
 
 
 def _stops_drawing(sidecar, backend) -> None:
@@ -299,19 +333,49 @@ class TestAuditLog:
         assert sidecar.audit() == []
 
 
+def _value(sidecar, name: str, **labels: str) -> float | None:
+    return sidecar.metrics.registry.get_sample_value(name, labels)
+
+
 def test_metrics_count_what_happened(sidecar, backend, pixels) -> None:
     sidecar.stub.Certify(pb.CertifyRequest(pixels=pixels, n=500))
     backend.probabilities = [0.5, 0.5, 0.0]
     sidecar.stub.Certify(pb.CertifyRequest(pixels=pixels, n=500))
+    sidecar.stub.Predict(pb.PredictRequest(pixels=pixels, n=70))
     with pytest.raises(grpc.RpcError):
         sidecar.stub.Certify(pb.CertifyRequest(pixels=pixels, n=-1))
     sidecar.server.stop(30).wait()
-
-    def value(name: str, **labels: str) -> float | None:
-        return sidecar.metrics.registry.get_sample_value(name, labels)
-
     for outcome in ("certified", "abstain", "INVALID_ARGUMENT"):
-        assert value("tfmacer_requests_total", method="Certify", outcome=outcome) == 1, outcome
-    assert value("tfmacer_noise_samples_total") == 1000
-    assert value("tfmacer_certified_radius_count") == 2
-    assert value("tfmacer_certify_inflight") == 0
+        count = _value(sidecar, "tfmacer_requests_total", method="Certify", outcome=outcome)
+        assert count == 1, outcome
+    assert _value(sidecar, "tfmacer_request_duration_seconds_count", method="Certify") == 3
+    assert _value(sidecar, "tfmacer_noise_samples_total") == 2 * (500 + 100) + 70
+    assert _value(sidecar, "tfmacer_certified_radius_count") == 2
+    assert _value(sidecar, "tfmacer_certified_radius_bucket", le="0.0") == 1  # who abstained
+    assert _value(sidecar, "tfmacer_certify_inflight") == 0
+    assert _value(sidecar, "tfmacer_backend_queue") == 0
+    assert _value(sidecar, "tfmacer_audit_failures_total") == 0
+    assert _value(sidecar, "process_resident_memory_bytes") > 0
+
+
+def test_metrics_move_while_a_call_is_under_way(start, backend, pixels) -> None:
+    backend.per_draw = 1e-4
+    sidecar = start(parallelism=1)
+    stream = sidecar.stub.CertifyStream(pb.CertifyRequest(pixels=pixels, n=1_000_000))
+    first = next(stream)
+    assert _value(sidecar, "tfmacer_noise_samples_total") >= first.drawn
+    assert _value(sidecar, "tfmacer_certify_inflight") == 1
+    while _value(sidecar, "tfmacer_backend_queue") != 1:  # one place, and more pieces than that
+        next(stream)
+    stream.cancel()
+
+
+def test_metrics_name_the_model(sidecar, backend) -> None:
+    labels = {"model": "m", "version": "3", "digest": SMOOTHING.model_digest}
+    assert _value(sidecar, "tfmacer_model_info", **labels) == 1
+    assert _value(sidecar, "tfmacer_model_available") == 1
+    backend.versions = {}
+    with pytest.raises(BackendError):
+        sidecar.models.refresh()
+    assert _value(sidecar, "tfmacer_model_info", **labels) is None
+    assert _value(sidecar, "tfmacer_model_available") == 0

@@ -6,6 +6,7 @@ import requests
 
 from serving.embedded import rest
 from serving.embedded.services import Calls
+from serving.http_server import HttpServer
 from tfmacer.errors import UserError
 
 METRICS = "/monitoring/prometheus/metrics"
@@ -15,7 +16,7 @@ METRICS = "/monitoring/prometheus/metrics"
 def url(calls: Calls):
     port = portpicker.pick_unused_port()
     app = rest.make_app(calls, timeout_ms=500, metrics_path=METRICS)
-    server = rest.RestServer(app, "127.0.0.1", port, "rest_api_port")
+    server = HttpServer(app, "127.0.0.1", port, "rest_api_port")
     server.start()
     yield f"http://127.0.0.1:{port}"
     server.stop(1)
@@ -156,4 +157,4 @@ def test_metrics_tell_rest_from_grpc(url: str) -> None:
 def test_a_port_in_use_is_named(url: str, calls: Calls) -> None:
     app = rest.make_app(calls, timeout_ms=500, metrics_path=None)
     with pytest.raises(UserError, match=r"--rest_api_port=\d+: cannot listen"):
-        rest.RestServer(app, "127.0.0.1", int(url.rpartition(":")[2]), "rest_api_port")
+        HttpServer(app, "127.0.0.1", int(url.rpartition(":")[2]), "rest_api_port")

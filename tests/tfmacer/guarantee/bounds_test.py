@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee import bounds
+from tfmacer.guarantee import bounds, stopping
 
 mpmath.mp.dps = 40
 
@@ -244,6 +244,24 @@ class TestBetaBinomial:
         assert mean == pytest.approx(draws, rel=0.07)
 
 
+LOOKS = (64, 128, 192, 256, 320, 448, 576, 768, 1000)
+
+
+def chance_of_failure(name, p, looks, alpha, watched=None):
+    """Probability that a lower bound exceeds p at any look (watched), by dynamic programming."""
+    bound = bounds.BOUNDS[name]
+    alive, failed, before = np.array([1.0]), 0.0, 0
+    for number, n in enumerate(looks, 1):
+        step = stats.binom.pmf(np.arange(n - before + 1), n - before, p)
+        alive, before = np.convolve(alive, step), n
+        if watched is None or n in watched:
+            share = bound.share(number, len(looks))
+            wrong = [bound.lower(hits, n, alpha * share) > p for hits in range(n + 1)]
+            failed += alive[wrong].sum()
+            alive[wrong] = 0.0
+    return failed
+
+
 class TestAlphaSpending:
     @pytest.mark.parametrize("num_looks", [1, 2, 7, 24])
     def test_shares_add_up_to_one(self, num_looks):
@@ -267,19 +285,49 @@ class TestAlphaSpending:
 
     @pytest.mark.parametrize("p", [0.1, 0.5, 0.84, 0.977])
     def test_exact_coverage_over_all_looks(self, p):
-        looks, alpha = (64, 128, 192, 256, 320, 448, 576, 768, 1000), 0.02
-        alive, failed, before = np.array([1.0]), 0.0, 0
-        for number, n in enumerate(looks, 1):
-            step = stats.binom.pmf(np.arange(n - before + 1), n - before, p)
-            alive, before = np.convolve(alive, step), n
-            wrong = [
-                bounds.alpha_spending_lower(hits, n, alpha, number, len(looks)) > p
-                for hits in range(n + 1)
-            ]
-            failed += alive[wrong].sum()
-            alive[wrong] = 0.0
+        failed = chance_of_failure("alpha_spending", p, LOOKS, 0.02)
         # A union bound is never exact; close to p = 1 it is the further from it, as counts are few.
-        assert 0.1 * alpha < failed <= alpha
+        assert 0.1 * 0.02 < failed <= 0.02
+
+
+class TestLateSpending:
+    @pytest.mark.parametrize("num_looks", [1, 2, 7, 24])
+    def test_shares_add_up_to_one(self, num_looks):
+        shares = [bounds.late_share(look, num_looks) for look in range(1, num_looks + 1)]
+        assert sum(map(fractions.Fraction, shares)) == pytest.approx(1, abs=1e-15)
+
+    def test_most_is_for_the_last_look(self):
+        assert [bounds.late_share(look, 5) for look in range(1, 6)] == pytest.approx(
+            [0.025, 0.025, 0.025, 0.025, 0.9]
+        )
+        assert bounds.late_share(1, 1) == 1.0
+
+    @pytest.mark.parametrize("look", [0, 6])
+    def test_look_outside_the_schedule(self, look):
+        with pytest.raises(UserError, match="look must lie between 1 and 5"):
+            bounds.late_share(look, 5)
+
+    @pytest.mark.parametrize("p", [0.1, 0.5, 0.84, 0.977])
+    def test_exact_coverage_over_all_looks(self, p):
+        failed = chance_of_failure("late_spending", p, LOOKS, 0.02)
+        assert 0.3 * 0.02 < failed <= 0.02
+
+    @pytest.mark.parametrize("p", [0.5, 0.84])
+    def test_exact_coverage_of_a_run_to_the_end(self, p):
+        """What a run that meets no deadline can fail by: nearly all that it may."""
+        failed = chance_of_failure("late_spending", p, LOOKS, 0.02, watched=LOOKS[-1:])
+        assert 0.75 * 0.02 < failed <= 0.9 * 0.02
+
+    @pytest.mark.parametrize(("n", "cost"), [(1000, 4e-3), (10_000, 1e-3), (100_000, 3e-4)])
+    @pytest.mark.parametrize("p", [0.7, 0.9, 0.99])
+    def test_a_run_to_the_end_costs_a_small_part_of_the_radius(self, p, n, cost):
+        """The figures of docs/method.md, with quantiles of SciPy's beta distribution."""
+        hits, num_looks = int(p * n), len(stopping.looks(n, 256))
+        late = bounds.BOUNDS["late_spending"]
+        share = late.share(num_looks, num_looks)
+        radius = stats.norm.ppf(late.lower(hits, n, 0.001 * share))
+        whole = stats.norm.ppf(stats.beta.ppf(0.001, hits, n - hits + 1))
+        assert (1 - cost) * whole < radius < whole
 
 
 class TestAnyBound:
@@ -333,7 +381,7 @@ class TestAnyBound:
     def test_registry(self):
         anytime = {name for name, bound in bounds.BOUNDS.items() if bound.anytime}
         soft = {n for n, bound in bounds.BOUNDS.items() if isinstance(bound, bounds.ScoreBound)}
-        assert anytime == {"beta_binomial", "alpha_spending"}
+        assert anytime == {"beta_binomial", "alpha_spending", "late_spending"}
         assert soft == {"hoeffding", "bernstein"}
         assert set(bounds.BOUNDS) == anytime | soft | {"clopper_pearson"}
 

@@ -32,7 +32,7 @@ from tfmacer.guarantee.stopping import StopRule
 
 NORMAL = NormalDist()
 UNIT = Gaussian(1.0)
-SEQUENTIAL = ("beta_binomial", "alpha_spending")
+SEQUENTIAL = ("beta_binomial", "alpha_spending", "late_spending")
 VOTE_BOUNDS = ("clopper_pearson", *SEQUENTIAL)
 # Ten classes, three of them close.
 TEN = np.array([0.34, 0.3, 0.2, 0.06, 0.05, 0.02, 0.01, 0.01, 0.005, 0.005])
@@ -78,7 +78,8 @@ class TestRule:
             (
                 {"stop": StopRule.parse("decide:0.5")},
                 r"stop=decide:0.5 needs a bound that allows stopping early "
-                r"\(beta_binomial, alpha_spending\), clopper_pearson holds for a fixed n only",
+                r"\(beta_binomial, alpha_spending, late_spending\), clopper_pearson holds for a "
+                r"fixed n only",
             ),
             ({"stop": "sometimes"}, "stop must be fixed, decide:RADIUS"),
         ],
@@ -236,6 +237,9 @@ class TestCertify:
                 "beta_binomial": bounds.beta_binomial_lower(500, 512, 0.001),
                 "alpha_spending": bounds.alpha_spending_lower(
                     500, 512, 0.001, number, len(rule.looks)
+                ),
+                "late_spending": bounds.clopper_pearson_lower(
+                    500, 512, 0.001 * 0.1 / (len(rule.looks) - 1)
                 ),
             }[bound]
         )
@@ -517,7 +521,11 @@ class TestDecided:
             n0=10, n=5000, bound=bound, alpha=0.01, reject_alpha=0.2, stop=StopRule("decide", 0.7)
         )
         counts, needed = make_counts((hits, 1024 - hits)), NORMAL.cdf(0.7)
-        share = 1.0 if bound == "beta_binomial" else bounds.look_share(4, len(rule.looks))
+        share = {
+            "beta_binomial": 1.0,
+            "alpha_spending": 1 / 20,
+            "late_spending": 0.1 / (len(rule.looks) - 1),
+        }[bound]
         lower = BOUNDS[bound].lower(hits, 1024, 0.01 * share)
         upper = BOUNDS[bound].upper(hits, 1024, 0.2 * share)
         assert decided(counts, rule, UNIT) is (lower >= needed or upper < needed)

@@ -20,6 +20,7 @@ RULES = {
     "decide": Rule(n=3000, bound="beta_binomial", stop=StopRule.parse("decide:0.3")),
     "precision": Rule(n=3000, bound="alpha_spending", stop=StopRule.parse("precision:0.2")),
     "budget": Rule(n=3000, bound="beta_binomial", stop=StopRule.parse("budget:1.0")),
+    "late": Rule(n=3000, bound="late_spending"),
 }
 
 

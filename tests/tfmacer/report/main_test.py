@@ -29,11 +29,12 @@ def logs(tmp_path_factory):
 def test_a_directory_of_runs_gives_every_file(logs, tmp_path, capsys):
     out = tmp_path / "new" / "report"
     assert run(logs, f"--out_dir={out}") == 0
-    plots = ["p_true", "radius_accuracy", "radius_by_class", "vote_gap"]
+    plots = ["log_probability_gap", "p_true", "radius_accuracy", "radius_by_class"]
     assert sorted(path.name for path in out.iterdir()) == sorted(
         [
             *(f"{plot}.{kind}" for plot in plots for kind in ("png", "svg")),
-            "report.html", "report.md", "report.tex", "results.csv", "differences.csv",
+            "report.html", "report.md", "report.tex",
+            "results.csv", "differences.csv", "seeds.csv",
         ]
     )  # fmt: skip
     with open(out / "results.csv") as file:

@@ -109,8 +109,8 @@ def test_histogram_rows_of_classes_add_up_to_one(runs):
         assert shares[label, 0] == pytest.approx(100 * np.mean(~runs[0].correct[mine]))
 
 
-def test_vote_gap_holds_every_image(runs):
-    for axes in plots.vote_gap(runs).figure.axes:
+def test_log_gap_holds_every_image(runs):
+    for axes in plots.log_gap(runs).figure.axes:
         heights = [patch.get_height() for patch in axes.patches[1:]]
         assert sum(heights) == pytest.approx(100.0)
 
@@ -136,7 +136,7 @@ def test_many_runs_are_drawn(runs):
 def test_files_are_pictures(runs):
     drawn = plots.draw_all(runs)
     assert [plot.name for plot in drawn] == [
-        "radius_accuracy", "p_true", "vote_gap", "radius_by_class",
+        "radius_accuracy", "p_true", "log_probability_gap", "radius_by_class",
     ]  # fmt: skip
     for plot in drawn:
         assert plot.note.endswith(".")

@@ -111,7 +111,7 @@ def test_decide_has_one_radius_and_no_acr(tmp_path):
     assert decided.certified(0.3).value == np.mean(decided.radii >= 0.3)
     assert decided.draws < 3000
     # Votes that were stopped by what they showed are biased.
-    assert len(decided.p_true) == len(decided.vote_gap) == 0
+    assert len(decided.p_true) == len(decided.log_gap) == 0
 
 
 @pytest.mark.parametrize("stop", ["precision:0.2", "budget:60.0"])
@@ -137,7 +137,7 @@ def test_dataset_bound_takes_off_the_binomial_quantile(tmp_path):
     assert FIVE.dataset_bound(0.0, 0.01) is None
 
 
-def test_p_true_and_vote_gap_by_hand(tmp_path):
+def test_p_true_and_log_gap_by_hand(tmp_path):
     settings = made_logs.settings()
     votes = {"n0": 100, "n": 2000, "select_counts": (100, 0, 0, 0)}
     found = run(
@@ -147,7 +147,7 @@ def test_p_true_and_vote_gap_by_hand(tmp_path):
         settings=settings,
     )
     assert list(found.p_true) == [0.75, 0.0]
-    assert found.vote_gap == pytest.approx([np.log(1500.5 / 400.5), np.log(0.5 / 1500.5)])
+    assert found.log_gap == pytest.approx([np.log(1500.5 / 400.5), np.log(0.5 / 1500.5)])
     assert len(dataclasses.replace(found, log=FIVE.log).p_true) == 0
 
 

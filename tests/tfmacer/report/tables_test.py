@@ -109,6 +109,11 @@ def test_groups_have_mean_and_deviation():
     """ACRs 0.45 and 0.43364: mean 0.44182, deviation 0.01636 / sqrt(2) = 0.01157."""
     table = tables.groups([Group("runs", tuple(RUNS))], [1.0])
     assert texts(table) == [["runs", "2", "0.442 ± 0.012", "12.5 ± 17.7"]]
+    text = tables.groups_csv([Group("runs", tuple(RUNS))], [1.0])
+    (line,) = csv.DictReader(io.StringIO(text))
+    assert (line["runs"], line["norm"], line["seeds"]) == ("runs", "l2", "2")
+    assert (line["acr_mean"], line["acr_deviation"]) == ("0.44182", "0.01157")
+    assert (line["certified_1_mean"], line["certified_1_deviation"]) == ("0.12500", "0.17678")
 
 
 def test_dataset_bounds_are_of_runs_that_know_alpha(tmp_path):
@@ -118,6 +123,9 @@ def test_dataset_bounds_are_of_runs_that_know_alpha(tmp_path):
     assert (name, images, alpha) == ("ours", "40", "0.001")
     # P(Bin(40, 0.001) > 1) is 0.00076: one wrong certificate of 40 is allowed for.
     assert float(bound) == pytest.approx(100 * (ours.certified(0.0).value - 1 / 40), abs=0.05)
+    other, mine = csv.DictReader(io.StringIO(tables.results_csv([RUNS[0], ours], [0.0])))
+    assert other["dataset_bound_0"] == ""
+    assert mine["dataset_bound_0"] == f"{ours.certified(0.0).value - 1 / 40:.5f}"
 
 
 TABLE = Table(

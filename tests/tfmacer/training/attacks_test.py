@@ -15,6 +15,7 @@ PGD = {"steps": 4, "epsilon": 0.5}
 ALL = {
     "pgd": lambda *a, **k: attacks.pgd(*a, **(PGD | {"seed": SEED} | k)),
     "ddn": lambda *a, **k: attacks.ddn(*a, **(PGD | {"seed": SEED} | k)),
+    "pgd_linf": lambda *a, **k: attacks.pgd_linf(*a, **(PGD | {"seed": SEED} | k)),
     "ascend": lambda *a, **k: attacks.ascend(*a, step_size=0.2, steps=4, seed=SEED),
 }
 
@@ -62,6 +63,50 @@ def test_pgd_finds_the_optimum_of_a_linear_network(steps, copies):
     )
     sign = np.where(labels == 0, 1, -1)[:, np.newaxis]
     np.testing.assert_allclose(_flat(found), _flat(images) + 0.3 * sign * direction, atol=1e-6)
+
+
+@pytest.mark.parametrize(("steps", "copies"), [(1, 1), (2, 4), (10, 4)])
+def test_pgd_linf_finds_the_corner_of_a_linear_network(steps, copies):
+    """X + epsilon sign(w), away from the label."""
+    weights, direction = _two_classes()
+    images, labels, noise = _data(copies=copies)
+    found = attacks.pgd_linf(
+        _linear(weights), images, labels, noise, epsilon=0.3, steps=steps, seed=SEED
+    )
+    sign = np.where(labels == 0, 1, -1)[:, np.newaxis]
+    np.testing.assert_allclose(
+        _flat(found), _flat(images) + 0.3 * sign * np.sign(direction), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", ["pgd", "pgd_linf", "ddn"])
+def test_unclipped_attacks_leave_the_range_of_pixels(name):
+    """And reach what a linear network allows, as if there were no ends."""
+    weights, direction = _two_classes()
+    images, _, noise = _data(low=0.0, high=1.0)
+    middle = np.full(PIXELS, 0.5)
+    gap = weights[:, 1] - weights[:, 0]
+    network = _linear(weights, [gap @ middle + np.linalg.norm(gap), 0.0])
+    norm = np.inf if name == "pgd_linf" else 2
+    options = {"steps": 40, "epsilon": 3.0, "clip": False, "seed": SEED}
+    options |= {"levels": None} if name == "ddn" else {}
+    found = getattr(attacks, name)(network, images, np.zeros(6, int), noise, **options)
+    change = _flat(found) - _flat(images)
+    assert _flat(found).min() < 0
+    assert np.linalg.norm(change, axis=1, ord=norm).max() <= 3.0 * (1 + 1e-6)
+    if name == "ddn":
+        sought = 1.0 - (_flat(images) - middle) @ direction
+        reached = change @ direction
+        moved = sought > 0.1
+        assert moved.sum() >= 5
+        # Beyond the plane, where the majority of three noisy copies is wrong, by little.
+        assert np.abs(reached - sought)[moved].max() < 0.4
+        np.testing.assert_allclose(
+            change[moved], reached[moved][:, np.newaxis] * direction, atol=1e-5
+        )
+    else:
+        best = direction if name == "pgd" else np.sign(direction)
+        np.testing.assert_allclose(change, np.tile(3.0 * best, (6, 1)), atol=1e-5)
 
 
 def _best_in_box(x, direction, epsilon):
@@ -265,8 +310,9 @@ def test_attacks_raise_the_loss_and_stay_where_they_may(name, epsilon):
     found = ALL[name](network, images, labels, noise, epsilon=epsilon).numpy()
     assert found.min() >= 0.0
     assert found.max() <= 1.0
-    norms = np.linalg.norm(_flat(found) - _flat(images), axis=1)
-    if name == "pgd":
+    norm = np.inf if name == "pgd_linf" else 2
+    norms = np.linalg.norm(_flat(found) - _flat(images), axis=1, ord=norm)
+    if name in ("pgd", "pgd_linf"):
         assert norms.min() > 0.5 * min(epsilon, 1.0)
     if name != "ascend":
         assert norms.max() <= epsilon * (1 + 1e-5)
@@ -276,7 +322,7 @@ def test_attacks_raise_the_loss_and_stay_where_they_may(name, epsilon):
         assert after.mean() > before.mean() + 1e-3
 
 
-@pytest.mark.parametrize("name", ["pgd", "ddn"])
+@pytest.mark.parametrize("name", ["pgd", "ddn", "pgd_linf"])
 def test_epsilon_0_changes_nothing(name):
     network = _inference(_network())
     images, labels, noise = _data(classes=5)
@@ -312,7 +358,8 @@ def test_attacks_touch_no_variable_and_let_no_gradient_through(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "compiled"), [("pgd", False), ("ddn", False), ("ascend", False), ("ddn", True)]
+    ("name", "compiled"),
+    [("pgd", False), ("ddn", False), ("ascend", False), ("pgd_linf", False), ("ddn", True)],
 )
 def test_in_a_graph_attacks_find_the_same(name, compiled):
     """Of a batch whose size is not known beforehand, and compiled."""

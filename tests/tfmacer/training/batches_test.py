@@ -51,6 +51,20 @@ def test_an_epoch_entered_midway_is_the_rest_of_it(augmentation, within):
         np.testing.assert_array_equal(labels, expected_labels)
 
 
+@pytest.mark.parametrize("augmentation", ["none", "crop", "crop_flip"])
+def test_shares_of_a_batch_are_its_rows(augmentation):
+    split = _split()
+    whole = _epoch(split, start=STEPS, augmentation=augmentation)
+    for index in range(2):
+        share = batches.Share(index, 2)
+        part = _epoch(split, start=STEPS, augmentation=augmentation, share=share)
+        assert len(part) == STEPS
+        rows = slice(4 * index, 4 * index + 4)
+        for (images, labels), (expected, expected_labels) in zip(part, whole, strict=True):
+            np.testing.assert_array_equal(images, expected[rows])
+            np.testing.assert_array_equal(labels, expected_labels[rows])
+
+
 def test_epochs_and_seeds_have_orders_of_their_own():
     split = _split()
     orders = [
@@ -205,9 +219,14 @@ def test_imagenet_is_streamed_in_resized_crops():
         split = datasets.load_split("imagenet2012", "train")
         options = {"batch_size": 2, "augmentation": "resized_crop_flip"}
         epoch, again = (_epoch(split, **options) for _ in range(2))
+        shares = [_epoch(split, share=batches.Share(index, 2), **options) for index in range(2)]
         with pytest.raises(UserError, match="one of resized_crop_flip for imagenet2012"):
             batches.check_trainable(split, "crop")
     assert len(epoch) == 2
+    for index, share in enumerate(shares):
+        for (images, labels), (whole, all_labels) in zip(share, epoch, strict=True):
+            np.testing.assert_array_equal(images, whole[index : index + 1])
+            np.testing.assert_array_equal(labels, all_labels[index : index + 1])
     assert epoch[0][0].shape == (2, 224, 224, 3)
     np.testing.assert_array_equal(epoch[1][0], again[1][0])
 

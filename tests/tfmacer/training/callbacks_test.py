@@ -7,9 +7,11 @@ import re
 import keras
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 from tensorflow.core.util import event_pb2
 
+from tfmacer.records.runs import Smoothing
 from tfmacer.training import callbacks, objectives, schedules
 from tfmacer.training.optimizer import SGD
 from tfmacer.training.trainer import SmoothedTrainer
@@ -58,6 +60,59 @@ def test_metrics_file_has_a_row_per_epoch_as_fit_reports_it(tmp_path):
     for name in ("loss", "classification", "robustness", "val_accuracy", "val_noisy_accuracy"):
         assert [float(row[name]) for row in rows] == pytest.approx(history[name]), name
     assert all(float(row["seconds"]) > 0 for row in rows)
+
+
+def test_an_attacks_bound_is_among_the_metrics(tmp_path):
+    growing = objectives.SmoothAdv(steps=1, epsilon=schedules.linear(0.6, 3 * STEPS))
+    watched = callbacks.TensorBoard(
+        tmp_path / "events", np.zeros((2, 3, 3, 1), np.float32), np.zeros(2, int), batch_size=8,
+        every=STEPS,
+    )  # fmt: skip
+    _fit(callbacks.MetricsFile(tmp_path / "m.csv"), watched, objective=growing)
+    expected = [0.6 * (STEPS * epoch - 1) / (3 * STEPS) for epoch in (1, 2, 3)]
+    with open(tmp_path / "m.csv", newline="") as file:
+        assert [float(row["epsilon"]) for row in csv.DictReader(file)] == pytest.approx(expected)
+    curve = _events(tmp_path / "events")["scalars", "epsilon"]
+    assert [float(value) for _, value in sorted(curve.items())] == pytest.approx(expected)
+
+
+def test_rows_kept_from_before_a_column_was_added_stay_in_theirs(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text("epoch,step,loss,seconds\n1,4,0.5,2.0\n2,8,0.25,2.0\n")
+
+    class Resumed(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.model.optimizer.iterations.assign(4)
+
+    _fit(Resumed(), callbacks.MetricsFile(path))
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["loss"], row["epsilon"]) for row in rows[:1]] == [("4", "0.5", "")]
+    assert rows[1]["step"] == "8"
+    assert rows[1]["epsilon"] == "0.0"
+
+
+def test_certified_images_are_those_that_the_logs_count(tmp_path):
+    """The network answers 1 whatever it sees: half of the images are right, at the largest radius.
+
+    All 1,000 votes agree, so the probability is at least alpha^(1/1000).
+    """
+    images = np.random.default_rng(1).random((4, 3, 3, 1)).astype(np.float32)
+    smoothing = Smoothing(sigma=0.5, num_classes=2, input_shape=(3, 3, 1), model_digest="-")
+    certify = callbacks.Certify(images, np.array([0, 1, 1, 0]), smoothing, every=3)
+
+    class Fix(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.network.set_weights([np.zeros((9, 2)), np.array([0.0, 1.0])])
+
+    history = _fit(Fix(), certify, callbacks.MetricsFile(tmp_path / "m.csv"))
+    assert len(history.history["val_acr"]) == 1
+    with open(tmp_path / "m.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["val_acr"] for row in rows[:2]] == ["", ""]
+    assert float(rows[2]["val_certified_accuracy"]) == 0.5
+    radius = 0.5 * scipy.stats.norm.ppf(0.001**0.001)
+    assert float(rows[2]["val_acr"]) == pytest.approx(radius / 2, rel=1e-6)
 
 
 def test_metrics_file_leaves_open_what_was_not_measured(tmp_path):

@@ -57,14 +57,14 @@ class _Raise(keras.callbacks.Callback):
 
 
 def _run(trainer, split, root, *, extra=(), source=None, every=3, epochs=EPOCHS, stop=None):
-    def from_step(step):
+    def from_step(step, share):
         data = batches.epoch_batches(
-            split, batch_size=BATCH, seed=2, start=step, augmentation="crop"
+            split, batch_size=BATCH, seed=2, start=step, augmentation="crop", share=share
         )
         return source(step, data) if source else data
 
     manager = loop.checkpoints(trainer, root / "checkpoints")
-    resumed = loop.restore(manager)
+    resumed = loop.restore(trainer, manager)
     complete = loop.run(
         trainer,
         from_step,
@@ -162,7 +162,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_spares_the_checkpoint(split
         _run(trainer, split, tmp_path, source=poison)
     assert int(trainer.optimizer.iterations) == 8
     fresh = _trainer(initial=99)
-    assert loop.restore(loop.checkpoints(fresh, tmp_path / "checkpoints"))
+    assert loop.restore(fresh, loop.checkpoints(fresh, tmp_path / "checkpoints"))
     assert int(fresh.optimizer.iterations) == 6
     assert all(np.isfinite(v.numpy()).all() for v in fresh.network.variables)
 
@@ -173,7 +173,7 @@ def test_a_checkpoint_of_another_network_is_refused(split, tmp_path):
     other = SmoothedTrainer(network, objectives.Gaussian(), sigma=0.5)
     other.compile(optimizer=SGD(0.1))
     with pytest.raises(UserError, match="step-5: cannot be restored"):
-        loop.restore(loop.checkpoints(other, tmp_path / "checkpoints"))
+        loop.restore(other, loop.checkpoints(other, tmp_path / "checkpoints"))
 
 
 def test_only_the_newest_checkpoints_are_kept(split, tmp_path):

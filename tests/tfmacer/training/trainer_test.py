@@ -1,8 +1,5 @@
 """One step against the same written out, and the streams of noise."""
 
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -80,6 +77,7 @@ def test_a_step_descends_the_objective_of_the_noisy_copies(objective):
         "gradient_norm": norm,
         "learning_rate": 0.1,
         "lambda": objective.weight_at(0),
+        "epsilon": objective.epsilon_at(0),
     }
     assert list(found) == list(expected)
     for name, value in expected.items():
@@ -267,6 +265,134 @@ def test_noise_is_a_function_of_seed_stream_and_step():
     assert len(np.unique(rows, axis=0)) == len(rows)
 
 
+def _deep(objective, **options):
+    """A trainer of a network with hidden units, a penalty on them and randomness of its own."""
+    keras.utils.set_random_seed(4)
+    network = keras.Sequential(
+        [
+            keras.Input(SHAPE),
+            keras.layers.Flatten(),
+            keras.layers.Dense(
+                6, activation="tanh", activity_regularizer=keras.regularizers.L2(0.01)
+            ),
+            keras.layers.Dense(CLASSES, kernel_regularizer=keras.regularizers.L2(0.01)),
+        ]
+    )
+    options = {"sigma": 0.5, "num_noise": 6, "seed": 7} | options
+    trainer = SmoothedTrainer(network, objective, **options)
+    trainer.compile(optimizer=SGD(0.1, momentum=0.9))
+    return trainer
+
+
+COPYING = [
+    objectives.Gaussian(),
+    objectives.Macer(sigma=0.5, weight=0.5, beta=2.0),
+    objectives.Consistency(),
+]
+
+
+@pytest.mark.parametrize("objective", COPYING)
+@pytest.mark.parametrize("chunk", [1, 2, 6])
+def test_chunks_of_copies_have_the_gradient_of_all(objective, chunk):
+    """To float32 round-off, through three steps: the losses are no sums over copies."""
+    images, labels = _data()
+    whole, chunked = (_deep(objective, noise_chunk=c, clip_norm=1.0) for c in (None, chunk))
+    for trainer in (whole, chunked):
+        step = tf.function(trainer.train_step)
+        for _ in range(3):
+            logs = step((tf.constant(images), tf.constant(labels)))
+        trainer.logs = {name: float(value) for name, value in logs.items()}
+    assert chunked.logs == pytest.approx(whole.logs, rel=2e-5)
+    pairs = zip(chunked.network.get_weights(), whole.network.get_weights(), strict=True)
+    for found, expected in pairs:
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_the_first_pass_over_chunks_leaves_no_trace():
+    """Moving statistics see each chunk once; a second look at one has the same dropout."""
+    images, labels = _data()
+    trainer = _normalised(objectives.Macer(sigma=0.25, weight=0.3))
+    chunked = SmoothedTrainer(
+        trainer.network, trainer.objective, sigma=0.25, num_noise=2, seed=3, noise_chunk=1
+    )
+    chunked.compile(optimizer=SGD(0.1, momentum=0.0))
+    batch = chunked.draw(tf.constant(images), tf.constant(labels), "train", 0)
+    views = chunked.objective.views(chunked.call, batch)
+    hidden = [chunked.network.layers[1](tf.reshape(views[:, j], [12, -1])) for j in range(2)]
+    expected = 0.0
+    for part in hidden:
+        expected = 0.99 * expected + 0.01 * part.numpy().mean(axis=0)
+    _step(chunked, images, labels)
+    found = chunked.network.layers[2].moving_mean
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_both_passes_over_a_chunk_drop_the_same_units():
+    """One chunk of all copies is then the plain step, dropout included."""
+    images, labels = _data()
+    weights = []
+    for chunk in (None, 2):
+        keras.utils.set_random_seed(0)
+        network = keras.Sequential(
+            [
+                keras.Input(SHAPE),
+                keras.layers.Flatten(),
+                keras.layers.Dropout(0.5, seed=1),
+                keras.layers.Dense(CLASSES),
+            ]
+        )
+        trainer = SmoothedTrainer(
+            network, objectives.Gaussian(), sigma=0.5, num_noise=2, noise_chunk=chunk
+        )
+        trainer.compile(optimizer=SGD(0.5, momentum=0.0))
+        for _ in range(2):
+            _step(trainer, images, labels)
+        weights.append(network.get_weights())
+    for found, expected in zip(*weights, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "message"),
+    [
+        (objectives.Gaussian(), {"noise_chunk": 3}, "noise_chunk must divide num_noise=4, got 3"),
+        (objectives.Gaussian(), {"noise_chunk": 0}, "noise_chunk must divide num_noise=4, got 0"),
+        (objectives.Stability(), {"noise_chunk": 2}, "Stability needs all copies at once"),
+        (objectives.SmoothAdv(), {"noise_chunk": 2}, "SmoothAdv needs all copies at once"),
+        (objectives.SmoothMix(), {"noise_chunk": 2}, "SmoothMix needs all copies at once"),
+    ],
+)
+def test_chunks_that_cannot_be(objective, options, message):
+    with pytest.raises(UserError, match=message):
+        _trainer(objective, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"noise_chunk": 3}])
+@pytest.mark.parametrize("objective", [COPYING[1], objectives.SmoothAdv(steps=2, epsilon=0.5)])
+def test_xla_takes_the_same_steps(objective, options):
+    if options and not objective.sees_copies_only:
+        pytest.skip("an attack sees all copies at once")
+    images, labels = _data()
+    weights = []
+    for jit in (False, True):
+        trainer = _deep(objective, **options)
+        trainer.compile(optimizer=SGD(0.1, momentum=0.9), jit_compile=jit)
+        assert trainer.jit_compile is jit
+        step = tf.function(trainer.train_step)
+        for _ in range(2):
+            step((tf.constant(images), tf.constant(labels)))
+        graph = step.get_concrete_function((tf.constant(images), tf.constant(labels))).graph
+        assert ("_XlaMustCompile" in str(graph.as_graph_def())) is jit
+        weights.append(trainer.network.get_weights())
+    for found, expected in zip(*weights, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_copy_has_the_same_noise_however_many_there_are():
+    few, many = (_noise(_trainer(num_noise=k)) for k in (2, 5))
+    np.testing.assert_array_equal(many[:, :2], few)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -279,55 +405,3 @@ def test_noise_is_a_function_of_seed_stream_and_step():
 def test_numbers_out_of_range(options, message):
     with pytest.raises(UserError, match=message):
         _trainer(**options)
-
-
-REPLICAS = """
-import sys
-import keras, numpy as np, tensorflow as tf
-from tfmacer.training import objectives
-from tfmacer.training.optimizer import SGD
-from tfmacer.training.trainer import SmoothedTrainer
-
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-rng = np.random.default_rng(0)
-data = tf.data.Dataset.from_tensor_slices(
-    (rng.random((16, 4)).astype(np.float32), rng.integers(0, 3, 16))).batch(8).repeat()
-
-def weights(strategy, clip_norm):
-    with strategy.scope():
-        keras.utils.set_random_seed(0)
-        network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-        # Noise too small to matter: what the replicas draw differs from what one device does.
-        trainer = SmoothedTrainer(network, objectives.Gaussian(), sigma=1e-9, clip_norm=clip_norm)
-        trainer.compile(optimizer=SGD(0.5, momentum=0.9, weight_decay=0.01))
-    trainer.fit(data, steps_per_epoch=4, epochs=1, verbose=0)
-    return [v.numpy() for v in network.variables]
-
-for clip_norm in (None, 0.1):
-    one = weights(tf.distribute.get_strategy(), clip_norm)
-    two = weights(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), clip_norm)
-    for a, b in zip(one, two):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-
-@tf.function
-def noise():
-    return tf.distribute.get_strategy().run(
-        lambda: trainer.draw(tf.zeros([2, 4]), tf.zeros([2]), "train", 5).noise)
-
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-with strategy.scope():
-    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    trainer = SmoothedTrainer(network, objectives.Gaussian(), sigma=1.0)
-    a, b = strategy.experimental_local_results(noise())
-assert not np.isin(a.numpy(), b.numpy()).any()
-print("equal")
-"""
-
-
-def test_two_replicas_train_as_one_device_does():
-    """In a process of its own: logical devices must be made before TensorFlow starts."""
-    answer = subprocess.run(
-        [sys.executable, "-c", REPLICAS], capture_output=True, text=True, check=False
-    )
-    assert answer.stdout == "equal\n", answer.stderr[-2000:]

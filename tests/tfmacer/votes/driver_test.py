@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tfmacer.errors import UserError
+from tfmacer.guarantee.certificate import certify
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import Gaussian
 from tfmacer.guarantee.stopping import StopRule
@@ -134,6 +135,51 @@ def test_requests_meet_on_block_borders_and_never_overlap():
     assert [offset for offset, _ in parts[2:]] == [0, *ends[:-1]]
     assert all(offset % BLOCK == 0 for offset, _ in parts[2:])
     assert ends[-1] == 1000
+
+
+def test_a_fixed_plan_passes_its_looks_and_keeps_what_they_saw():
+    """Nothing drawn can end it, so it asks ahead; each look has the counts of its own draws."""
+    source = KnownVotes(parallelism=8)
+    rule = Rule(n0=50, n=3000, bound="late_spending", block_size=BLOCK)
+    events = list(draw_certificates(source, tasks([0.7]), rule, LAW))
+    image, seed = np.full(SHAPE, 0.7, np.float32), row_seed(5, ESTIMATE, 0)
+    seen = [counts for event in events for counts in event.looks]
+    assert [counts.n for counts in seen] == list(rule.looks)
+    for counts in seen:
+        drawn = source.draws(image, seed, counts.n)
+        assert list(counts.counts) == np.bincount(drawn, minlength=3).tolist()
+    for event in events:
+        if event.looks:
+            assert event.certificate == certify(event.looks[-1], rule, LAW)
+            assert event.n >= event.certificate.n
+    assert len(source.calls) < len(rule.looks) / 2
+    # The first request fills every place once, so that the first look is not long in coming.
+    assert len(source.calls[0]) == 8
+
+
+def test_the_last_round_is_spread_over_all_places():
+    """However large the rounds have grown: nobody works alone at the end."""
+    source = KnownVotes(parallelism=4)
+    finals(source, [0.7], Rule(n0=BLOCK, n=100 * BLOCK, block_size=BLOCK))
+    # Rounds of 4, 8, 16 and 32 blocks; 41 are left of 101, for a round of 64.
+    *full, last = source.calls
+    assert [sum(n for _, n in call) // BLOCK for call in full] == [4, 8, 16, 32]
+    blocks = [n // BLOCK for _, n in last]
+    assert sum(blocks) == 41
+    assert max(blocks) == 6  # an eighth, rounded up
+
+
+def test_a_budget_asks_ahead_too_and_rests_on_a_look(monkeypatch):
+    clock = itertools.count(0, 0.4)
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    source = KnownVotes(parallelism=7)
+    rule = Rule(n=100_000, bound="beta_binomial", stop="budget:3", block_size=BLOCK)
+    [event] = finals(source, [0.9], rule).values()
+    n = event.certificate.n
+    assert n in rule.looks
+    assert n < event.n
+    drawn = source.draws(np.full(SHAPE, 0.9, np.float32), row_seed(5, ESTIMATE, 0), n)
+    assert list(event.certificate.counts) == np.bincount(drawn, minlength=3).tolist()
 
 
 def test_undecided_images_share_a_round():

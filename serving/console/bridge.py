@@ -1,0 +1,144 @@
+"""Carries an HTTP request to the sidecar's gRPC service, and its answer or its end back.
+
+Going through gRPC, over a UNIX socket of this process, means that admission, fairness, limits,
+deadlines, metrics and the audit log are those of every other caller.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import Any, Protocol, TypeVar
+from urllib.parse import quote
+
+import anyio
+import anyio.to_thread
+import grpc
+from starlette.requests import Request
+
+from serving import certification_pb2 as pb
+from serving.certification_pb2_grpc import CertifierStub
+from serving.certifier.calls import FORWARDED_CLIENT, REQUEST_ID
+
+T = TypeVar("T")
+Answer = TypeVar("Answer", covariant=True)
+
+
+class _Future(Protocol[Answer]):
+    """A call under way, as the stubs' types leave it out."""
+
+    def result(self) -> Answer:
+        """Blocks until the answer is there."""
+
+
+class RefusedError(Exception):
+    """A gRPC status other than OK.
+
+    Attributes:
+      code: the status.
+      message: for the caller.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Bridge:
+    """Calls the service. Belongs to one event loop."""
+
+    def __init__(self, channel: grpc.Channel, *, threads: int) -> None:
+        """Makes nothing yet.
+
+        Args:
+          channel: to the service.
+          threads: calls that may be waited for at once.
+        """
+        self._stub = CertifierStub(channel)
+        self._limiter = anyio.CapacityLimiter(threads)
+
+    async def model(self, request: Request) -> pb.Model:
+        """See `Certifier.GetModel`."""
+        call = self._stub.GetModel.future(pb.GetModelRequest(), metadata=_metadata(request))
+        return await self._result(request, call)
+
+    async def predict(self, request: Request, message: pb.PredictRequest) -> pb.Prediction:
+        """See `Certifier.Predict`."""
+        call = self._stub.Predict.future(message, metadata=_metadata(request))
+        return await self._result(request, call)
+
+    async def certify(self, request: Request, message: pb.CertifyRequest) -> pb.Certificate:
+        """See `Certifier.Certify`."""
+        call = self._stub.Certify.future(message, metadata=_metadata(request))
+        return await self._result(request, call)
+
+    async def certify_stream(
+        self, request: Request, message: pb.CertifyRequest
+    ) -> AsyncGenerator[pb.Certificate]:
+        """See `Certifier.CertifyStream`; returns when the first certificate is there.
+
+        The call ends when the iterator is closed.
+        """
+        call: Any = self._stub.CertifyStream(message, metadata=_metadata(request))
+        with _ended_by_leaving(request, call):
+            first = await self._wait(call, lambda: next(call, None))
+
+        async def certificates() -> AsyncGenerator[pb.Certificate]:
+            certificate = first
+            try:
+                while certificate is not None:
+                    yield certificate
+                    certificate = await self._wait(call, lambda: next(call, None))
+            finally:
+                call.cancel()
+
+        return certificates()
+
+    async def _result(self, request: Request, call: "_Future[T]") -> T:
+        with _ended_by_leaving(request, call):
+            return await self._wait(call, call.result)
+
+    async def _wait(self, call: Any, blocking: Callable[[], T]) -> T:
+        """What `blocking` returns on a thread; leaving early ends the call, and so the thread."""
+        try:
+            return await anyio.to_thread.run_sync(
+                blocking, abandon_on_cancel=True, limiter=self._limiter
+            )
+        except grpc.FutureCancelledError as error:
+            raise RefusedError(grpc.StatusCode.CANCELLED, "the caller has gone") from error
+        except grpc.RpcError as error:
+            raise RefusedError(call.code(), call.details() or "") from error
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+
+
+@contextlib.contextmanager
+def _ended_by_leaving(request: Request, call: Any) -> Iterator[None]:
+    """Cancels the call when the caller closes the connection meanwhile."""
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        call.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+
+
+def _metadata(request: Request) -> tuple[tuple[str, str], ...]:
+    return (REQUEST_ID, request.state.request_id), (FORWARDED_CLIENT, client_of(request))
+
+
+def client_of(request: Request) -> str:
+    """The browser's address, written as gRPC writes that of a direct caller."""
+    host = request.client.host if request.client else ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return f"http:{quote(host)}"
+    return f"ipv4:{host}" if address.version == 4 else f"ipv6:{quote(f'[{host}]', safe=':')}"

@@ -1,0 +1,85 @@
+"""The console as the sidecar runs it: a socket to the gRPC service, and an HTTP server."""
+
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+
+import grpc
+
+from serving import grpc_server
+from serving.certifier.limits import Limits
+from serving.console.app import make_app
+from serving.console.bridge import Bridge
+from serving.console.guard import LOOPBACK
+from serving.http_server import HttpServer
+from serving.tls import Tls
+
+FLAG = "http_port"
+# Connections beyond these are answered with 503.
+MAX_CONNECTIONS = 256
+
+
+class Console:
+    """Serves the page of one sidecar.
+
+    Attributes:
+      url: where the page is.
+    """
+
+    def __init__(
+        self,
+        service: grpc.Server,
+        host: str,
+        port: int,
+        *,
+        limits: Limits,
+        max_body_bytes: int,
+        names: Collection[str] = (),
+        tls: Tls | None = None,
+    ) -> None:
+        """Binds both addresses; the service must not have been started yet.
+
+        Args:
+          service: the sidecar's gRPC server.
+          host: address to listen on for HTTP.
+          port: TCP port.
+          limits: on one request.
+          max_body_bytes: largest HTTP body.
+          names: host names under which browsers come, besides this machine's own and `host`.
+          tls: for HTTPS.
+
+        Raises:
+          UserError: the address is taken or cannot be used.
+        """
+        # Only this user can enter the folder, so whoever speaks through it is this process.
+        self._folder = tempfile.TemporaryDirectory(prefix="tfmacer-")
+        address = f"unix:{Path(self._folder.name) / 'grpc'}"
+        grpc_server.bind(service, address, FLAG)
+        self._channel = grpc.insecure_channel(
+            address,
+            options=[
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.enable_retries", 0),
+            ],
+        )
+        host = host.strip("[]")  # as gRPC wants IPv6 addresses written
+        bracketed = f"[{host}]" if ":" in host else host
+        self.url = f"{'https' if tls else 'http'}://{bracketed}:{port}/"
+        app = make_app(
+            Bridge(self._channel, threads=MAX_CONNECTIONS),
+            limits,
+            max_body_bytes=max_body_bytes,
+            names={*LOOPBACK, bracketed, *names},
+        )
+        self._server = HttpServer(app, host, port, FLAG, tls=tls, max_connections=MAX_CONNECTIONS)
+
+    def start(self) -> None:
+        """Starts answering; the service must have been started."""
+        self._server.start()
+
+    def stop(self, grace: float) -> None:
+        """Ends after the calls under way, or after `grace` seconds."""
+        self._server.stop(grace)
+        self._channel.close()
+        self._folder.cleanup()

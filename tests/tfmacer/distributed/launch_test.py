@@ -1,0 +1,228 @@
+"""The same log, however the work is spread, lost and tried again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tfmacer import certify
+from tfmacer.errors import UserError
+from tfmacer.records.logs import read_log
+from tfmacer.votes import devices
+
+pytest.importorskip("apache_beam", reason="Apache Beam, the extra beam, is not installed")
+
+from tfmacer.distributed.job import Job
+from tfmacer.distributed.launch import make_parts
+from tfmacer.distributed.parts import Parts
+from tfmacer.distributed.runners import direct_workers
+
+# Four blocks of 16 images.
+PLAN = ["--num_examples=64", "--skip=15", "--n=6000", "--seed=9"]
+TWO = ["--runner=direct", "--pipeline_option=direct_num_workers=2"]
+HERE = ["--runner=direct", "--pipeline_option=direct_running_mode=in_memory"]
+PATIENCE = 120.0
+
+
+@pytest.fixture(autouse=True)
+def threads_as_they_are(monkeypatch):
+    """TensorFlow is already running in the tests' process and keeps its thread counts."""
+    monkeypatch.setattr(devices, "use_threads", lambda *_: None)
+
+
+def run(*flags: object) -> int:
+    return certify.main([str(flag) for flag in flags])
+
+
+def rows(path: Path) -> list[list[str]]:
+    """Every column but `time`, sorted by idx."""
+    lines = [line.split("\t") for line in path.read_text().splitlines()]
+    time_column = lines[0].index("time")
+    return sorted(
+        (line[:time_column] + line[time_column + 1 :] for line in lines[1:]),
+        key=lambda line: int(line[0]),
+    )
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_run, tmp_path_factory) -> Path:
+    """The log of a run without a runner."""
+    out = tmp_path_factory.mktemp("plain") / "log.tsv"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "use_threads", lambda *_: None)
+        assert run(f"--run_dir={tiny_run}", f"--out={out}", *PLAN) == 0
+    return out
+
+
+def wait_for(condition, what: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {PATIENCE} seconds"
+        time.sleep(0.02)
+
+
+def parts(out: Path) -> list[Path]:
+    return list(out.with_name(f"{out.name}.parts").glob("*-*.json"))
+
+
+def test_a_killed_worker_changes_nothing(plain, tiny_run, tmp_path, capfd):
+    out = tmp_path / "log.tsv"
+    killed = []
+
+    def kill_a_worker() -> None:
+        wait_for(lambda: parts(out), "a part")
+        worker = json.loads(parts(out)[0].read_text())["worker"]
+        killed.append(int(worker.rpartition(":")[2]))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_a_worker)
+    killer.start()
+    assert run(f"--run_dir={tiny_run}", f"--out={out}", *PLAN, *TWO) == 0
+    killer.join()
+    assert killed != [os.getpid()]
+    assert "a worker process was lost" in capfd.readouterr().err
+    assert rows(out) == rows(plain)
+    assert read_log(out).settings.environment == read_log(plain).settings.environment
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.tsv", "log.tsv.json"]
+
+
+def test_a_killed_run_is_finished_by_another(plain, tiny_run, tmp_path, monkeypatch):
+    """Its workers end as well, and no part is made twice."""
+    out = tmp_path / "log.tsv"
+    command = [sys.executable, "-m", "tfmacer.certify", f"--run_dir={tiny_run}", f"--out={out}"]
+    one = ["--runner=direct", "--pipeline_option=direct_num_workers=1"]
+    with subprocess.Popen([*command, *PLAN, *one], stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: parts(out), "a part")
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    assert not out.exists()
+    wait_for(lambda: not any(worker.is_running() for worker in workers), "the end of the workers")
+    before = {path.name for path in parts(out)}
+    made = []
+    write = Job.write
+    monkeypatch.setattr(
+        Job,
+        "write",
+        lambda job, block, part: made.append(Path(job.path(block)).name) or write(job, block, part),
+    )
+    assert run(f"--run_dir={tiny_run}", f"--out={out}", *PLAN, *HERE) == 0
+    assert rows(out) == rows(plain)
+    assert made
+    assert not before & set(made)
+
+
+def test_several_bounds_and_a_finished_run(tiny_run, tmp_path, capsys):
+    plan = ["--num_examples=5", "--skip=9", "--n=2000", "--bound=clopper_pearson,bernstein"]
+    for name, runner in (("a", []), ("b", HERE)):
+        assert run(f"--run_dir={tiny_run}", f"--out={tmp_path / name}.tsv", *plan, *runner) == 0
+    for end in (".tsv", ".bernstein.tsv"):
+        assert rows(tmp_path / f"a{end}") == rows(tmp_path / f"b{end}")
+    capsys.readouterr()
+    before = (tmp_path / "b.tsv").read_bytes()
+    assert run(f"--run_dir={tiny_run}", f"--out={tmp_path / 'b.tsv'}", *plan, *HERE) == 0
+    assert "finished already, 5 images" in capsys.readouterr().out
+    assert (tmp_path / "b.tsv").read_bytes() == before
+
+
+def job(parts_dir: Path, plain: Path, run_dir: str = "/nowhere", **others) -> Job:
+    settings = (read_log(plain).settings,)
+    fields = {
+        "saved_model": None,
+        "distribution": "auto",
+        "worker_threads": 1,
+        "intra_op_threads": 1,
+        "data_dir": None,
+    }
+    return Job(run_dir=run_dir, settings=settings, parts_dir=str(parts_dir), **(fields | others))
+
+
+def test_every_selected_image_is_in_one_block(plain, tmp_path):
+    blocks = job(tmp_path, plain).blocks
+    assert [index for block in blocks for index in block] == list(range(0, 960, 15))
+    assert [len(block) for block in blocks] == [16] * 4
+
+
+def test_a_torn_part_is_missing(plain, tmp_path):
+    one = job(tmp_path / "parts", plain)
+    found = Parts(one)
+    Path(one.path(one.blocks[0])).write_text('{"records": [')
+    found.look()
+    assert found.missing == one.blocks
+
+
+def test_parts_of_other_settings_are_refused(plain, tmp_path, tiny_run, capsys):
+    Parts(job(tmp_path / "log.tsv.parts", plain))
+    flags = [f"--run_dir={tiny_run}", f"--out={tmp_path / 'log.tsv'}", *PLAN, "--n=1000", *HERE]
+    assert run(*flags) == 1
+    assert "was made with other settings: n is 6000, not 1000" in capsys.readouterr().err
+
+
+def test_a_workers_mistake_is_one_line(plain, tmp_path):
+    """The worker finds no network."""
+    one = job(tmp_path / "parts", plain)
+    found = Parts(one)
+    options = ["direct_running_mode=in_memory"]
+    with pytest.raises(UserError, match=r"^--runner=direct: /nowhere: not a finished run dir\S+:"):
+        make_parts(one, found, "direct", options)
+
+
+def test_workers_end_with_the_command_that_started_them(plain, tmp_path, tiny_run):
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    one = job(tmp_path / "parts", plain, str(tiny_run), launcher=process.pid)
+    with pytest.raises(UserError, match=r"process \d+, has ended"):
+        make_parts(one, Parts(one), "direct", ["direct_running_mode=in_memory"])
+
+
+def test_a_log_begun_without_a_runner_is_refused(plain, tmp_path, tiny_run, capsys):
+    out = tmp_path / "log.tsv"
+    lines = plain.read_text().splitlines(keepends=True)
+    out.write_text("".join(lines[:5]))
+    Path(f"{out}.json").write_text(Path(f"{plain}.json").read_text())
+    assert run(f"--run_dir={tiny_run}", f"--out={out}", *PLAN, *HERE) == 1
+    assert "begun without --runner, 60 images are missing" in capsys.readouterr().err
+
+
+def test_a_missing_beam_is_named(monkeypatch, tiny_run, tmp_path, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run(f"--run_dir={tiny_run}", f"--out={tmp_path / 'x.tsv'}", "--runner=flink") == 1
+    assert capsys.readouterr().err == (
+        "error: --runner=flink needs Apache Beam: pip install 'tfmacer[beam]'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "processes"),
+    [
+        ([], os.cpu_count()),
+        (["direct_num_workers=3"], 3),
+        (["direct_num_workers=0"], os.cpu_count()),
+        (["direct_num_workers=3", "direct_running_mode=multi_threading"], 1),
+    ],
+)
+def test_processes_of_the_direct_runner(options, processes):
+    assert direct_workers(options) == processes
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("direct_num_workers=many", "invalid int value: 'many'"),
+        ("direct_num_workers=-1", "direct_num_workers=-1: must be 0 or more"),
+        ("direct_running_mode=telepathy", "invalid choice: 'telepathy'"),
+        ("direct_nonsense=3", "--pipeline_option=direct_nonsense: Beam has no such option"),
+    ],
+)
+def test_wrong_options_are_one_line(option, message, tiny_run, tmp_path, capfd):
+    flags = [f"--run_dir={tiny_run}", f"--out={tmp_path / 'x.tsv'}", *PLAN, *HERE[:1]]
+    assert run(*flags, f"--pipeline_option={option}") == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert message in line
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,112 @@
+"""A whole distributed run, from the command's side: parts made, lost ones again, logs joined."""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tfmacer.distributed.job import Job
+from tfmacer.distributed.parts import Parts
+from tfmacer.distributed.runners import WorkerLostError, run_pipeline
+from tfmacer.errors import UserError
+from tfmacer.meter import Meter
+from tfmacer.records.appending import LockedTable
+from tfmacer.records.logs import read_log, settings_path
+from tfmacer.records.merging import join
+from tfmacer.records.parts import Part
+from tfmacer.records.settings import LogSettings
+
+# A block that is lost as often as this is not tried again; Beam's own runners do as much.
+_ATTEMPTS = 4
+
+
+def certify_logs(job: Job, paths: Sequence[Path], runner: str, options: Sequence[str]) -> None:
+    """Certifies through a Beam pipeline; the logs are written when all of it is done.
+
+    Args:
+      job: what is certified.
+      paths: the log of each of its settings.
+      runner: `direct`, `flink`, `spark`, `dataflow`, or another that Beam knows.
+      options: of the pipeline, as `NAME=VALUE` or `NAME`.
+
+    Raises:
+      UserError: a log or the parts were made with other settings; the pipeline fails.
+    """
+    with contextlib.closing(LockedTable(paths[0])):
+        unwritten = [
+            number
+            for number, (path, settings) in enumerate(zip(paths, job.settings, strict=True))
+            if not _is_finished(path, settings)
+        ]
+        total = len(job.settings[0].indices)
+        parts = Parts(job)
+        if unwritten:
+            print(
+                f"{total} images in {len(job.blocks)} blocks, by Beam's {runner} runner", flush=True
+            )
+            with Meter(total, []) as meter:
+                parts.on_part = functools.partial(_show, meter)
+                parts.look()
+                make_parts(job, parts, runner, options)
+            for number in unwritten:
+                join(list(parts.found.values()), number, job.settings[number], paths[number])
+            print(f"{', '.join(map(str, paths))}: done")
+        else:
+            print(f"{paths[0]}: finished already, {total} images")
+        parts.remove()
+
+
+def make_parts(job: Job, parts: Parts, runner: str, options: Sequence[str]) -> None:
+    """Makes the missing parts of a job.
+
+    Args:
+      job: what is certified.
+      parts: of the job.
+      runner: `direct`, `flink`, `spark`, `dataflow`, or another that Beam knows.
+      options: of the pipeline, as `NAME=VALUE` or `NAME`.
+
+    Raises:
+      UserError: the pipeline fails, or workers are lost without anything coming of it.
+    """
+    attempts = 0
+    while parts.missing:
+        before = len(parts.missing)
+        try:
+            with parts.watched():
+                run_pipeline(job, list(parts.missing), runner, options)
+        except WorkerLostError as error:
+            attempts = 1 if len(parts.missing) < before else attempts + 1
+            if attempts == _ATTEMPTS:
+                raise UserError(f"--runner={runner}: {error}, {attempts} times at once") from error
+            print(f"{error}; what it had not finished is drawn again", file=sys.stderr, flush=True)
+        else:
+            if parts.missing:
+                raise UserError(
+                    f"{job.parts_dir}: {len(parts.missing)} parts are missing although the "
+                    "pipeline ended well: workers and this machine must see the same directory"
+                )
+
+
+def _is_finished(path: Path, settings: LogSettings) -> bool:
+    """Whether a log is there; another one, or a part of one, is refused."""
+    if not path.exists() and not settings_path(path).exists():
+        return False
+    log = read_log(path)
+    if log.settings is None:
+        raise UserError(f"{path}: exists and is no log of tfmacer; choose another file")
+    if differing := log.settings.differences(settings, besides=("environment",)):
+        raise UserError(
+            f"{path}: was made with other settings: {'; '.join(differing)}; choose another file"
+        )
+    if log.missing:
+        raise UserError(
+            f"{path}: was begun without --runner, {len(log.missing)} images are missing; finish it "
+            "without, or choose another file"
+        )
+    return True
+
+
+def _show(meter: Meter, part: "Part") -> None:
+    for record in part.records[0]:
+        meter.finished(record, draws=(record.n0 or 0) + (record.n or 0))

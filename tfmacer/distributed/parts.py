@@ -1,0 +1,90 @@
+"""The parts of a job, as the command that started it sees them."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystems import FileSystems
+
+from tfmacer.distributed.job import Block, Job, write_file
+from tfmacer.errors import UserError
+from tfmacer.records.parts import Part
+from tfmacer.records.settings import LogSettings
+
+_LOOK_EVERY = 1.0
+
+
+class Parts:
+    """The parts of a job, read once each as they appear.
+
+    Attributes:
+      found: those that were read.
+      missing: blocks without one.
+      on_part: told of each part as it is read.
+    """
+
+    def __init__(self, job: Job) -> None:
+        """Makes the directory of the parts, or takes up the one of an earlier run.
+
+        Args:
+          job: whose parts.
+
+        Raises:
+          UserError: the directory holds parts of other settings, or cannot be used.
+        """
+        self._job = job
+        self.on_part: Callable[[Part], None] = lambda part: None
+        self.found: dict[Block, Part] = {}
+        self.missing = job.blocks
+        beside = FileSystems.join(job.parts_dir, "settings.json")
+        try:
+            if FileSystems.exists(beside):
+                self._compare(beside)
+            else:
+                if not FileSystems.exists(job.parts_dir):
+                    FileSystems.mkdirs(job.parts_dir)
+                write_file(beside, job.settings[0].to_json())
+        except (OSError, BeamIOError, ValueError) as error:
+            raise UserError(f"{job.parts_dir}: cannot be used: {error}") from error
+
+    def _compare(self, beside: str) -> None:
+        with FileSystems.open(beside) as file:
+            found = LogSettings.from_json(file.read().decode(), origin=beside)
+        if differing := found.differences(self._job.settings[0]):
+            raise UserError(
+                f"{self._job.parts_dir}: was made with other settings: {'; '.join(differing)}; "
+                "choose another --out, or remove it"
+            )
+
+    def look(self) -> None:
+        """Reads the parts that have appeared."""
+        pattern = FileSystems.join(self._job.parts_dir, "*-*.json")
+        there = {each.path for each in FileSystems.match([pattern])[0].metadata_list}
+        for block in [block for block in self.missing if self._job.path(block) in there]:
+            if (part := self._job.read(block)) is not None:
+                self.found[block] = part
+                self.on_part(part)
+        self.missing = [block for block in self.missing if block not in self.found]
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Looks again and again meanwhile, and a last time afterwards."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(_LOOK_EVERY):
+                self.look()
+
+        thread = threading.Thread(target=watch, name="parts", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            self.look()
+
+    def remove(self) -> None:
+        """Removes the directory and all that is in it."""
+        FileSystems.delete([self._job.parts_dir])

@@ -1,0 +1,161 @@
+"""How Beam's runners are started, and what is heard of their failures."""
+
+import contextlib
+import io
+import logging
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from types import MappingProxyType
+
+import apache_beam as beam
+import grpc
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+from apache_beam.portability.api import beam_provision_api_pb2
+from apache_beam.runners.portability.fn_api_runner import fn_runner
+from apache_beam.runners.portability.portable_runner import JobServiceHandle
+from apache_beam.runners.runner import PipelineState, create_runner
+
+from tfmacer.distributed.job import Block, Job
+from tfmacer.distributed.worker import CertifyBlock
+from tfmacer.errors import UserError
+
+# What the direct runner is told unless the user says otherwise: one process for each core.
+_DIRECT_OPTIONS = MappingProxyType(
+    {"direct_running_mode": "multi_processing", "direct_num_workers": "0"}
+)
+_QUIET = "default_sdk_harness_log_level"
+
+
+class WorkerLostError(Exception):
+    """A worker process of the direct runner ended before its work did."""
+
+
+def run_pipeline(job: Job, blocks: list[Block], runner: str, options: Sequence[str]) -> None:
+    """Runs the pipeline once."""
+    direct = runner == "direct"
+    parsed = parse_options(runner, options)
+    try:
+        with _quiet(), _losses_raised() if direct else contextlib.nullcontext():
+            pipeline = beam.Pipeline(
+                runner=_direct_runner(parsed) if direct else create_runner(runner), options=parsed
+            )
+            # Reshuffled, or a runner may fuse reading and certifying and use one worker alone.
+            created = pipeline | "Blocks" >> beam.Create(blocks) | beam.Reshuffle()
+            _ = created | "Certify" >> beam.ParDo(CertifyBlock(job))
+            result = pipeline.run()
+            state = result.wait_until_finish()
+    except WorkerLostError:
+        raise
+    except Exception as error:
+        # A runner may raise anything; the last line tells what went wrong.
+        raise UserError(f"--runner={runner}: {_last_line(error)}") from error
+    if state not in (PipelineState.DONE, None):
+        raise UserError(f"--runner={runner}: the pipeline ended as {state}")
+
+
+def parse_options(runner: str, options: Sequence[str]) -> PipelineOptions:
+    """The options of the pipeline, with our defaults for what is not given.
+
+    Raises:
+      UserError: a value is not accepted, or an option is not known; those of other runners than
+        the direct one may be their job servers', which alone can tell.
+    """
+    given = _given(options)
+    direct = runner == "direct"
+    if direct and (unknown := given.keys() - PipelineOptions([]).get_all_options().keys()):
+        raise UserError(f"--pipeline_option={min(unknown)}: Beam has no such option")
+    defaults = {_QUIET: "ERROR"} | (dict(_DIRECT_OPTIONS) if direct else {})
+    # Without a value it is a switch.
+    flags = [f"--{name}={value}" for name, value in defaults.items() if name not in given]
+    flags += [f"--{name}={value}" if value else f"--{name}" for name, value in given.items()]
+    complaint = io.StringIO()
+    try:
+        with _quiet(), contextlib.redirect_stderr(complaint):
+            parsed = PipelineOptions(flags)
+            parsed.get_all_options()
+    except SystemExit as error:
+        reason = complaint.getvalue().strip().rpartition("error: ")[2]
+        raise UserError(f"--pipeline_option: {reason}") from error
+    return parsed
+
+
+def _given(options: Sequence[str]) -> dict[str, str]:
+    """Options by name; a switch has no value."""
+    return {name: value for name, _, value in (option.partition("=") for option in options)}
+
+
+def direct_workers(options: Sequence[str]) -> int:
+    """How many processes of this machine the direct runner works with under these options.
+
+    Raises:
+      UserError: see `parse_options`; or the number is negative.
+    """
+    parsed = parse_options("direct", options).view_as(DirectOptions)
+    number: int = parsed.direct_num_workers
+    if number < 0:
+        raise UserError(f"--pipeline_option=direct_num_workers={number}: must be 0 or more")
+    if parsed.direct_running_mode != "multi_processing":
+        return 1
+    return number or os.cpu_count() or 1
+
+
+def _direct_runner(options: PipelineOptions) -> fn_runner.FnApiRunner:
+    """The runner in Python, which hands the options to its workers.
+
+    `DirectRunner` by name may fetch another one from the network.
+    """
+    encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
+    info = beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded)
+    return fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(info))
+
+
+@contextlib.contextmanager
+def _losses_raised() -> Iterator[None]:
+    """Raises `WorkerLostError` here when a worker process of the direct runner dies.
+
+    That runner notices it in a thread of its own, whose exception nobody hears, and waits for the
+    worker's answer for ever. Only a signal reaches the main thread there.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise WorkerLostError("a worker process was lost")
+
+    def hear(event: threading.ExceptHookArgs) -> None:
+        if "exited with return code" in str(event.exc_value):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        elif not isinstance(event.exc_value, grpc.RpcError):  # the lost worker's channels
+            before[1](event)
+
+    before = signal.signal(signal.SIGUSR1, interrupt), threading.excepthook
+    threading.excepthook = hear
+    try:
+        yield
+    finally:
+        threading.excepthook = before[1]
+        signal.signal(signal.SIGUSR1, before[0])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Beam from logging a failure in full; the exception that it raises says it again."""
+    logger = logging.getLogger("apache_beam")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _last_line(error: BaseException) -> str:
+    """What a user's mistake in a worker says, or else the last line of what was raised."""
+    if isinstance(error, UserError):
+        return str(error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    for line in reversed(lines):
+        if mistake := re.match(r"(?:\w+\.)*UserError: (.*)", line):
+            return re.sub(r" \[while running .*\]$", "", mistake[1])
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no more is known'}"

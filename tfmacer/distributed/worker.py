@@ -1,0 +1,100 @@
+"""What a worker does: it loads the network once, and certifies blocks of images."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import apache_beam as beam
+
+from tfmacer.distributed.job import Block, Job
+from tfmacer.errors import UserError
+from tfmacer.records.parts import Part
+
+if TYPE_CHECKING:
+    from tfmacer.certification import Example
+    from tfmacer.splits import Split
+    from tfmacer.votes.source import VoteSource
+
+
+class CertifyBlock(beam.DoFn):
+    """Certifies blocks of images; each becomes a part."""
+
+    _source: "VoteSource"
+    _split: "Split"
+    _environment: Mapping[str, Any]
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def setup(self) -> None:
+        """Loads TensorFlow, the network and the dataset, once for many blocks."""
+        from tfmacer import commandline
+
+        commandline.load_tensorflow()
+        from tfmacer.datasets import load_split
+        from tfmacer.votes import devices
+        from tfmacer.votes.opening import open_model
+
+        job, settings = self._job, self._job.settings[0]
+        devices.use_threads(job.intra_op_threads, job.worker_threads)
+        self._source, _ = open_model(job.run_dir, job.saved_model, job.distribution)
+        if self._source.smoothing.model_digest != settings.model_digest:
+            raise UserError(
+                f"{socket.gethostname()}: {job.run_dir or job.saved_model} is another model here"
+            )
+        self._split = load_split(
+            settings.dataset or "",
+            settings.split or "",
+            job.data_dir,
+            channels=settings.input_shape[2],
+        )
+        if self._split.total != settings.total:
+            raise UserError(
+                f"{socket.gethostname()}: {settings.dataset} has {self._split.total} images here, "
+                f"not {settings.total}"
+            )
+        self._environment = devices.environment(job.intra_op_threads)
+
+    def process(self, block: Block) -> Iterator[str]:
+        """Makes the part of a block unless it is there; yields where it is."""
+        from tfmacer.certification import certify_examples
+
+        job = self._job
+        if job.launcher is not None and not _is_alive(job.launcher):
+            raise UserError(f"the command that started this run, process {job.launcher}, has ended")
+        if job.read(block) is None:
+            started = time.time()
+            rules = [settings.rule for settings in job.settings]
+            found = {
+                done.example.index: done.records
+                for done in certify_examples(
+                    self._source, self._examples(block), rules, seed=job.settings[0].seed
+                )
+            }
+            part = Part(
+                records=tuple(zip(*(found[index] for index in block), strict=True)),
+                environment=self._environment,
+                worker=f"{socket.gethostname()}:{os.getpid()}",
+                started=started,
+                finished=time.time(),
+            )
+            job.write(block, part)
+        yield job.path(block)
+
+    def _examples(self, block: Block) -> Iterator["Example"]:
+        from tfmacer.certification import Example
+
+        for index, image, label in zip(block, *self._split.take(block), strict=True):
+            yield Example(index, image, int(label))
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

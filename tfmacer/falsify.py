@@ -1,0 +1,300 @@
+"""Attacks the certificates of a log: within their radii, where no flip may be found, and beyond.
+
+  python -m tfmacer.falsify --run_dir=RUN --log=LOG.tsv
+
+Each certified image is attacked against the smoothed classifier, and what an attack finds counts
+only where PREDICT, with fresh noise, confirms another class. The table, by default
+`LOG.falsified.tsv`, has for each image whether it was flipped within its certified radius and the
+norm of the smallest flip found, an upper bound on the true radius. If more certificates are false
+than alpha makes likely, the command says so and fails. An attack that finds nothing proves nothing.
+
+Killed and started again, it goes on where it was.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from absl import flags
+from tqdm import tqdm
+
+from tfmacer import commandline
+from tfmacer.errors import UserError
+from tfmacer.guarantee.rule import check_error_rate
+from tfmacer.guarantee.smoothing import LAWS
+from tfmacer.records.falsifications import (
+    RISK,
+    AttackSettings,
+    Falsification,
+    FalsificationWriter,
+    falsification_beside,
+    log_digest,
+)
+from tfmacer.records.logs import Log, check_rows, read_log
+from tfmacer.records.rows import Record
+from tfmacer.records.runs import RunDirectory, Smoothing
+from tfmacer.records.settings import LogSettings
+
+if TYPE_CHECKING:
+    from tfmacer.falsification import Falsifier
+    from tfmacer.splits import Split
+
+# Images read at a time.
+_LOADED = 64
+# How many false certificates are named one by one.
+_NAMED = 5
+
+FLAGS = flags.FlagValues()
+_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+_integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
+
+_RUN_DIR = _string("run_dir", None, "Run directory whose network was certified.")
+_LOG = _string("log", None, "The finished log whose certificates are attacked.")
+_OUT = _string("out", None, "Where the findings go, a .tsv file; default: LOG.falsified.tsv.")
+_DATA_DIR = _string("data_dir", None, "TFDS directory; default: the one that the run recorded.")
+_ATTACK = flags.DEFINE_enum(
+    "attack",
+    "pgd",
+    ["pgd", "ddn"],
+    "pgd, in the norm of the radii, or ddn, for l2 radii.",
+    flag_values=FLAGS,
+)
+_STEPS = _integer("steps", 20, "Steps of the attack.", lower_bound=1)
+_NUM_NOISE = _integer(
+    "num_noise", 32, "Noisy copies over which its slope is averaged.", lower_bound=1
+)
+_N = _integer("n", 2000, "Draws by which PREDICT confirms a flip.", lower_bound=1)
+_ALPHA = flags.DEFINE_float(
+    "alpha", 0.001, "Chance, per image, that a confirmation is wrong.", flag_values=FLAGS
+)
+_CLIP = flags.DEFINE_bool(
+    "clip",
+    False,
+    "Keep attacked pixels in [0, 1]; without it the attack may use all that a certificate covers.",
+    flag_values=FLAGS,
+)
+_SKIP = _integer("skip", 1, "Step between the certificates attacked.", lower_bound=1)
+_NUM_EXAMPLES = _integer("num_examples", None, "How many at most; default: all.", lower_bound=1)
+_SEED = _integer("seed", 0, "Of the noise of attacks and confirmations.", lower_bound=0)
+_INTRA_OP = _integer("intra_op_threads", 1, "Threads inside one operation.", lower_bound=1)
+
+
+def _main() -> None:
+    log, settings, out = _inputs()
+    run = RunDirectory(Path(_RUN_DIR.value or ""))
+    _check_model(run.read_smoothing(), settings, log)
+    chosen = _chosen(log)
+
+    commandline.load_tensorflow()
+    from tfmacer.votes import devices
+
+    devices.use_threads(_INTRA_OP.value)
+    falsifier, split = _falsifier(run, settings)
+    attack = _attack_settings(log, settings, chosen)
+    with FalsificationWriter(out, attack) as writer:
+        missing = set(writer.missing)
+        todo = [record for record in chosen if record.idx in missing]
+        if todo:
+            _attack_all(falsifier, split, todo, writer, log)
+        else:
+            print(f"{out}: finished already, {len(writer.rows)} certificates")
+        found = writer.falsification
+    _conclude(found, log)
+
+
+def _inputs() -> tuple[Log, LogSettings, Path]:
+    """The log, what its rows share, and where the findings go."""
+    for name in ("run_dir", "log"):
+        if FLAGS[name].value is None:
+            raise UserError(f"--{name} must be given")
+    check_error_rate("--alpha", _ALPHA.value)
+    path = Path(_LOG.value or "")
+    out = Path(_OUT.value) if _OUT.value is not None else falsification_beside(path)
+    if out.suffix != ".tsv":
+        raise UserError(f"--out={out}: its name ends with .tsv")
+    log = read_log(path)
+    if log.settings is None:
+        raise UserError(f"--log={path}: not a log of tfmacer: nothing tells which model it is of")
+    check_rows(log)
+    if log.missing:
+        raise UserError(f"--log={path}: unfinished: {len(log.missing)} images have no row")
+    if _ATTACK.value == "ddn" and log.settings.law.norm != "l2":
+        raise UserError(
+            f"--attack=ddn is for l2 radii, those of {path} are {log.settings.law.norm}"
+        )
+    return log, log.settings, out
+
+
+def _check_model(smoothing: Smoothing, settings: LogSettings, log: Log) -> None:
+    """Refuses a log of another classifier than the run's."""
+    for field in ("model_digest", "sigma", "noise_family", "noise_params", "num_classes"):
+        mine, others = getattr(settings, field), getattr(smoothing, field)
+        if mine != others:
+            raise UserError(
+                f"--log={log.path} is not of --run_dir={_RUN_DIR.value}: {field} is {mine}, "
+                f"the run's is {others}"
+            )
+    if settings.dataset is None or settings.split is None:
+        raise UserError(f"--log={log.path}: records no dataset, so its images cannot be had again")
+
+
+def _chosen(log: Log) -> list[Record]:
+    certified = [record for record in log.records if record.predict >= 0 and record.radius > 0]
+    chosen = certified[:: _SKIP.value][: _NUM_EXAMPLES.value]
+    if not chosen:
+        raise UserError(f"--log={log.path}: holds no certificate to attack, only abstentions")
+    return chosen
+
+
+def _falsifier(run: RunDirectory, settings: LogSettings) -> tuple["Falsifier", "Split"]:
+    from tfmacer.datasets import load_split
+    from tfmacer.falsification import Falsifier, Plan
+    from tfmacer.votes.local import NetworkVotes
+    from tfmacer.votes.models import load_run
+
+    plan = Plan(
+        attack=_ATTACK.value,
+        steps=_STEPS.value,
+        num_noise=_NUM_NOISE.value,
+        n=_N.value,
+        alpha=_ALPHA.value,
+        clip=_CLIP.value,
+        seed=_SEED.value,
+    )
+    network, smoothing = load_run(run.root)
+    source = NetworkVotes(network, smoothing)
+    data_dir = _DATA_DIR.value or run.recorded_flag("data_dir")
+    split = load_split(
+        settings.dataset or "",
+        settings.split or "",
+        data_dir,
+        channels=settings.input_shape[2],
+    )
+    if split.total != settings.total:
+        raise UserError(
+            f"{settings.dataset} has {split.total} images in {settings.split}, "
+            f"the log was made from {settings.total}"
+        )
+    return Falsifier(network, source, settings.rule, settings.law.norm, plan), split
+
+
+def _attack_settings(log: Log, settings: LogSettings, chosen: Sequence[Record]) -> AttackSettings:
+    from tfmacer.votes.devices import environment
+
+    return AttackSettings(
+        log_digest=log_digest(log),
+        model_digest=settings.model_digest,
+        sigma=settings.sigma,
+        noise_family=settings.noise_family,
+        noise_params=settings.noise_params,
+        norm=LAWS[settings.noise_family].norm,
+        certificate_alpha=settings.alpha,
+        attack=_ATTACK.value,
+        steps=_STEPS.value,
+        num_noise=_NUM_NOISE.value,
+        n=_N.value,
+        alpha=_ALPHA.value,
+        clip=_CLIP.value,
+        seed=_SEED.value,
+        images=tuple(record.idx for record in chosen),
+        environment=environment(_INTRA_OP.value),
+    )
+
+
+def _attack_all(
+    falsifier: "Falsifier",
+    split: "Split",
+    todo: Sequence[Record],
+    writer: FalsificationWriter,
+    log: Log,
+) -> None:
+    """Attacks the images, as many side by side as there are cores, and writes them in order."""
+    done = len(writer.rows)
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    # Where no terminal redraws it, a line now and then is enough.
+    every = 0.5 if sys.stderr.isatty() else 15.0
+    try:
+        with tqdm(
+            total=done + len(todo),
+            initial=done,
+            desc=log.path.name,
+            unit="image",
+            mininterval=every,
+        ) as bar:
+            for images, records in _loaded(split, todo, log):
+                for row in pool.map(falsifier, images, records):
+                    writer.append(row)
+                    flipped = len(writer.falsification.within)
+                    bar.set_postfix_str(f"flipped within: {flipped}", refresh=False)
+                    bar.update()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _loaded(
+    split: "Split", records: Sequence[Record], log: Log
+) -> Iterator[tuple[npt.NDArray[np.float32], Sequence[Record]]]:
+    for start in range(0, len(records), _LOADED):
+        some = records[start : start + _LOADED]
+        images, labels = split.take([record.idx for record in some])
+        for record, label in zip(some, labels, strict=True):
+            if record.label != int(label):
+                raise UserError(
+                    f"{log.path}: the label of idx {record.idx} is {record.label}, that of "
+                    f"{split.dataset} is {int(label)}: these are other images"
+                )
+        yield images, some
+
+
+def _conclude(found: Falsification, log: Log) -> None:
+    """Prints what was found.
+
+    Raises:
+      UserError: more certificates are false than alpha allows.
+    """
+    rows, settings = found.rows, found.settings
+    named = ", ".join(
+        f"idx {row.idx} (certified {row.predict} within {row.radius:.4f}, answers "
+        f"{row.attack_class} at {row.attack_radius:.4f})"
+        for row in found.within[:_NAMED]
+    )
+    more = f" and {len(found.within) - _NAMED} more" if len(found.within) > _NAMED else ""
+    box = "pixels kept in [0, 1]" if settings.clip else "pixels not clipped"
+    print(f"{len(rows)} certificates attacked: {settings.attack}, {settings.norm}, {box}")
+    print(
+        f"within the certified radius: {len(found.within)} flipped; alpha allows {found.allowed} "
+        f"(more by chance with probability at most {RISK})"
+    )
+    ratios = [row.attack_radius / row.radius for row in rows if row.attack_radius is not None]
+    if ratios:
+        low, middle, high = np.quantile(ratios, [0.1, 0.5, 0.9])
+        print(
+            f"smallest flip found, in certified radii: median {middle:.2f}, "
+            f"10 % below {low:.2f}, 10 % above {high:.2f}"
+        )
+    if rest := len(rows) - len(ratios):
+        print(f"no flip found: {rest}")
+    print(f"{found.path}: done")
+    if len(found.within) > found.allowed:
+        share = len(found.within) / len(rows)
+        raise UserError(
+            f"{log.path}: {len(found.within)} of {len(rows)} certificates ({share:.1%}) are false, "
+            f"alpha = {settings.certificate_alpha} allows {found.allowed}: {named}{more}"
+        )
+    if found.within:
+        print(f"false, as alpha allows: {named}{more}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    return commandline.run(_main, FLAGS, argv, name="python -m tfmacer.falsify", doc=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
