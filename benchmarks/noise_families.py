@@ -16,7 +16,7 @@ from absl import flags
 from scipy import stats
 
 from tfmacer import commandline
-from tfmacer.guarantee.mixed_norm import draw_extremes, largest_coordinate
+from tfmacer.guarantee.extremes import draw_extremes, largest_coordinate
 from tfmacer.guarantee.radial import RadialNoise
 
 FLAGS = flags.FlagValues()

@@ -24,9 +24,14 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from tfmacer.guarantee.bounds import clopper_pearson_upper
+from tfmacer.guarantee.extremes import (
+    Extremes,
+    draw_extremes,
+    extremes_sampler,
+    largest_coordinate,
+)
 
 # Probability, over the draws behind a table, that any bound in it is wrong.
 ERROR = 1e-9
@@ -37,269 +42,8 @@ LAST = 8 * 128
 _SEED = 20_200_217
 _PILOT = 20_000
 _DRAWS = 500_000
-# Numbers drawn at a time, and coordinates of an image that are drawn one by one, about.
-_CHUNK = 1_000_000
-_SHELL = 48
-
-_CELLS = 16_384
-# Where the density of ln M is below exp(-45) of its highest, nothing is drawn.
-_DEPTH = 45.0
-# Of sums: cells; half the width, and the period, in standard deviations; the highest frequency.
-_SUM_CELLS = 8_192
-_WIDTH = 6.5
-_PERIOD = 24.0
-_FREQUENCIES = 9.0
 
 Array = npt.NDArray[np.float64]
-
-
-class _LogConcave:
-    """A distribution drawn from the log-linear interpolation of its log-concave density.
-
-    The interpolation lies below the density: a part of the mass is missing, and that part bounds
-    how far the two distributions are apart.
-
-    Attributes:
-      nodes: `[CELLS + 1]`, values at equal distances.
-      cumulative: `[CELLS + 1]`, probability below each node, from 0 to 1.
-      rises: `[CELLS]`, by how much the log density rises over each cell.
-      total_variation: bound on the distance of the distribution drawn from the exact one.
-    """
-
-    def __init__(self, nodes: Array, logs: Array, outside: float) -> None:
-        """Tabulates the distribution.
-
-        Args:
-          nodes: `[CELLS + 1]`, values at equal distances.
-          logs: `[CELLS + 1]`, log of the density there, up to a constant.
-          outside: bound on the probability beyond the nodes, and on what `logs` are off.
-        """
-        self.nodes = nodes
-        logs = logs - logs.max()
-        self.rises: Array = np.diff(logs)
-        masses = np.exp(logs[:-1]) * _mean_exp(self.rises)
-        self.cumulative: Array = np.concatenate([[0.0], np.cumsum(masses) / masses.sum()])
-        self.cumulative[-1] = 1.0
-        # In a cell, a concave function stays below the chords of its neighbours, extended: above
-        # the cell's own chord by at most a quarter of the difference of their rises.
-        slopes = np.concatenate([[self.rises[0]], self.rises, [self.rises[-1]]])
-        gaps = np.maximum(slopes[:-2] - slopes[2:], 0) / 4
-        self.total_variation = float(np.expm1(gaps) @ masses) / float(masses.sum()) + outside
-
-    def places(self, shares: Array) -> Array:
-        """Values at these probabilities, each in [0, 1)."""
-        cell = np.searchsorted(self.cumulative, shares, side="right") - 1
-        cell = np.clip(cell, 0, len(self.rises) - 1)
-        width = self.cumulative[cell + 1] - self.cumulative[cell]
-        part = (shares - self.cumulative[cell]) / np.maximum(width, 1e-300)
-        rise = self.rises[cell]
-        steep = np.where(np.abs(rise) < 1e-6, 1.0, rise)
-        bent = np.log1p(part * np.expm1(steep)) / steep
-        step = self.nodes[1] - self.nodes[0]
-        found: Array = self.nodes[cell] + step * np.where(np.abs(rise) < 1e-6, part, bent)
-        return found
-
-
-class LargestCoordinate(_LogConcave):
-    """The distribution of M = |z|_inf, and how it is drawn.
-
-    On the face z_i = +-M the other coordinates have density prod exp(-z_j^2 / 2) on [-M, M], so
-
-        p(M) ~ M^-k exp(-M^2 / 2) erf(M / sqrt 2)^(d - 1),
-
-    the face and the sign are uniform, and given M the others are independent Gaussians truncated
-    to [-M, M]. The density of y = ln M is log-concave; the nodes are values of y.
-    """
-
-    def __init__(self, dimension: int, k: float) -> None:
-        """Tabulates the distribution; `dimension` is d, 2 or more, and 0 <= k <= d - 1."""
-        self._dimension, self._k = dimension, k
-        nodes = np.linspace(*self._range(), _CELLS + 1)
-        super().__init__(nodes, self._log_density(nodes), 4 * math.exp(-_DEPTH) * _CELLS + 1e-12)
-
-    def _log_density(self, y: Array) -> Array:
-        x = np.exp(y) / math.sqrt(2)
-        tail = np.log1p(-special.erfc(np.maximum(x, 0.5)))
-        inner = np.log(special.erf(np.minimum(x, 0.5)))
-        log_erf = np.where(x > 0.5, tail, inner)
-        logs: Array = (1 - self._k) * y - x**2 + (self._dimension - 1) * log_erf
-        return logs
-
-    def _range(self) -> tuple[float, float]:
-        """Where the density of y is not negligible; below e^-60 it is, for k <= d - 1."""
-        coarse = np.linspace(-60, 4, 20_001)
-        logs = self._log_density(coarse)
-        inside = np.flatnonzero(logs > logs.max() - _DEPTH)
-        first, last = max(inside[0] - 1, 0), min(inside[-1] + 1, len(coarse) - 1)
-        return float(coarse[first]), float(coarse[last])
-
-    def quantiles(self, shares: Array) -> Array:
-        """M at these probabilities, each in [0, 1)."""
-        return np.exp(self.places(shares))
-
-
-def _mean_exp(rises: Array) -> Array:
-    """Mean of exp over a line from 0 to each rise."""
-    steep = np.where(np.abs(rises) < 1e-6, 1.0, rises)
-    means: Array = np.where(np.abs(rises) < 1e-6, 1 + rises / 2, np.expm1(steep) / steep)
-    return means
-
-
-class InnerSums:
-    """Sums of independent Gaussians truncated to [-c, c], for every number of them in a range.
-
-    Such a sum has a log-concave density, found from its characteristic function phi(u)^m by the
-    trapezoidal rule, whose error is what the density has a whole period away.
-
-    Attributes:
-      total_variation: bound on the distance of any sum drawn from the exact one.
-    """
-
-    def __init__(self, c: float, fewest: int, most: int) -> None:
-        """Tabulates the sums of `fewest` to `most` terms."""
-        x, weights = special.roots_legendre(200)
-        weights = weights * np.exp(-((c * x) ** 2) / 2)
-        weights /= weights.sum()
-        scale = math.sqrt(most * float(weights @ (c * x) ** 2))
-        period = 2 * math.pi / _PERIOD / scale
-        # As far as the shortest of the sums needs.
-        u = np.arange(0, _FREQUENCIES / scale * math.sqrt(most / fewest), period)
-        phi = np.cos(np.outer(u, c * x)) @ weights
-        nodes = np.linspace(-_WIDTH * scale, _WIDTH * scale, _SUM_CELLS + 1)
-        powers = phi ** np.arange(fewest, most + 1)[:, np.newaxis]
-        powers[:, 0] /= 2
-        densities = powers @ np.cos(np.outer(u, nodes))
-        # Below that of the peak, what is left is rounding.
-        densities = np.maximum(densities, 1e-13 * densities.max(axis=1, keepdims=True))
-        self._fewest = fewest
-        # 1e-10 lies beyond the nodes, and the densities are off by less.
-        self._sums = [_LogConcave(nodes, np.log(density), 1e-9) for density in densities]
-        self.total_variation = max(each.total_variation for each in self._sums)
-
-    def draw(self, terms: npt.NDArray[np.int64], generator: np.random.Generator) -> Array:
-        """One sum of each of these numbers of terms."""
-        sums = np.empty(len(terms))
-        for m in np.unique(terms):
-            rows = np.flatnonzero(terms == m)
-            sums[rows] = self._sums[m - self._fewest].places(generator.random(len(rows)))
-        return sums
-
-
-class Extremes(NamedTuple):
-    """What L depends on, for n draws of z."""
-
-    largest: Array
-    smallest: Array
-    total: Array
-
-    def log_ratio(self, dimension: int, k: float, r: float) -> Array:
-        """L for the shift (r, ..., r)."""
-        before = np.maximum(self.largest, -self.smallest)
-        after = np.maximum(self.largest - r, r - self.smallest)
-        ratio: Array = -k * np.log(after / before) - (dimension * r**2 - 2 * r * self.total) / 2
-        return ratio
-
-
-def _truncated(low: Array, high: Array, generator: np.random.Generator) -> Array:
-    """Gaussians with low < |z| <= high, elementwise; by their tails, which keep their digits."""
-    near, far = special.ndtr(-low), special.ndtr(-high)
-    tail = far + generator.random(len(low)) * (near - far)
-    signs = np.where(generator.random(len(low)) < 0.5, -1.0, 1.0)
-    values: Array = signs * special.ndtri(tail)
-    return values
-
-
-class ExtremesSampler:
-    """Draws the extremes and the sum of z without drawing most of its coordinates.
-
-    Given M, the coordinates off the face are of two kinds, those within [-c, c] and those in the
-    shell beyond: how many are in the shell is binomial. Only these are drawn; of the others the sum
-    is, from its own distribution. They are drawn one by one where an extreme may be among them: no
-    coordinate of the shell on one side, or M below c. What is drawn differs from the density by
-    the tables of M and of the sums alone.
-
-    Attributes:
-      total_variation: bound on how far.
-    """
-
-    def __init__(self, dimension: int, k: float) -> None:
-        """Chooses c and tabulates; `dimension` is d, 2 or more, and 0 <= k <= d - 1."""
-        self._others = dimension - 1
-        self._largest = largest_coordinate(dimension, k)
-        self.total_variation = self._largest.total_variation
-        self._sums: InnerSums | None = None
-        if self._others < 4 * _SHELL:
-            return
-        lowest = float(self._largest.quantiles(np.array([1e-3]))[0])
-        self._c = min(lowest, -float(special.ndtri(_SHELL / self._others / 2)))
-        share = 2 * float(special.ndtr(-self._c))
-        # Ten standard deviations, and more where there are few.
-        most = math.ceil(self._others * share + 10 * math.sqrt(self._others * share) + 30)
-        self._most = min(most, self._others // 2)
-        self._sums = InnerSums(self._c, self._others - self._most, self._others)
-        self.total_variation += self._sums.total_variation + 1e-15
-
-    def draw(self, count: int, generator: np.random.Generator) -> Extremes:
-        """Draws z `count` times."""
-        rows = max(_CHUNK // min(self._others, 4 * _SHELL), 1)
-        parts = [self._draw(min(rows, count - start), generator) for start in range(0, count, rows)]
-        return Extremes(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-
-    def _draw(self, count: int, generator: np.random.Generator) -> Extremes:
-        m = self._largest.quantiles(generator.random(count))
-        face = np.where(generator.random(count) < 0.5, -m, m)
-        if self._sums is None:
-            return _with_others(
-                m, np.full(count, self._others), Extremes(face, face, face), generator
-            )
-        c = np.full(count, self._c)
-        outside, beyond = special.ndtr(-c), special.ndtr(-m)
-        share = np.maximum(outside - beyond, 0) / (0.5 - beyond)
-        shell = np.minimum(generator.binomial(self._others, share), self._most)
-        drawn = _with_others(m, shell, Extremes(face, face, face), generator, c)
-        inner = self._others - shell
-        open_side = (drawn.largest <= c) | (drawn.smallest >= -c)
-        total = drawn.total + self._sums.draw(inner, generator)
-        found = Extremes(drawn.largest, drawn.smallest, total)
-        again = np.flatnonzero(open_side)
-        known = Extremes(*(column[again] for column in drawn))
-        whole = _with_others(np.minimum(m, c)[again], inner[again], known, generator)
-        for column, better in zip(found, whole, strict=True):
-            column[again] = better
-        return found
-
-
-def _with_others(
-    high: Array,
-    numbers: npt.NDArray[np.int64],
-    known: Extremes,
-    generator: np.random.Generator,
-    low: Array | None = None,
-) -> Extremes:
-    """Adds coordinates to draws of which some are known.
-
-    Args:
-      high: `[n]`, largest absolute value of those added.
-      numbers: `[n]`, how many are added to each.
-      known: the extremes and sum of the others.
-      generator: draws them.
-      low: `[n]`, least absolute value; None for 0.
-    """
-    row = np.repeat(np.arange(len(high)), numbers)
-    least = np.zeros(len(row)) if low is None else low[row]
-    values = _truncated(least, high[row], generator)
-    largest, smallest = known.largest.copy(), known.smallest.copy()
-    filled = np.flatnonzero(numbers)
-    if len(filled):
-        starts = (np.cumsum(numbers) - numbers)[filled]
-        largest[filled] = np.maximum(largest[filled], np.maximum.reduceat(values, starts))
-        smallest[filled] = np.minimum(smallest[filled], np.minimum.reduceat(values, starts))
-    return Extremes(largest, smallest, known.total + np.bincount(row, values, minlength=len(high)))
-
-
-def draw_extremes(dimension: int, k: float, count: int, generator: np.random.Generator) -> Extremes:
-    """Draws z `count` times and keeps what L needs; see `ExtremesSampler`."""
-    return extremes_sampler(dimension, k).draw(count, generator)
 
 
 def _levels() -> Array:
@@ -380,18 +124,6 @@ class MixedNormNoise:
         """Whether a shift of the radius leaves the first class ahead; see `RadialNoise`."""
         profile = self.profile(index)
         return profile.upper(p_first) + profile.upper(1 - p_second) <= 1
-
-
-@functools.lru_cache(maxsize=8)
-def largest_coordinate(dimension: int, k: float) -> LargestCoordinate:
-    """The distribution of these parameters, tabulated once."""
-    return LargestCoordinate(dimension, k)
-
-
-@functools.lru_cache(maxsize=8)
-def extremes_sampler(dimension: int, k: float) -> ExtremesSampler:
-    """What draws the extremes under these parameters, tabulated once."""
-    return ExtremesSampler(dimension, k)
 
 
 @functools.lru_cache(maxsize=8)

@@ -16,7 +16,7 @@ from typing import TypeVar
 import tensorflow as tf
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee import mixed_norm, rounding
+from tfmacer.guarantee import extremes, rounding
 from tfmacer.records.runs import Smoothing
 
 _F = TypeVar("_F")
@@ -85,7 +85,7 @@ def mixed_norm_noise(
     """Density |z|_inf^-k exp(-|z|_2^2 / (2 sigma^2)); see `gaussian_noise`.
 
     The largest coordinate first, then which it is, then the others, truncated by it: see
-    `tfmacer.guarantee.mixed_norm.LargestCoordinate`.
+    `tfmacer.guarantee.extremes.LargestCoordinate`.
     """
     largest_seed, sign_seed, face_seed, others_seed = tf.unstack(
         tf.random.split(seed, 4, alg="philox")
@@ -94,7 +94,7 @@ def mixed_norm_noise(
     dimension = math.prod(uniform.shape[-3:])
     rows = tf.shape(uniform)[:-3]
     share = tf.random.stateless_uniform(rows, largest_seed, dtype=tf.float64, alg="philox")
-    law = mixed_norm.largest_coordinate(dimension, params["k"])
+    law = extremes.largest_coordinate(dimension, params["k"])
     largest = _largest(share, law)[..., tf.newaxis]
     bound = tf.cast(largest, tf.float32)
     flat = tf.reshape(uniform, tf.concat([rows, [dimension]], axis=0))
@@ -109,7 +109,7 @@ def mixed_norm_noise(
     return sigma * tf.reshape(z, tf.shape(uniform))
 
 
-def _largest(share: tf.Tensor, law: mixed_norm.LargestCoordinate) -> tf.Tensor:
+def _largest(share: tf.Tensor, law: extremes.LargestCoordinate) -> tf.Tensor:
     """`LargestCoordinate.quantiles` in a graph; float64 of any shape."""
     found = tf.searchsorted(law.cumulative, tf.reshape(share, [-1]), side="right") - 1
     cell = tf.reshape(tf.clip_by_value(found, 0, len(law.rises) - 1), tf.shape(share))

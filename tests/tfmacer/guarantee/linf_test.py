@@ -8,10 +8,11 @@ import pytest
 from scipy import integrate, stats
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee import mixed_norm
+from tfmacer.guarantee import extremes, mixed_norm
+from tfmacer.guarantee.extremes import LargestCoordinate, draw_extremes
 from tfmacer.guarantee.gaussian import Gaussian
 from tfmacer.guarantee.linf import MixedNorm, linf_from_l2
-from tfmacer.guarantee.mixed_norm import LargestCoordinate, MixedNormNoise, draw_extremes
+from tfmacer.guarantee.mixed_norm import MixedNormNoise
 
 
 def density(m, d, k):
@@ -77,9 +78,9 @@ class TestDraws:
         edge = stats.norm.cdf(-m)
         vectors = stats.norm.ppf(edge + rng.random((n, d)) * (1 - 2 * edge))
         vectors[:, :1] = np.where(rng.random((n, 1)) < 0.5, m, -m)
-        whole = mixed_norm.Extremes(vectors.max(1), vectors.min(1), vectors.sum(1))
+        whole = extremes.Extremes(vectors.max(1), vectors.min(1), vectors.sum(1))
         drawn = draw_extremes(d, k, n, np.random.default_rng(8))
-        assert mixed_norm.extremes_sampler(d, k).total_variation < 1e-5
+        assert extremes.extremes_sampler(d, k).total_variation < 1e-5
         for mine, theirs in zip(drawn, whole, strict=True):
             assert stats.ks_2samp(mine, theirs).pvalue > 1e-3
         for r in (0.02, 0.1):
@@ -90,10 +91,10 @@ class TestDraws:
 
     def test_rows_below_the_shell_are_drawn_whole(self, monkeypatch):
         """With c far above most values of M nothing is in the shell, and nothing changes."""
-        sampler = mixed_norm.ExtremesSampler(300, 20)
+        sampler = extremes.ExtremesSampler(300, 20)
         expected = draw_extremes(300, 20, 20_000, np.random.default_rng(1))
         monkeypatch.setattr(sampler, "_c", 3.2)
-        monkeypatch.setattr(sampler, "_sums", mixed_norm.InnerSums(3.2, 200, 299))
+        monkeypatch.setattr(sampler, "_sums", extremes.InnerSums(3.2, 200, 299))
         found = sampler.draw(20_000, np.random.default_rng(2))
         for mine, theirs in zip(found, expected, strict=True):
             assert stats.ks_2samp(mine, theirs).pvalue > 1e-3
@@ -115,7 +116,7 @@ class TestInnerSums:
     def test_distribution_against_convolution(self, terms):
         """The density of one term, on a fine grid, convolved with itself by FFT."""
         c, step = 1.5, 2.0**-7
-        sums = mixed_norm.InnerSums(c, 150, 299)
+        sums = extremes.InnerSums(c, 150, 299)
         assert sums.total_variation < 1e-5
         # Midpoints of cells, so that a sum of many terms has the same mean and variance to h^2.
         x = np.arange(-c + step / 2, c, step)
@@ -130,7 +131,7 @@ class TestInnerSums:
 
     def test_drawn_sums_have_their_own_numbers_of_terms(self):
         terms = np.repeat([150, 299], 40_000)
-        found = mixed_norm.InnerSums(1.5, 150, 299).draw(terms, np.random.default_rng(0))
+        found = extremes.InnerSums(1.5, 150, 299).draw(terms, np.random.default_rng(0))
         variance = stats.truncnorm.var(-1.5, 1.5)
         for number in (150, 299):
             spread = found[terms == number].var() / (number * variance)

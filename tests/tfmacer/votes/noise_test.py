@@ -10,7 +10,7 @@ from export.lint import lint
 from export.signatures import SmoothedClassifier
 from tfmacer import certification
 from tfmacer.errors import UserError
-from tfmacer.guarantee import mixed_norm, rounding
+from tfmacer.guarantee import extremes, rounding
 from tfmacer.records.runs import Smoothing
 from tfmacer.votes import local, noise
 
@@ -148,7 +148,7 @@ class TestMixedNorm:
         """The draws behind the table are another program's; 5,120 here against 20,000 there."""
         described = smoothing("mixed_norm", 0.5, k=20.0)
         z = blocks(np.zeros(SHAPE, np.float32), described, 40).reshape(-1, 84) / 0.5
-        other = mixed_norm.draw_extremes(84, 20.0, 20_000, np.random.default_rng(0))
+        other = extremes.draw_extremes(84, 20.0, 20_000, np.random.default_rng(0))
         largest = np.maximum(other.largest, -other.smallest)
         for mine, theirs in (
             (np.abs(z).max(axis=1), largest),
