@@ -102,7 +102,11 @@ _enum(
     ["float32", "mixed_bfloat16", "mixed_float16"],
     "What the network computes in; noise, losses and weights stay float32. Part of the network.",
 )
-_bool("jit", False, "Compile the step with XLA. On CPUs it was seen to be slower.")
+_bool(
+    "jit",
+    False,
+    "Compile the step with XLA, which draws other noise from the same seed. Slower on CPUs.",
+)
 _integer("checkpoint_every", 1000, "Steps between checkpoints.", 1)
 _integer("eval_examples", 1000, "Test images measured after each epoch; 0 for none.", 0)
 _integer("certify_every", 0, "Epochs between certifications of a few test images; 0 for none.", 0)

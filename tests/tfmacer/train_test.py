@@ -118,7 +118,7 @@ OPTIONS = [
     [],
     ATTACKED,
     ["--noise_chunk=1", "--precision=mixed_float16", "--clip_norm=1"],
-    ["--precision=mixed_bfloat16", "--jit"],
+    pytest.param(["--precision=mixed_bfloat16", "--jit"], marks=pytest.mark.slow),
 ]
 
 

@@ -304,14 +304,16 @@ class SmoothedTrainer(keras.Model):
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Gradients from the slopes `[B, k, K]` of the logits, and the mean of the penalties."""
         variables = self.network.trainable_variables
-        chunks = seeds.shape[0]
+        chunks, size = seeds.shape[0], tf.shape(slopes)[0]
+        # Row by row of chunks: XLA cannot take a range of copies that depends on i.
+        slopes = tf.reshape(slopes, [size, chunks, self.noise_chunk, slopes.shape[-1]])
+        slopes = tf.transpose(slopes, [1, 0, 2, 3])
 
         def body(i: tf.Tensor, penalties: tf.Tensor, *sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            first = i * self.noise_chunk
             with tf.GradientTape() as tape:
                 logits = self.logits(self._chunk(batch, seeds[i]), training=True)
                 penalty = self._penalty() / chunks
-                carried = tf.reduce_sum(logits * slopes[:, first : first + self.noise_chunk])
+                carried = tf.reduce_sum(logits * slopes[i])
                 carried += scale * penalty
             parts = self._gradients(tape, carried)
             added = [total + part for total, part in zip(sums, parts, strict=True)]

@@ -54,12 +54,12 @@ def test_options(dataset, objective, sigma, expected):
 
 
 def test_every_published_option_is_a_flag():
-    from tfmacer import train
+    from tfmacer import train_flags
 
     for by_dataset in published.OPTIONS.values():
         for by_sigma in by_dataset.values():
             for options in by_sigma.values():
-                assert set(options) <= set(train.OBJECTIVE_FLAGS) | {"num_noise"}
+                assert set(options) <= set(train_flags.OBJECTIVE_FLAGS) | {"num_noise"}
 
 
 def test_augmentations():

@@ -367,15 +367,20 @@ def test_chunks_that_cannot_be(objective, options, message):
         _trainer(objective, **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"noise_chunk": 3}])
-@pytest.mark.parametrize("objective", [COPYING[1], objectives.SmoothAdv(steps=2, epsilon=0.5)])
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    [
+        (COPYING[1], {"noise_chunk": 3}),
+        pytest.param(COPYING[1], {}, marks=pytest.mark.slow),
+        pytest.param(objectives.SmoothAdv(steps=2, epsilon=0.5), {}, marks=pytest.mark.slow),
+    ],
+)
 def test_xla_takes_the_same_steps(objective, options):
-    if options and not objective.sees_copies_only:
-        pytest.skip("an attack sees all copies at once")
+    """Under noise too small to matter: from equal seeds XLA draws other normal numbers."""
     images, labels = _data()
     weights = []
     for jit in (False, True):
-        trainer = _deep(objective, **options)
+        trainer = _deep(objective, sigma=1e-7, **options)
         trainer.compile(optimizer=SGD(0.1, momentum=0.9), jit_compile=jit)
         assert trainer.jit_compile is jit
         step = tf.function(trainer.train_step)
