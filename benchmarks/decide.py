@@ -3,7 +3,8 @@
   python -m benchmarks.decide --fixed=FIXED.tsv --decide=DECIDE.tsv
 
 Both logs come from `tfmacer.certify` with the same model, images, seed, n and alpha; the draws of
-the second are then a prefix of those of the first.
+the second are then a prefix of those of the first. Compared are the images that both hold, so
+that a fixed run may still be under way.
 """
 
 import json
@@ -25,7 +26,10 @@ _FIXED = flags.DEFINE_string("fixed", None, "The fixed log.", required=True, fla
 _DECIDE = flags.DEFINE_string("decide", None, "The other log.", required=True, flag_values=FLAGS)
 
 
-def contradictions(fixed: Log, decide: Log, radius: float) -> list[int]:
+Pairs = list[tuple[Record, Record]]
+
+
+def contradictions(fixed: Log, pairs: Pairs, radius: float) -> list[int]:
     """The idx at which the early decision lies outside the fixed run's interval.
 
     A radius certified early contradicts an upper bound (Clopper-Pearson, at the fixed run's alpha)
@@ -34,7 +38,7 @@ def contradictions(fixed: Log, decide: Log, radius: float) -> list[int]:
     assert fixed.settings is not None
     alpha, law = fixed.settings.alpha, fixed.settings.law
     found = []
-    for late, early in zip(fixed.records, decide.records, strict=True):
+    for late, early in pairs:
         counts = late.all_counts
         selected = max(range(len(counts.counts)), key=lambda c: counts.select_counts[c])
         possible = law.radius(clopper_pearson_upper(counts.counts[selected], counts.n, alpha))
@@ -44,17 +48,19 @@ def contradictions(fixed: Log, decide: Log, radius: float) -> list[int]:
     return found
 
 
-def _check_prefixes(fixed: Log, decide: Log) -> None:
-    for late, early in zip(fixed.records, decide.records, strict=True):
-        pairs = zip(early.all_counts.counts, late.all_counts.counts, strict=True)
-        if early.idx != late.idx or early.select_counts != late.select_counts:
-            raise UserError(f"idx {early.idx}: the two logs are not of the same draws")
-        if any(part > whole for part, whole in pairs):
-            raise UserError(f"idx {early.idx}: the early votes are no prefix of the fixed ones")
-
-
-def _draws(records: tuple[Record, ...]) -> list[int]:
-    return [record.all_counts.n for record in records]
+def _paired(fixed: Log, decide: Log) -> Pairs:
+    """The records of each image that both logs hold, whose draws must be the same ones."""
+    early = {record.idx: record for record in decide.records}
+    pairs = [(record, early[record.idx]) for record in fixed.records if record.idx in early]
+    if not pairs:
+        raise UserError("the two logs have no image in common")
+    for whole, part in pairs:
+        if whole.select_counts != part.select_counts:
+            raise UserError(f"idx {part.idx}: the two logs are not of the same draws")
+        votes = zip(part.all_counts.counts, whole.all_counts.counts, strict=True)
+        if any(some > every for some, every in votes):
+            raise UserError(f"idx {part.idx}: the early votes are no prefix of the fixed ones")
+    return pairs
 
 
 def _main() -> None:
@@ -64,21 +70,23 @@ def _main() -> None:
     radius = StopRule.parse(decide.settings.stop).radius
     if radius is None:
         raise UserError(f"--decide={_DECIDE.value}: made with stop={decide.settings.stop}")
-    _check_prefixes(fixed, decide)
-    draws = _draws(decide.records)
+    pairs = _paired(fixed, decide)
+    draws_fixed = [late.all_counts.n for late, _ in pairs]
+    draws = [early.all_counts.n for _, early in pairs]
+    undecided = sum(early.radius < radius and not early.stopped_early for _, early in pairs)
     print(
         json.dumps(
             {
                 "images": len(draws),
                 "radius": radius,
-                "draws_fixed": statistics.mean(_draws(fixed.records)),
+                "draws_fixed": statistics.mean(draws_fixed),
                 "draws_decide": statistics.mean(draws),
                 "draws_decide_median": statistics.median(draws),
-                "times_fewer": round(sum(_draws(fixed.records)) / sum(draws), 1),
-                "seconds_fixed": round(sum(r.seconds for r in fixed.records)),
-                "certified_at_radius": sum(r.radius >= radius for r in decide.records),
-                "undecided": sum(r.radius < radius and not r.stopped_early for r in decide.records),
-                "contradictions": contradictions(fixed, decide, radius),
+                "times_fewer": round(sum(draws_fixed) / sum(draws), 1),
+                "seconds_fixed": round(sum(late.seconds for late, _ in pairs)),
+                "certified_at_radius": sum(early.radius >= radius for _, early in pairs),
+                "undecided": undecided,
+                "contradictions": contradictions(fixed, pairs, radius),
             },
             indent=2,
         )
