@@ -1,8 +1,12 @@
 """How a server process says that it is ready, and how it ends."""
 
 import signal
-import threading
+import time
 from types import FrameType
+
+# Python runs a handler in the main thread alone, but the signal may reach another thread, which
+# does not wake it: so it looks by itself.
+_LOOK_SECONDS = 0.1
 
 
 class Stop:
@@ -12,7 +16,7 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
+        self._asked = False
         self._ready = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
@@ -25,10 +29,11 @@ class Stop:
 
     def wait(self) -> None:
         """Returns when a signal has come."""
-        self._asked.wait()
+        while not self._asked:
+            time.sleep(_LOOK_SECONDS)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self._asked.set()
+        self._asked = True
         if not self._ready:
             raise SystemExit(0)
