@@ -5,6 +5,7 @@ library's. This file only carries requests to it and its certificates back.
 """
 
 import contextlib
+import math
 import secrets
 import uuid
 from collections import deque
@@ -33,6 +34,9 @@ from tfmacer.votes.driver import Progress, Task, draw_certificates
 from tfmacer.votes.endpoint import BackendError, Endpoint
 from tfmacer.votes.remote import RemoteVotes
 from tfmacer.votes.source import Images, Seeds, Votes
+
+# Between two looks at the backend's model while a single answer is being drawn.
+CHECK_SECONDS = 0.25
 
 
 class Backend:
@@ -243,15 +247,19 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
         At a deadline it is the best one so far.
         """
         best: Certificate | None = None
-        drawn = 0
+        drawn, checked = 0, -math.inf
         with self._following_versions():
             try:
                 for progress in draw_certificates(
                     votes, [task], rule, target.law, bounding=self._tracing.bound
                 ):
                     drawn = progress.n
-                    if progress.looks:
-                        self._models.check_unchanged(target, timeout=call.remaining())
+                    # What has not been checked is not spoken of, even at a deadline.
+                    due = monotone or progress.seconds - checked >= CHECK_SECONDS
+                    if not (progress.done or (progress.looks and due)):
+                        continue
+                    self._models.check_unchanged(target, timeout=call.remaining())
+                    checked = progress.seconds
                     for look in self._statements(progress, rule, target.law, every=monotone):
                         # All looks hold together, so the largest radius among them does.
                         best = look if best is None or look.radius >= best.radius else best

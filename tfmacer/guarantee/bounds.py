@@ -16,6 +16,7 @@ from types import MappingProxyType
 from scipy import special
 
 from tfmacer.errors import UserError
+from tfmacer.guarantee.stopping import GROWTH
 
 # Beta quantiles are looked up at an alpha smaller by this part of itself, and must pass at one
 # smaller by half of it. SciPy's incomplete beta function was seen to be off by a part in 1e12 at a
@@ -320,12 +321,14 @@ class VoteBound:
       anytime: at the parts of alpha that `share` gives, the bounds hold at all looks of a schedule
         at once, so drawing may stop at any of them. Otherwise n must be fixed in advance.
       share: (look, num_looks) to the part of alpha that a look may spend.
+      growth: of the draws from look to look.
     """
 
     lower: Callable[[int, int, float], float]
     upper: Callable[[int, int, float], float]
     anytime: bool
     share: Callable[[int, int], float] = lambda look, num_looks: 1.0
+    growth: float = GROWTH
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -352,8 +355,13 @@ BOUNDS: Mapping[str, VoteBound | ScoreBound] = MappingProxyType(
         "alpha_spending": VoteBound(
             lower=clopper_pearson_lower, upper=clopper_pearson_upper, anytime=True, share=look_share
         ),
+        # Each look is a border between requests, and only a deadline needs one before the last.
         "late_spending": VoteBound(
-            lower=clopper_pearson_lower, upper=clopper_pearson_upper, anytime=True, share=late_share
+            lower=clopper_pearson_lower,
+            upper=clopper_pearson_upper,
+            anytime=True,
+            share=late_share,
+            growth=2.0,
         ),
         "hoeffding": ScoreBound(
             lower=lambda mean, variance, n, alpha: hoeffding_lower(mean, n, alpha)

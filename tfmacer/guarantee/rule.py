@@ -86,7 +86,10 @@ class Rule:
     @functools.cached_property
     def looks(self) -> tuple[int, ...]:
         """Cumulative draws at which a certificate may be made; the last one is n."""
-        return looks(self.n, self.block_size) if BOUNDS[self.bound].anytime else (self.n,)
+        bound = BOUNDS[self.bound]
+        if isinstance(bound, ScoreBound) or not bound.anytime:
+            return (self.n,)
+        return looks(self.n, self.block_size, bound.growth)
 
 
 def unanimous(rule: Rule, n: int) -> float:
@@ -94,7 +97,7 @@ def unanimous(rule: Rule, n: int) -> float:
     bound = BOUNDS[rule.bound]
     if isinstance(bound, ScoreBound):
         return bound.lower(1.0, 0.0, n, rule.alpha) if n > 1 else 0.0
-    last = len(looks(n, rule.block_size))
+    last = len(looks(n, rule.block_size, bound.growth))
     side = SIDE if rule.bilateral else 1.0
     return bound.lower(n, n, rule.alpha * side * bound.share(last, last))
 

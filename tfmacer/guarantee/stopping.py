@@ -9,7 +9,7 @@ from tfmacer.errors import UserError
 # Each look comes after a quarter more blocks than the one before, 24 looks on the way to 100,000
 # draws in blocks of 256. Simulated `decide` runs drew the fewest samples at 1.1 to 1.25; at 2 a
 # quarter more.
-_GROWTH = 1.25
+GROWTH = 1.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +77,14 @@ class StopRule:
 FIXED = StopRule()
 
 
-def looks(n: int, block_size: int) -> tuple[int, ...]:
+def looks(n: int, block_size: int, growth: float = GROWTH) -> tuple[int, ...]:
     """The numbers of draws at which a sequential rule may stop: fixed before the first draw.
 
     Args:
       n: draws of a run to the end, 1 or more; the last look.
       block_size: draws per block of the noise stream; all other looks are multiples of it, so that
         no block is drawn twice.
+      growth: blocks at a look over those at the look before; above 1.
 
     Returns:
       Cumulative draws, ascending. Schedules for other n begin with the same looks.
@@ -91,5 +92,5 @@ def looks(n: int, block_size: int) -> tuple[int, ...]:
     schedule, blocks = [], 1
     while blocks * block_size < n:
         schedule.append(blocks * block_size)
-        blocks = max(blocks + 1, math.ceil(blocks * _GROWTH))
+        blocks = max(blocks + 1, math.ceil(blocks * growth))
     return (*schedule, n)

@@ -560,7 +560,7 @@ class TestDecided:
     @pytest.mark.parametrize("bound", SEQUENTIAL)
     def test_one_sided_futility_does_not_stop_a_bilateral_run(self, bound):
         """A class with 45 % of the votes against 20 %: no one-sided radius, but a bilateral one."""
-        fields = {"n0": 10, "n": 20_000, "bound": bound, "stop": "decide:0.25"}
+        fields = {"n0": 10, "n": 20_000, "bound": bound, "stop": "decide:0.25", "block_size": 320}
 
         def votes(n):
             return make_counts((9 * n // 20, n // 5, *[n // 20] * 7), (10, *[0] * 8))
