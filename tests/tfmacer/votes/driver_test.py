@@ -152,7 +152,7 @@ def test_a_fixed_plan_passes_its_looks_and_keeps_what_they_saw():
         if event.looks:
             assert event.certificate == certify(event.looks[-1], rule, LAW)
             assert event.n >= event.certificate.n
-    assert len(source.calls) < len(rule.looks) / 2
+    assert len(source.calls) <= len(rule.looks) / 2
     # The first request fills every place once, so that the first look is not long in coming.
     assert len(source.calls[0]) == 8
 
