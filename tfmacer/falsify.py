@@ -202,6 +202,7 @@ def _attack_settings(log: Log, settings: LogSettings, chosen: Sequence[Record]) 
         alpha=_ALPHA.value,
         clip=_CLIP.value,
         seed=_SEED.value,
+        examined=len(log.records),
         images=tuple(record.idx for record in chosen),
         environment=environment(_INTRA_OP.value),
     )

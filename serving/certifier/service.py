@@ -310,15 +310,6 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
             self._audit.after(context, entry)
 
 
-def _statements(progress: Progress, rule: Rule, law: Law, *, every: bool) -> Iterator[Certificate]:
-    """The certificates of a round: of the last look it reached, or of every one."""
-    if every:
-        for counts in progress.looks[:-1]:
-            yield certify(counts, rule, law)
-    if progress.looks and progress.certificate is not None:
-        yield progress.certificate
-
-
 def _fresh_seed() -> Seeds:
     """64 bits of the operating system's entropy, int32 `[2]`."""
     return np.frombuffer(secrets.token_bytes(8), dtype="<i4").astype(np.int32)

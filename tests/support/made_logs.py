@@ -115,6 +115,7 @@ def write_attacks(log: Log, path: Path | None = None, *, false: int = 0, **other
         noise_params=known.noise_params,
         norm=LAWS[known.noise_family].norm,
         certificate_alpha=known.alpha,
+        examined=len(log.records),
         images=tuple(each.idx for each in certified),
         **({"attack": "pgd", "steps": 20, "num_noise": 32, "n": 2000, "alpha": 0.001,
             "clip": False, "seed": 0} | others),

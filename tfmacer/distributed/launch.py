@@ -12,7 +12,7 @@ from tfmacer.distributed.runners import WorkerLostError, run_pipeline
 from tfmacer.errors import UserError
 from tfmacer.meter import Meter
 from tfmacer.records.appending import LockedTable
-from tfmacer.records.logs import read_log, settings_path
+from tfmacer.records.logs import read_log
 from tfmacer.records.merging import join
 from tfmacer.records.parts import Part
 from tfmacer.records.settings import LogSettings
@@ -33,7 +33,9 @@ def certify_logs(job: Job, paths: Sequence[Path], runner: str, options: Sequence
     Raises:
       UserError: a log or the parts were made with other settings; the pipeline fails.
     """
-    with contextlib.closing(LockedTable(paths[0])):
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            stack.enter_context(contextlib.closing(LockedTable(path)))
         unwritten = [
             number
             for number, (path, settings) in enumerate(zip(paths, job.settings, strict=True))
@@ -90,7 +92,7 @@ def make_parts(job: Job, parts: Parts, runner: str, options: Sequence[str]) -> N
 
 def _is_finished(path: Path, settings: LogSettings) -> bool:
     """Whether a log is there; another one, or a part of one, is refused."""
-    if not path.exists() and not settings_path(path).exists():
+    if not path.exists():  # settings alone are what a join that was cut short has left
         return False
     log = read_log(path)
     if log.settings is None:

@@ -1,6 +1,7 @@
 """The parts of a job, as the command that started it sees them."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 
@@ -86,5 +87,12 @@ class Parts:
             self.look()
 
     def remove(self) -> None:
-        """Removes the directory and all that is in it."""
-        FileSystems.delete([self._job.parts_dir])
+        """Removes the parts, and their directory where nothing else is in it."""
+        folder = self._job.parts_dir
+        patterns = [self._job.path(block) + "*" for block in self._job.blocks]
+        patterns.append(FileSystems.join(folder, "settings.json*"))
+        matches = FileSystems.match(patterns)
+        FileSystems.delete([each.path for match in matches for each in match.metadata_list])
+        # Buckets have no directories.
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)

@@ -209,7 +209,10 @@ class ExtremesSampler:
         share = 2 * float(special.ndtr(-self._c))
         # Ten standard deviations, and more where there are few.
         most = math.ceil(self._others * share + 10 * math.sqrt(self._others * share) + 30)
-        self._most = min(most, self._others // 2)
+        # Where M is spread so widely that most of them may lie in the shell, all are drawn.
+        if most > self._others // 2:
+            return
+        self._most = most
         self._sums = InnerSums(self._c, self._others - self._most, self._others)
         self.total_variation += self._sums.total_variation + 1e-15
 

@@ -57,6 +57,7 @@ class AttackSettings:
       alpha: probability, for each image, that some confirmation of it is wrong.
       clip: whether attacked pixels stay in [0, 1].
       seed: of the noise of attacks and confirmations.
+      examined: images of the log, certified or not: each might have been certified falsely.
       images: idx of the certificates attacked, ascending.
       environment: versions, device and intra-op threads.
     """
@@ -75,6 +76,7 @@ class AttackSettings:
     alpha: float
     clip: bool
     seed: int
+    examined: int
     images: tuple[int, ...]
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -189,12 +191,13 @@ class Falsification:
 
         A flip within a radius means that the certificate was wrong, which has probability at most
         certificate_alpha, or a confirmation, at most alpha; images are independent. More than the
-        1 - RISK quantile of the binomial distribution of their sum is too many.
+        1 - RISK quantile of the binomial distribution of their sum is too many. All images that
+        were examined count: the alpha of one that abstained was spent, too.
         """
         if not self.rows:
             return 0
         rate = self.settings.certificate_alpha + self.settings.alpha
-        return most_wrong(len(self.rows), min(rate, 1 - 1e-9), RISK)
+        return most_wrong(self.settings.examined, min(rate, 1 - 1e-9), RISK)
 
 
 def log_digest(log: Log) -> str:

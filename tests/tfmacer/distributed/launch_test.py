@@ -157,6 +157,24 @@ def test_a_torn_part_is_missing(plain, tmp_path):
     assert found.missing == one.blocks
 
 
+def test_only_the_parts_are_removed(plain, tmp_path):
+    """The directory may be one that holds other things, too."""
+    others = [tmp_path / "parts" / "thesis.tex", tmp_path / "parts" / "deep" / "00000000-1.json"]
+    for other in others:
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.write_text("mine")
+    one = job(tmp_path / "parts", plain)
+    found = Parts(one)
+    for name in (one.path(one.blocks[0]), f"{one.path(one.blocks[1])}.0123.tmp"):
+        Path(name).write_text("{}")
+    found.remove()
+    left = [path for path in (tmp_path / "parts").rglob("*") if path.is_file()]
+    assert sorted(left) == sorted(others)
+    alone = Parts(job(tmp_path / "alone", plain))
+    alone.remove()
+    assert not (tmp_path / "alone").exists()
+
+
 def test_parts_of_other_settings_are_refused(plain, tmp_path, tiny_run, capsys):
     Parts(job(tmp_path / "log.tsv.parts", plain))
     flags = [f"--run_dir={tiny_run}", f"--out={tmp_path / 'log.tsv'}", *PLAN, "--n=1000", *HERE]

@@ -69,7 +69,7 @@ class TestDraws:
             for q in (-1.0, 0.0, 0.7, 2.0):
                 assert (column <= q).mean() == pytest.approx(weights @ (values <= q), abs=0.007)
 
-    @pytest.mark.parametrize(("d", "k"), [(300, 20), (400, 250)])
+    @pytest.mark.parametrize(("d", "k"), [(300, 20), (400, 250), (300, 285), (300, 299)])
     def test_most_coordinates_need_not_be_drawn(self, d, k):
         """Against whole vectors, M drawn by itself: each of the three, and what L makes of them."""
         n = 10_000
