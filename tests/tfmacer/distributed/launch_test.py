@@ -122,8 +122,13 @@ def test_several_bounds_and_a_finished_run(tiny_run, tmp_path, capsys):
     plan = ["--num_examples=5", "--skip=9", "--n=2000", "--bound=clopper_pearson,bernstein"]
     for name, runner in (("a", []), ("b", HERE)):
         assert run(f"--run_dir={tiny_run}", f"--out={tmp_path / name}.tsv", *plan, *runner) == 0
-    for end in (".tsv", ".bernstein.tsv"):
-        assert rows(tmp_path / f"a{end}") == rows(tmp_path / f"b{end}")
+    assert rows(tmp_path / "a.tsv") == rows(tmp_path / "b.tsv")
+    # With several intra-op threads, as the tests' process has, sums may move in their last digits.
+    soft = [read_log(tmp_path / f"{name}.bernstein.tsv").records for name in "ab"]
+    for plain, distributed in zip(*soft, strict=True):
+        assert (plain.idx, plain.counts) == (distributed.idx, distributed.counts)
+        assert plain.sums == pytest.approx(distributed.sums, rel=1e-6, abs=1e-6)
+        assert plain.p_lower == pytest.approx(distributed.p_lower, rel=1e-6)
     capsys.readouterr()
     before = (tmp_path / "b.tsv").read_bytes()
     assert run(f"--run_dir={tiny_run}", f"--out={tmp_path / 'b.tsv'}", *plan, *HERE) == 0
