@@ -159,7 +159,15 @@ def _check_answer(served: dict[str, Any], export: Path, pixels: npt.NDArray[np.f
     """Holds the served certificate to the one computed here from the same export and seeds."""
     from tfmacer.certification import certify_images
 
-    [here] = certify_images(export, pixels[np.newaxis], seed=SEED, n0=100, n=10_000, alpha=0.001)
+    [here] = certify_images(
+        export,
+        pixels[np.newaxis],
+        seed=SEED,
+        n0=100,
+        n=10_000,
+        alpha=0.001,
+        bound=served["bound"],
+    )
     same = (
         served["predict"] == here.predict
         and [int(count) for count in served["counts"]] == list(here.counts)
