@@ -15,10 +15,9 @@ from typing import Any
 
 from tfmacer.errors import UserError
 from tfmacer.guarantee.bounds import most_wrong
-from tfmacer.records.appending import LockedTable
+from tfmacer.records.appending import LockedTable, take_up
 from tfmacer.records.logs import Log, read_text, settings_path
 from tfmacer.records.rows import ABSENT, clock, seconds_of
-from tfmacer.records.runs import write_atomically
 
 FORMAT_VERSION = 1
 COLUMNS = (
@@ -288,20 +287,14 @@ class FalsificationWriter:
 
     def _resumed(self) -> list[Attacked]:
         beside = settings_path(self.path)
-        if beside.exists():
-            found = AttackSettings.from_json(read_text(beside), origin=str(beside))
-            if differing := found.differences(self._settings):
-                raise UserError(
-                    f"{self.path}: was made with other settings: {'; '.join(differing)}; "
-                    "choose another file"
-                )
-        elif self.path.exists():
-            raise UserError(
-                f"{self.path}: exists without {beside.name}, so it cannot be resumed; "
-                "choose another file"
-            )
-        else:
-            write_atomically(beside, self._settings.to_json())
+        take_up(
+            self.path,
+            beside,
+            self._settings.to_json(),
+            lambda: AttackSettings.from_json(read_text(beside), origin=str(beside)).differences(
+                self._settings
+            ),
+        )
         if self._table.open("\t".join(COLUMNS)):
             return []
         return list(read_falsification(self.path).rows)

@@ -11,9 +11,8 @@ from types import TracebackType
 
 from tfmacer.errors import UserError
 from tfmacer.records import rows
-from tfmacer.records.appending import LockedTable
+from tfmacer.records.appending import LockedTable, take_up
 from tfmacer.records.rows import Record
-from tfmacer.records.runs import write_atomically
 from tfmacer.records.settings import LogSettings
 
 __all__ = [
@@ -197,21 +196,12 @@ class LogWriter:
         self.close()
 
     def _resumed(self) -> list[Record]:
-        beside = settings_path(self.path)
-        if beside.exists():
-            found = read_settings(self.path)
-            if differing := found.differences(self._settings):
-                raise UserError(
-                    f"{self.path}: was made with other settings: {'; '.join(differing)}; "
-                    "choose another file"
-                )
-        elif self.path.exists():
-            raise UserError(
-                f"{self.path}: exists without {beside.name}, so it cannot be resumed; "
-                "choose another file"
-            )
-        else:
-            write_atomically(beside, self._settings.to_json())
+        take_up(
+            self.path,
+            settings_path(self.path),
+            self._settings.to_json(),
+            lambda: read_settings(self.path).differences(self._settings),
+        )
         if self._table.open("\t".join(rows.columns(self._soft))):
             return []
         log = read_log(self.path)
