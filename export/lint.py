@@ -21,6 +21,7 @@ _DENIED = re.compile(
     r"TensorArray\w*Write2File|Immutable\w*)$"
 )
 _SAVER = {"SaveV2", "RestoreV2", "ShardedFilename", "MergeV2Checkpoints"}
+_SAVER_FUNCTION = re.compile(r"^__inference__traced_(save|restore)_")
 
 
 def lint(directory: Path, num_variables: int) -> list[str]:
@@ -37,6 +38,10 @@ def lint(directory: Path, num_variables: int) -> list[str]:
     saved.ParseFromString((directory / "saved_model.pb").read_bytes())
     meta = saved.meta_graphs[0]
     findings = [f for node in _nodes(meta.graph_def) for f in _node_findings(node)]
+    pinned = [node for node in _movable(meta.graph_def) if node.device]
+    if pinned:
+        first = f"{pinned[0].name} to {pinned[0].device}"
+        findings.append(f"{len(pinned)} nodes are pinned to a device, {first}")
     variables = sum(node.op == "VarHandleOp" for node in meta.graph_def.node)
     if variables != num_variables:
         findings.append(f"{variables} variables saved, the network has {num_variables}")
@@ -47,6 +52,14 @@ def _nodes(graph: graph_pb2.GraphDef) -> Iterator[node_def_pb2.NodeDef]:
     yield from graph.node
     for function in graph.library.function:
         yield from function.node_def
+
+
+def _movable(graph: graph_pb2.GraphDef) -> Iterator[node_def_pb2.NodeDef]:
+    """What a server must be free to place on its accelerator: all but the saver of files."""
+    yield from (node for node in graph.node if node.op == "VarHandleOp")
+    for function in graph.library.function:
+        if not _SAVER_FUNCTION.match(function.signature.name):
+            yield from function.node_def
 
 
 def _node_findings(node: node_def_pb2.NodeDef) -> Iterator[str]:

@@ -52,6 +52,7 @@ _VERSION = flags.DEFINE_integer(
     None,
     "Version number; default: one more than the highest there.",
     lower_bound=1,
+    upper_bound=2**63 - 1,
     flag_values=FLAGS,
 )
 _NUM_SAMPLES = flags.DEFINE_integer(
@@ -85,16 +86,19 @@ def export(
     target = export_dir / str(version)
     if target.exists():
         raise UserError(f"version: {target} exists already; give another --version")
-    export_dir.mkdir(parents=True, exist_ok=True)
-    # A name that is no number, so that a server polling the base path never sees it half written.
-    scratch = Path(tempfile.mkdtemp(prefix=f".{version}.", suffix=".tmp", dir=export_dir))
+    try:
+        export_dir.mkdir(parents=True, exist_ok=True)
+        # No number, so that a server polling the base path never sees it half written.
+        scratch = Path(tempfile.mkdtemp(prefix=f".{version}.", suffix=".tmp", dir=export_dir))
+    except OSError as error:
+        raise UserError(f"export_dir {export_dir}: cannot be written: {error.strerror}") from error
     try:
         _write(network, smoothing, scratch, num_samples)
         _verify(network, smoothing, scratch)
         for path in (*scratch.rglob("*"), scratch):
             _fsync(path)
         scratch.chmod(0o755)
-        os.rename(scratch, target)
+        _appear(scratch, target)
         _fsync(export_dir)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -115,12 +119,9 @@ def describe(network: Any, path: Path, sigma: float) -> Smoothing:
     from tfmacer.votes.devices import library_versions
     from tfmacer.votes.models import network_digest
 
-    shape, classes = network.input_shape, network.output_shape[-1]
-    if len(shape) != 4 or None in shape[1:] or len(network.output_shape) != 2:
-        raise UserError(
-            f"model {path}: expected images [B, H, W, C] in and logits [B, K] out, "
-            f"found {shape} and {network.output_shape}"
-        )
+    shape = network.input_shape
+    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
+        raise UserError(f"model {path}: expected images [B, H, W, C] as its input, found {shape}")
     activation = getattr(getattr(network.layers[-1], "activation", None), "__name__", None)
     if activation in ("softmax", "sigmoid"):
         raise UserError(
@@ -128,13 +129,34 @@ def describe(network: Any, path: Path, sigma: float) -> Smoothing:
         )
     return Smoothing(
         sigma=sigma,
-        num_classes=classes,
+        num_classes=_number_of_classes(network, path, shape[1:]),
         input_shape=shape[1:],
         block_size=BLOCK_SIZE,
         precision=network.dtype_policy.name,
         model_digest=network_digest(path, network),
         versions=library_versions(),
     )
+
+
+def _number_of_classes(network: Any, path: Path, shape: tuple[int, ...]) -> int:
+    """What the network makes of two random images of `[H, W, C]`: must be logits `[2, K]`."""
+    import numpy as np
+    import tensorflow as tf
+
+    images = np.random.default_rng(0).random((2, *shape), np.float32)
+    try:
+        answer = network(images, training=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model {path}: fails on images of {(2, *shape)}: {error}") from error
+    if not tf.is_tensor(answer) or answer.shape.rank != 2:
+        found = [tuple(part.shape) for part in tf.nest.flatten(answer)]
+        raise UserError(f"model {path}: expected logits [B, K] as its one output, found {found}")
+    logits = np.asarray(answer, np.float32)
+    if (logits >= 0).all() and np.abs(logits.sum(axis=1) - 1).max() < 0.01:
+        raise UserError(
+            f"model {path}: returns probabilities; remove its softmax, logits are expected"
+        )
+    return int(answer.shape[1])
 
 
 def _write(network: Any, smoothing: Smoothing, folder: Path, num_samples: int) -> None:
@@ -169,6 +191,16 @@ def _verify(network: Any, smoothing: Smoothing, folder: Path) -> None:
         raise UserError(f"the export does not load in a Session: {last}")
 
 
+def _appear(scratch: Path, target: Path) -> None:
+    try:
+        os.rename(scratch, target)
+    except OSError as error:
+        if not target.exists():
+            raise
+        # Another export was faster; a rename never replaces what is in a directory.
+        raise UserError(f"version: {target} exists by now; give another --version") from error
+
+
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -188,8 +220,10 @@ def load_model(path: Path, sigma: float) -> tuple[Any, Smoothing]:
 
     try:
         network = keras.models.load_model(path, compile=False)
-    except (ValueError, OSError) as error:
-        raise UserError(f"model {path}: cannot be loaded: {error}") from error
+    except (TypeError, ValueError, OSError) as error:
+        # Keras quotes the model's whole configuration before and after the reason.
+        reason = str(error).rsplit("Exception encountered: ")[-1].split(" Full object config")[0]
+        raise UserError(f"model {path}: cannot be loaded: {reason}") from error
     return network, describe(network, path, sigma)
 
 

@@ -24,18 +24,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from serving import certification_pb2 as pb
-from serving import tls
 from serving.certification_pb2_grpc import CertifierStub
 from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.guarantee.stopping import StopRule
+from tfmacer.wire.channel import ChannelFlags
 
 FLAGS = flags.FlagValues()
 
 _TARGET = flags.DEFINE_string(
     "target", "127.0.0.1:8600", "HOST:PORT of the sidecar.", flag_values=FLAGS
 )
-_TLS = tls.ChannelFlags("tls", "the sidecar", FLAGS, allow="allow_plaintext")
+_TLS = ChannelFlags("tls", "the sidecar", FLAGS, allow="allow_plaintext")
 _N0 = flags.DEFINE_integer("n0", 100, "Draws that choose the class.", 1, flag_values=FLAGS)
 _N = flags.DEFINE_integer(
     "n", 10_000, "Draws that bound its probability, at most.", 1, flag_values=FLAGS

@@ -1,13 +1,15 @@
 """An HTTP server as both of ours need one: on a thread of its own, draining, failing clearly."""
 
+import asyncio
 import socket
 import threading
 
 import grpc
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from serving.tls import Tls
+from serving.tls import Tls, subject
 from tfmacer.errors import UserError
 
 # As google.rpc.Code has them.
@@ -26,6 +28,60 @@ HTTP_STATUS = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.UNAUTHENTICATED: 401,
 }
+# Seconds that a request's first line and headers may take to arrive.
+HEAD_SECONDS = 10.0
+# What a request's state says of who asks, under mutual TLS.
+TLS_SUBJECT = "tls_subject"
+
+
+class _Connection(H11Protocol):
+    """A connection that is closed where it only takes a place.
+
+    uvicorn waits without end for a first request, and for the rest of one that has begun.
+    """
+
+    head_seconds: float
+    max_per_address: int | None
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Lets the caller in, unless too many from there are in already."""
+        super().connection_made(transport)
+        if self.max_per_address is not None and self._from_there() > self.max_per_address:
+            transport.abort()
+            return
+        session = transport.get_extra_info("ssl_object")
+        if session is not None and (name := subject(session.getpeercert())):
+            self.app_state = {**self.app_state, TLS_SUBJECT: name}
+        self._wait_for_a_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets the connection."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        """Takes what has arrived; a request under way has the time that it needs."""
+        super().handle_events()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+        elif self._waiting is None:
+            self._wait_for_a_head()
+
+    def _from_there(self) -> int:
+        """Connections from this one's address, itself among them; none counts for UNIX sockets."""
+        if self.client is None:
+            return 0
+        peers = [getattr(connection, "client", None) for connection in self.connections]
+        return sum(peer is not None and peer[0] == self.client[0] for peer in peers)
+
+    def _wait_for_a_head(self) -> None:
+        self._waiting = self.loop.call_later(self.head_seconds, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
 
 class HttpServer:
@@ -40,6 +96,7 @@ class HttpServer:
         *,
         tls: Tls | None = None,
         max_connections: int | None = None,
+        head_seconds: float = HEAD_SECONDS,
     ) -> None:
         """Binds the address.
 
@@ -49,7 +106,9 @@ class HttpServer:
           port: TCP port.
           flag: which the message of a failure names.
           tls: for HTTPS; None for HTTP.
-          max_connections: more are answered with 503; None for no limit.
+          max_connections: more are answered with 503, and of one address more than half of them
+            are closed; None for no limit.
+          head_seconds: how long a connection may be open without a request's head.
 
         Raises:
           UserError: the address is taken or cannot be used, or the TLS files cannot.
@@ -62,7 +121,7 @@ class HttpServer:
         config = uvicorn.Config(
             app,
             loop="asyncio",
-            http="h11",
+            http=_connection(head_seconds, max_connections),
             ws="none",
             log_config=None,  # whatever the process logs with
             log_level="warning",
@@ -94,3 +153,12 @@ class HttpServer:
         self._server.should_exit = True
         self._thread.join()
         self._socket.close()
+
+
+def _connection(head_seconds: float, max_connections: int | None) -> type[H11Protocol]:
+    # Half: one address alone must not shut the others out, and a proxy must still get far.
+    limits = {
+        "head_seconds": head_seconds,
+        "max_per_address": max_connections and max(1, max_connections // 2),
+    }
+    return type("Connection", (_Connection,), limits)

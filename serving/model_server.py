@@ -19,9 +19,9 @@ from absl import flags
 
 from serving import grpc_server
 from serving.lifecycle import Stop
-from serving.tls import check_loopback
 from tfmacer import commandline
 from tfmacer.errors import UserError
+from tfmacer.wire.channel import check_loopback
 
 if TYPE_CHECKING:
     from serving.embedded.registry import Registry

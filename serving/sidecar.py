@@ -31,6 +31,7 @@ from serving.lifecycle import Stop
 from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.votes.endpoint import BackendError, Endpoint
+from tfmacer.wire.channel import ChannelFlags
 
 if TYPE_CHECKING:
     from serving.console.server import Console
@@ -52,9 +53,7 @@ _MODEL_NAME = flags.DEFINE_string(
 _MODEL_DIGEST = flags.DEFINE_string(
     "model_digest", "", "The only model digest to certify; empty for any.", flag_values=FLAGS
 )
-_BACKEND_TLS = tls.ChannelFlags(
-    "backend_tls", "the backend", FLAGS, allow="backend_allow_plaintext"
-)
+_BACKEND_TLS = ChannelFlags("backend_tls", "the backend", FLAGS, allow="backend_allow_plaintext")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.", flag_values=FLAGS)
 _TLS = tls.ServerFlags(FLAGS)
 _PORT = flags.DEFINE_integer("port", 8600, "TCP port for gRPC.", 1, 65535, flag_values=FLAGS)

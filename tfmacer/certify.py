@@ -33,8 +33,11 @@ from tfmacer.meter import Meter
 from tfmacer.records.logs import LogWriter
 from tfmacer.records.runs import BLOCK_SIZE, RunDirectory, Smoothing
 from tfmacer.records.settings import LogSettings, parse_shard
+from tfmacer.wire.channel import ChannelFlags
 
 if TYPE_CHECKING:
+    import grpc
+
     from tfmacer.certification import Example
     from tfmacer.distributed.job import Job
     from tfmacer.splits import Split
@@ -55,6 +58,7 @@ _SAVED_MODEL = _string(
 )
 _SERVER = _string("server", None, "HOST:PORT of a TensorFlow Serving endpoint to certify instead.")
 _MODEL_NAME = _string("model_name", None, "The model's name on --server.")
+_TLS = ChannelFlags("tls", "the server", FLAGS, allow="allow_plaintext")
 _OUT = _string("out", None, "The log, a .tsv file; LOG.tsv.json beside it holds the settings.")
 _DATASET = _string("dataset", None, "Dataset; default: the one that the model records.")
 _DATA_DIR = _string("data_dir", None, "TFDS directory; default: the one that the run recorded.")
@@ -123,6 +127,7 @@ def _main() -> None:
     stop = StopRule.parse(_STOP.value)
     _rules(stop, BLOCK_SIZE)
     _check_source_flags()
+    credentials = _TLS.read("server", _SERVER.value)
     _check_runner_flags(stop)
     smoothing = _described()
     if smoothing is not None:
@@ -131,7 +136,7 @@ def _main() -> None:
     commandline.load_tensorflow()
     from tfmacer.certification import check_shape, preflight, smoothing_law
 
-    source, doubts = _open_source()
+    source, doubts = _open_source(credentials)
     smoothing = source.smoothing
     _check_sigma(smoothing)
     rules = _rules(stop, smoothing.block_size)
@@ -254,12 +259,15 @@ def _check_sigma(smoothing: Smoothing) -> None:
         raise UserError(f"--sigma={_SIGMA.value} is not the model's own, {smoothing.sigma}")
 
 
-def _open_source() -> tuple["VoteSource", list[str]]:
+def _open_source(
+    credentials: "grpc.ChannelCredentials | None",
+) -> tuple["VoteSource", list[str]]:
     """The source of votes, and what a reader of the results should know of its network."""
     if _SERVER.value is not None and _MODEL_NAME.value is not None:
         from tfmacer.votes.remote import RemoteVotes
 
-        return RemoteVotes.connect(_SERVER.value, _MODEL_NAME.value), []
+        remote = RemoteVotes.connect(_SERVER.value, _MODEL_NAME.value, credentials=credentials)
+        return remote, []
     from tfmacer.votes import devices
     from tfmacer.votes.opening import open_model
 

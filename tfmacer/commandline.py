@@ -5,6 +5,8 @@ imported and run in one process, and nothing is parsed at import.
 """
 
 import os
+import select
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -33,7 +35,8 @@ def run(
 
     Returns:
       0 when `main` returned, 2 for flags that cannot be parsed or are out of range, 1 for any
-      other mistake of the user's (`UserError`), 130 after an interrupt from the keyboard.
+      other mistake of the user's (`UserError`), 130 after an interrupt from the keyboard, 141
+      where whoever read the output has stopped reading, as `head` does.
     """
     return _run(lambda _: main(), flag_values, argv, name, doc, "")
 
@@ -64,6 +67,25 @@ def run_with_arguments(
 
 
 def _run(
+    main: Callable[[list[str]], None],
+    flag_values: flags.FlagValues,
+    argv: Sequence[str] | None,
+    name: str,
+    doc: str,
+    arguments: str,
+) -> int:
+    try:
+        status = _status(main, flag_values, argv, name, doc, arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what is still to be written may fail, too
+    except BrokenPipeError:
+        if not _silence_unread_output():
+            raise
+        return 128 + signal.SIGPIPE
+    return status
+
+
+def _status(
     main: Callable[[list[str]], None],
     flag_values: flags.FlagValues,
     argv: Sequence[str] | None,
@@ -114,6 +136,25 @@ def load_tensorflow() -> None:
         finally:
             os.dup2(shown, 2)
             os.close(shown)
+
+
+def _silence_unread_output() -> bool:
+    """Leads what nobody reads any more to nowhere, or the interpreter would fail on it at its end.
+
+    Returns:
+      Whether standard output or standard error has lost its reader.
+    """
+    unread = []
+    for descriptor in (1, 2):
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+            unread.append(descriptor)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in unread:
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+    return bool(unread)
 
 
 def _complain(error: Exception, status: int) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 import grpc
 import numpy as np
 import numpy.typing as npt
+from absl import flags
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
@@ -27,6 +28,8 @@ from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.guarantee.certificate import round_down
 from tfmacer.records.logs import read_log
+
+FLAGS = flags.FlagValues()
 
 ROOT = Path("runs/demo")
 SIGMA = 0.5
@@ -60,29 +63,28 @@ METHODS = {
 START_SECONDS = 60.0
 
 
-def main() -> int:
-    """Runs all steps; returns 0 after printing `demo: OK`, 1 with the reason otherwise."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs all steps and prints `demo: OK`; returns the exit status."""
+    return commandline.run(_main, FLAGS, argv, name="python -m tfmacer.demo", doc=__doc__ or "")
+
+
+def _main() -> None:
     started = time.monotonic()
-    try:
-        shutil.rmtree(ROOT, ignore_errors=True)
-        ROOT.mkdir(parents=True)
-        _train()
-        _certify()
-        _report()
-        _serve_and_ask()
-    except UserError as error:
-        print(f"demo: failed: {error}", file=sys.stderr)
-        return 1
+    shutil.rmtree(ROOT, ignore_errors=True)
+    ROOT.mkdir(parents=True)
+    _train()
+    _certify()
+    _report()
+    _serve_and_ask()
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     print(f"\nThat took {minutes} min {seconds} s. What was made is in {ROOT}/.")
     print("demo: OK")
-    return 0
 
 
 def _train() -> None:
-    for name, flags in METHODS.items():
+    for name, training in METHODS.items():
         _step(f"Train LeNet on 4,000 digits: {name}")
-        _run("tfmacer.train", *COMMON, *flags, f"--run_dir={ROOT / name}")
+        _run("tfmacer.train", *COMMON, *training, f"--run_dir={ROOT / name}")
 
 
 def _certify() -> None:

@@ -79,8 +79,13 @@ _CLIP = flags.DEFINE_bool(
     "Keep attacked pixels in [0, 1]; without it the attack may use all that a certificate covers.",
     flag_values=FLAGS,
 )
-_SKIP = _integer("skip", 1, "Step between the certificates attacked.", lower_bound=1)
-_NUM_EXAMPLES = _integer("num_examples", None, "How many at most; default: all.", lower_bound=1)
+_SKIP = _integer("skip", 1, "Step between the log's images that are considered.", lower_bound=1)
+_NUM_EXAMPLES = _integer(
+    "num_examples",
+    None,
+    "How many images are considered, of which the certified ones are attacked; default: all.",
+    lower_bound=1,
+)
 _SEED = _integer("seed", 0, "Of the noise of attacks and confirmations.", lower_bound=0)
 _INTRA_OP = _integer("intra_op_threads", 1, "Threads inside one operation.", lower_bound=1)
 
@@ -89,14 +94,15 @@ def _main() -> None:
     log, settings, out = _inputs()
     run = RunDirectory(Path(_RUN_DIR.value or ""))
     _check_model(run.read_smoothing(), settings, log)
-    chosen = _chosen(log)
+    considered = log.records[:: _SKIP.value][: _NUM_EXAMPLES.value]
+    chosen = _certified(considered, log)
 
     commandline.load_tensorflow()
     from tfmacer.votes import devices
 
     devices.use_threads(_INTRA_OP.value)
     falsifier, split = _falsifier(run, settings)
-    attack = _attack_settings(log, settings, chosen)
+    attack = _attack_settings(log, settings, len(considered), chosen)
     with FalsificationWriter(out, attack) as writer:
         missing = set(writer.missing)
         todo = [record for record in chosen if record.idx in missing]
@@ -144,12 +150,14 @@ def _check_model(smoothing: Smoothing, settings: LogSettings, log: Log) -> None:
         raise UserError(f"--log={log.path}: records no dataset, so its images cannot be had again")
 
 
-def _chosen(log: Log) -> list[Record]:
-    certified = [record for record in log.records if record.predict >= 0 and record.radius > 0]
-    chosen = certified[:: _SKIP.value][: _NUM_EXAMPLES.value]
-    if not chosen:
-        raise UserError(f"--log={log.path}: holds no certificate to attack, only abstentions")
-    return chosen
+def _certified(considered: Sequence[Record], log: Log) -> list[Record]:
+    certified = [record for record in considered if record.predict >= 0 and record.radius > 0]
+    if not certified:
+        raise UserError(
+            f"--log={log.path}: holds no certificate to attack, only abstentions, among the "
+            f"{len(considered)} images considered"
+        )
+    return certified
 
 
 def _falsifier(run: RunDirectory, settings: LogSettings) -> tuple["Falsifier", "Split"]:
@@ -184,7 +192,9 @@ def _falsifier(run: RunDirectory, settings: LogSettings) -> tuple["Falsifier", "
     return Falsifier(network, source, settings.rule, settings.law.norm, plan), split
 
 
-def _attack_settings(log: Log, settings: LogSettings, chosen: Sequence[Record]) -> AttackSettings:
+def _attack_settings(
+    log: Log, settings: LogSettings, examined: int, chosen: Sequence[Record]
+) -> AttackSettings:
     from tfmacer.votes.devices import environment
 
     return AttackSettings(
@@ -202,7 +212,7 @@ def _attack_settings(log: Log, settings: LogSettings, chosen: Sequence[Record]) 
         alpha=_ALPHA.value,
         clip=_CLIP.value,
         seed=_SEED.value,
-        examined=len(log.records),
+        examined=examined,
         images=tuple(record.idx for record in chosen),
         environment=environment(_INTRA_OP.value),
     )

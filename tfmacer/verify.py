@@ -33,6 +33,7 @@ from tfmacer.records.runs import RunDirectory
 from tfmacer.records.settings import LogSettings
 from tfmacer.records.verification import Redraw, Redrawn, verify_log
 from tfmacer.votes.redraw import Images, redraw_from, redraw_served
+from tfmacer.wire.channel import ChannelFlags
 
 if TYPE_CHECKING:
     from tfmacer.splits import Split
@@ -51,6 +52,7 @@ _RUN_DIR = _string("run_dir", None, "Source for --redraw: the run directory.")
 _SAVED_MODEL = _string("saved_model", None, "Source for --redraw: an export of the model.")
 _SERVER = _string("server", None, "Source for --redraw: HOST:PORT of a TF Serving endpoint.")
 _MODEL_NAME = _string("model_name", None, "The model's name on --server.")
+_TLS = ChannelFlags("tls", "the server", FLAGS, allow="allow_plaintext")
 _AUDIT_LOG = _string("audit_log", None, "A sidecar's audit log to verify, in place of logs.")
 _DATA_DIR = _string(
     "data_dir", None, "TFDS directory for --redraw; default: the one that the run recorded."
@@ -81,6 +83,7 @@ def _check_flags() -> None:
         raise UserError(f"--{given[0]} is for --redraw, which was not given")
     if (_SERVER.value is None) != (_MODEL_NAME.value is None):
         raise UserError("--model_name goes with --server, and --server needs it")
+    _TLS.read("server", _SERVER.value)
     if _RUN_DIR.value is not None:
         RunDirectory(Path(_RUN_DIR.value)).read_smoothing()
     if _SAVED_MODEL.value is not None and not Path(_SAVED_MODEL.value).is_dir():
@@ -162,7 +165,8 @@ def _source(threads: int) -> "VoteSource":
     if _SERVER.value is not None and _MODEL_NAME.value is not None:
         from tfmacer.votes.remote import RemoteVotes
 
-        return RemoteVotes.connect(_SERVER.value, _MODEL_NAME.value)
+        credentials = _TLS.read("server", _SERVER.value)
+        return RemoteVotes.connect(_SERVER.value, _MODEL_NAME.value, credentials=credentials)
     from tfmacer.certification import open_votes
     from tfmacer.votes import devices
 

@@ -20,7 +20,7 @@ from tfmacer.votes.endpoint import BackendError
 logger = logging.getLogger(__name__)
 
 REQUEST_ID = "x-request-id"
-# The address of whoever is behind the console, see `client_of`.
+# The certificate's subject or the address of whoever is behind the console, see `client_of`.
 FORWARDED_CLIENT = "x-tfmacer-client"
 # Kept back from a caller's deadline, so that the answer still arrives.
 DEADLINE_MARGIN = 0.15
@@ -128,7 +128,7 @@ def client_of(context: grpc.ServicerContext) -> str:
     auth = context.auth_context()
     for key in ("x509_subject", "x509_common_name"):
         values = list(auth.get(key, ()))
-        if values and isinstance(values[0], bytes):
+        if values and isinstance(values[0], bytes) and values[0]:
             return f"{key}:{values[0].decode(errors='replace')}"
     peer = context.peer()
     kind, _, address = peer.partition(":")

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from serving import certification_pb2 as pb
 from serving.certification_pb2_grpc import CertifierStub
 from serving.certifier.calls import FORWARDED_CLIENT, REQUEST_ID
+from serving.http_server import TLS_SUBJECT
 
 T = TypeVar("T")
 Answer = TypeVar("Answer", covariant=True)
@@ -135,7 +136,9 @@ def _metadata(request: Request) -> tuple[tuple[str, str], ...]:
 
 
 def client_of(request: Request) -> str:
-    """The browser's address, written as gRPC writes that of a direct caller."""
+    """The browser's certificate or else its address, written as gRPC has it of a direct caller."""
+    if name := getattr(request.state, TLS_SUBJECT, None):
+        return f"x509_subject:{name}"
     host = request.client.host if request.client else ""
     try:
         address = ipaddress.ip_address(host)

@@ -8,49 +8,27 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_exports import (
+    CLASSES,
+    IMAGES,
+    ROWS,
+    SHAPE,
+    small_network,
+    small_smoothing,
+    write_small_export,
+)
 from tensorflow.python.tools import saved_model_cli
 
 from export import lint, saved_model
 from export.signatures import SmoothedClassifier
 from tfmacer.errors import UserError
-from tfmacer.records.runs import Smoothing
 from tfmacer.training import networks
 from tfmacer.training.precision import policy
-
-SHAPE, CLASSES = (8, 8, 1), 4
-IMAGES = np.random.default_rng(0).random((3, *SHAPE), np.float32)
-ROWS = {
-    "images": IMAGES,
-    "seeds": np.array([[1, 2], [-3, 4], [1, 2]], np.int32),
-    "offsets": np.array([0, 32, 5], np.int32),
-    "num_samples": np.array([64, 100, 7], np.int32),
-    "beta": np.array([1.0, 4.0, 1.0], np.float32),
-}
-
-
-def _smoothing(shape=SHAPE, classes=CLASSES, precision="float32") -> Smoothing:
-    return Smoothing(
-        sigma=0.25,
-        num_classes=classes,
-        input_shape=shape,
-        model_digest="0" * 64,
-        block_size=32,
-        precision=precision,
-    )
-
-
-def _network() -> keras.Model:
-    keras.utils.set_random_seed(3)
-    layers = [keras.layers.Conv2D(4, 3), keras.layers.Flatten(), keras.layers.Dense(CLASSES)]
-    return keras.Sequential([keras.Input(SHAPE), *layers])
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    module = SmoothedClassifier(_network(), _smoothing(), 100)
-    version = tmp_path_factory.mktemp("export") / "1"
-    tf.saved_model.save(module, str(version), signatures=module.signatures())
-    return version
+    return write_small_export(tmp_path_factory.mktemp("export") / "1")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +88,7 @@ def test_the_lines_of_the_documentation(tmp_path, monkeypatch) -> None:
     (code,) = re.findall(r"## Without a server\n.*?```python\n(.*?)```", page, re.DOTALL)
     shape = (28, 28, 1)
     network = keras.Sequential([keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(10)])
-    module = SmoothedClassifier(network, _smoothing(shape, 10), 10)
+    module = SmoothedClassifier(network, small_smoothing(shape, 10), 10)
     monkeypatch.chdir(tmp_path)
     tf.saved_model.save(module, "models/digits/1", signatures=module.signatures())
     found: dict[str, Any] = {}
@@ -120,24 +98,7 @@ def test_the_lines_of_the_documentation(tmp_path, monkeypatch) -> None:
     assert found["classes"].shape == next(iter(found["dataset"])).shape == (2,)
     np.testing.assert_allclose(found["probabilities"](images), tf.nn.softmax(plain), rtol=1e-5)
     np.testing.assert_allclose(found["compiled"](images), plain, atol=1e-5)
-
-
-def test_compiled_by_xla(model) -> None:
-    """`logits` within rounding; votes under XLA's own noise, so alike in law and repeatable."""
-    logits = model.signatures["logits"]
-    compiled = tf.function(lambda images: logits(images=images)["logits"], jit_compile=True)
-    plain = logits(images=tf.constant(IMAGES))["logits"]
-    np.testing.assert_allclose(compiled(tf.constant(IMAGES)), plain, rtol=1e-4, atol=1e-5)
-    sample = model.signatures["sample_under_noise"]
-    drawn = tf.function(lambda **rows: sample(**rows), jit_compile=True)
-    many = _rows(0, 1) | {"num_samples": tf.constant([4096, 4096])}
-    first, second = drawn(**many)["counts"].numpy(), drawn(**many)["counts"].numpy()
-    np.testing.assert_array_equal(first, second)
-    assert first.sum(axis=1).tolist() == [4096, 4096]
-    # Two samples of 4096 draws: a share differs by more than 5 sqrt(2 / (4 x 4096)) in one of
-    # millions.
-    share = sample(**many)["counts"].numpy() / 4096
-    assert np.abs(first / 4096 - share).max() < 5 * np.sqrt(2 / (4 * 4096))
+    assert found["predicted"].numpy().sum(axis=1).tolist() == [100, 100]
 
 
 def test_names_and_numbers_are_seen_from_outside(path, capsys) -> None:
@@ -162,13 +123,40 @@ def test_a_version_appears_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(saved_model, "_verify", look)
     with pytest.raises(UserError, match="not fit"):
-        saved_model.export(_network(), _smoothing(), tmp_path, version=7)
+        saved_model.export(small_network(), small_smoothing(), tmp_path, version=7)
     # While it was complete but for its name, no number was there; afterwards, nothing.
     assert [name.isdigit() for names in seen for name in names] == [False]
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_of_two_exports_of_one_version_the_first_stays(tmp_path, monkeypatch) -> None:
+    def finish_another(network, smoothing, folder) -> None:
+        (tmp_path / "7").mkdir()
+        (tmp_path / "7" / "saved_model.pb").write_bytes(b"the other")
+
+    monkeypatch.setattr(saved_model, "_verify", finish_another)
+    with pytest.raises(UserError, match="7 exists by now"):
+        saved_model.export(small_network(), small_smoothing(), tmp_path, version=7)
+    assert [path.name for path in tmp_path.iterdir()] == ["7"]
+    assert (tmp_path / "7" / "saved_model.pb").read_bytes() == b"the other"
+
+
+def test_a_base_path_that_cannot_be_written_is_named(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: cannot be written"):
+        saved_model.export(small_network(), small_smoothing(), tmp_path / "file", version=1)
+
+
+def _settle(network: keras.Model, shape: tuple[int, ...]) -> None:
+    """Gives batch normalisation its statistics: an untrained deep network overflows float16."""
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    images = np.random.default_rng(2).normal(0.5, 0.4, (32, *shape)).astype(np.float32)
+    network(images, training=True)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize(
     "name",
     [
@@ -185,7 +173,8 @@ def test_every_network_in_every_precision(name, precision, tmp_path) -> None:
     keras.utils.set_random_seed(4)
     with policy(precision):
         network = networks.build(name, "none", shape, CLASSES)
-    module = SmoothedClassifier(network, _smoothing(shape, precision=precision), 10)
+    _settle(network, shape)
+    module = SmoothedClassifier(network, small_smoothing(shape, precision=precision), 10)
     tf.saved_model.save(module, str(tmp_path), signatures=module.signatures())
     assert lint.lint(tmp_path, len(network.weights)) == []
     signatures = tf.saved_model.load(str(tmp_path)).signatures
@@ -193,9 +182,18 @@ def test_every_network_in_every_precision(name, precision, tmp_path) -> None:
     found = signatures["logits"](images=tf.constant(images))["logits"]
     assert found.dtype == tf.float32
     expected = np.asarray(network(images, training=False), np.float32)
-    # Eight bits of bfloat16, over many layers.
+    assert np.isfinite(expected).all()
+    # Eight bits of bfloat16, eleven of float16, over many layers.
     part = 1e-4 if precision == "float32" else 0.1
     np.testing.assert_allclose(found, expected, atol=part * np.abs(expected).max())
     rows = {name: tf.constant(values[:2]) for name, values in ROWS.items() if name != "images"}
     votes = signatures["sample_under_noise"](images=tf.constant(images), **rows)
     np.testing.assert_array_equal(votes["counts"].numpy().sum(axis=1), ROWS["num_samples"][:2])
+    png = [tf.io.encode_png(np.uint8(255 * image)) for image in images]
+    for answer in (
+        signatures["serving_default"](images=tf.constant(images)),
+        signatures["encoded"](encoded_images=tf.stack(png)),
+    ):
+        assert answer["counts"].numpy().sum(axis=1).tolist() == [10, 10]
+    info = signatures["tfmacer_info"](probe=tf.zeros([1], tf.int32))["smoothing"].numpy()[0]
+    assert f'"precision": "{precision}"' in info.decode()

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -11,7 +12,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from export import lint, saved_model
+from export import check, lint, saved_model
 from export.signatures import SmoothedClassifier
 from tfmacer.errors import UserError
 from tfmacer.votes import local
@@ -234,13 +235,54 @@ def test_an_existing_version_is_refused(exported, keras_file, capsys):
     assert "exists already" in capsys.readouterr().err
 
 
-def test_a_model_that_returns_probabilities_is_refused(tmp_path):
-    network = keras.Sequential(
-        [keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(3, "softmax")]
-    )
-    network.save(tmp_path / "soft.keras")
-    with pytest.raises(UserError, match="applies softmax"):
-        saved_model.load_model(tmp_path / "soft.keras", 0.5)
+@keras.saving.register_keras_serializable("tests")
+class _Doubled(keras.layers.Layer):
+    """A layer of a user's own."""
+
+    def call(self, x):
+        return 2 * x
+
+
+def _model(*layers: keras.Layer) -> keras.Model:
+    return keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), *layers])
+
+
+def _several_outputs(kind: type) -> keras.Model:
+    pixels = keras.Input(SHAPE)
+    logits = keras.layers.Dense(3)(keras.layers.Flatten()(pixels))
+    return keras.Model(pixels, {"a": logits} if kind is dict else [logits, logits])
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (lambda: _model(keras.layers.Dense(3, "softmax")), "last layer applies softmax"),
+        (lambda: _model(keras.layers.Dense(3, "sigmoid")), "last layer applies sigmoid"),
+        (lambda: _model(keras.layers.Dense(3), keras.layers.Softmax()), "returns probabilities"),
+        (lambda: _model(keras.layers.Reshape((8, 8))), r"logits \[B, K\] .* found \[\(2, 8, 8"),
+        (lambda: _several_outputs(list), r"its one output, found \[\(2, 3\), \(2, 3\)\]"),
+        (lambda: _several_outputs(dict), r"its one output, found \[\(2, 3\)\]"),
+        (
+            lambda: keras.Sequential([keras.Input((None, None, 1)), keras.layers.Conv2D(2, 3)]),
+            r"expected images \[B, H, W, C\]",
+        ),
+    ],
+)
+def test_models_that_are_no_classifiers_are_refused(network, message, tmp_path):
+    network().save(tmp_path / "bad.keras")
+    with pytest.raises(UserError, match=message):
+        saved_model.load_model(tmp_path / "bad.keras", 0.5)
+
+
+def test_layers_of_a_users_own_need_only_be_known(tmp_path, monkeypatch):
+    path = tmp_path / "mine.keras"
+    _model(_Doubled(), keras.layers.Dense(3)).save(path)
+    _, smoothing = saved_model.load_model(path, 0.5)
+    assert (smoothing.num_classes, smoothing.sigma) == (3, 0.5)
+    monkeypatch.delitem(keras.saving.get_custom_objects(), "tests>_Doubled")
+    with pytest.raises(UserError, match="cannot be loaded: Could not locate class '_Doubled'") as e:
+        saved_model.load_model(path, 0.5)
+    assert "\n" not in str(e.value)
 
 
 class _Seeded(SmoothedClassifier):
@@ -271,12 +313,21 @@ class _Python(SmoothedClassifier):
         return {"logits": logits, "mean": tf.reduce_mean(logits)}
 
 
+class _Pinned(SmoothedClassifier):
+    """What never reaches a server's GPU."""
+
+    def logits(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        with tf.device("CPU:0"):
+            return super().logits(images)
+
+
 @pytest.mark.parametrize(
     ("module", "finding"),
     [
         (_Seeded, "RandomStandardNormal has a seed baked in"),
         (_Generator, "carries generator state"),
         (_Python, "PyFunc does not run in a model server"),
+        (_Pinned, "nodes are pinned to a device, .* to /device:CPU:0"),
         (_Python, "output mean is .*: its first dimension must be the batch"),
     ],
 )
@@ -286,6 +337,21 @@ def test_lint_finds_what_must_not_be_served(module, finding, keras_file, tmp_pat
     tf.saved_model.save(bad, str(tmp_path), signatures=bad.signatures())
     findings = lint.lint(tmp_path, len(network.weights))
     assert any(re.search(finding, line) for line in findings), findings
+
+
+def test_an_op_that_tensorflow_lacks_is_found(exported, keras_file, tmp_path):
+    """Twice: by the lint, and in the fresh process, which has loaded no library of ops."""
+    directory = tmp_path / "1"
+    shutil.copytree(exported, directory)
+    saved = directory / "saved_model.pb"
+    # Same length, so that the file stays a protocol buffer.
+    saved.write_bytes(saved.read_bytes().replace(b"Softmax", b"Hardmax"))
+    findings = lint.lint(directory, len(keras.models.load_model(keras_file).weights))
+    assert any("Hardmax is not a core TensorFlow op" in line for line in findings)
+    images = np.zeros((1, *SHAPE), np.float32)
+    logits = local.SavedModelVotes(exported).logits(images)
+    with pytest.raises(tf.errors.OpError, match="Hardmax"):
+        check.check(directory, images, logits)
 
 
 def test_lint_finds_nothing_in_a_good_export_and_counts_its_variables(exported, keras_file):

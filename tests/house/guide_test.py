@@ -1,18 +1,18 @@
-"""What docs/guide.md says to type runs, as it stands there."""
+"""What the pages say to type runs, as it stands there."""
 
-import contextlib
 import importlib
-import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
+import grpc
 import made_logs
 import portpicker
 import pytest
+from shell import PATIENCE, Shell, lines_of
 from source_tree import ROOT
 
 from tfmacer import certify
@@ -21,13 +21,6 @@ from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import Gaussian
 
 WITHOUT_TENSORFLOW = ("tfmacer.verify", "tfmacer.merge", "tfmacer.report")
-# What a test can spare of a run; later flags win.
-LIGHTER = {
-    "tfmacer.train": ["--epochs=1", "--num_noise=1", "--eval_examples=10"],
-    "tfmacer.certify": ["--n=1000", "--num_examples=4"],
-    "tfmacer.falsify": ["--steps=2", "--num_noise=4", "--num_examples=2"],
-}
-PATIENCE = 300.0
 
 
 def _blocks(page):
@@ -38,10 +31,8 @@ def _blocks(page):
 
 def _commands(block):
     """Module and arguments of each `python -m` of a block."""
-    lines = block.replace("\\\n", " ").splitlines()
-    return [
-        (words[2], words[3:]) for words in map(shlex.split, lines) if words[:2] == ["python", "-m"]
-    ]
+    lines = map(shlex.split, lines_of(block))
+    return [(words[2], words[3:]) for words in lines if words[:2] == ["python", "-m"]]
 
 
 def _all_commands():
@@ -96,56 +87,89 @@ def test_what_needs_no_tensorflow_runs(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_all_of_it_runs_in_order(tmp_path):
     """Every command and Python block of the guide, then those of docs/serving.md."""
-    ports = {port: str(portpicker.pick_unused_port()) for port in ("8500", "8600")}
+    ports = {port: str(portpicker.pick_unused_port()) for port in ("8500", "8600", "8080")}
     blocks = [*_blocks("docs/guide.md"), *_blocks("docs/serving.md")]
-    with contextlib.ExitStack() as servers:
+    with Shell(tmp_path) as shell:
         for language, block in blocks:
             for port, free in ports.items():
-                block = block.replace(f":{port}", f":{free}").replace(f"={port}", f"={free}")
+                block = re.sub(rf"([:=]){port}\b", rf"\g<1>{free}", block)
             if language == "python" and (name := re.match(r"# (\w+\.py)\n", block)):
                 (tmp_path / name[1]).write_text(block)
             elif language == "python":
-                _run(tmp_path, "-c", block)
+                shell.run("-c", block)
             elif language == "sh":
-                for module, arguments in _commands(block):
-                    words = ["-m", module, *arguments, *LIGHTER.get(module, [])]
-                    if arguments[-1] == "&":
-                        words.remove("&")
-                        words += ["--metrics_port=0"] if module == "serving.sidecar" else []
-                        servers.enter_context(_server(tmp_path, words))
-                    else:
-                        _run(tmp_path, *words)
+                for line in lines_of(block):
+                    shell.type(line)
 
 
-def _environment():
-    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+@pytest.mark.slow
+def test_the_readmes_road_runs_in_order(tmp_path):
+    """What the README says besides `make`, each command on what the ones before it left."""
+    shutil.copy(ROOT / "mnist.flags", tmp_path)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"`(python -m [^`]*)`", text)
+    assert [line.split()[2] for line in lines] == [
+        "tfmacer.train", "tfmacer.certify", "tfmacer.verify", "tfmacer.falsify",
+        "tfmacer.report", "export.saved_model",
+    ]  # fmt: skip
+    with Shell(tmp_path) as shell:
+        for line in lines:
+            shell.type(line + (" --dataset=mnist5k" if "tfmacer.train" in line else ""))
 
 
-def _run(folder, *words):
-    done = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=_environment(), capture_output=True, text=True
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "shape", "classes"),
+    [
+        ("--flagfile=mnist.flags --objective=gaussian", (28, 28, 1), 10),
+        ("--flagfile=cifar.flags --sigma=0.5", (32, 32, 3), 10),
+        ("--flagfile=svhn.flags", (32, 32, 3), 10),
+        ("--flagfile=imagenet.flags", (224, 224, 3), 1000),
+    ],
+)
+def test_the_published_configurations_take_a_step(tmp_path, command, shape, classes):
+    """As the guide names them, on two images of noise in place of the dataset."""
+    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    assert f"`python -m tfmacer.train {command}`" in guide
+    (tmp_path / "noise.py").write_text(
+        "import numpy as np\n"
+        "def images(split):\n"
+        "    draws = np.random.default_rng(0)\n"
+        f"    return draws.random((2, *{shape}), np.float32), np.array([0, {classes - 1}])\n"
     )
-    assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr}"
-    # What a block compares comes out true.
-    assert "False" not in done.stdout.split(), done.stdout
+    words = shlex.split(command.replace("=", f"={ROOT}/", 1))
+    few = ["--dataset=noise:images", "--batch_size=2", "--epochs=1", "--num_noise=1"]
+    few += ["--lr_decay_epochs=", "--eval_examples=1", "--run_dir=run"]
+    # Published weights are for the dataset; Gaussian training has none.
+    few += [] if "gaussian" in command else ["--lambda=1"]
+    Shell(tmp_path).run("-m", "tfmacer.train", *words, *few)
+    assert (tmp_path / "run" / "model.keras").is_file()
 
 
-@contextlib.contextmanager
-def _server(folder, words):
-    """A server, once it has said `ready`, until the end."""
-    with subprocess.Popen(
-        [sys.executable, *words],
-        cwd=folder,
-        env=_environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        impatient = threading.Timer(PATIENCE, process.kill)
-        impatient.start()
+@pytest.mark.slow
+def test_the_demonstration_ends_well(tmp_path):
+    assert "demo: OK" in Shell(tmp_path).run("-m", "tfmacer.demo").splitlines()
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_a_run(tmp_path):
+    """`tensorboard --logdir runs`, with what a run writes there."""
+    shell = Shell(tmp_path)
+    shell.type(
+        "python -m tfmacer.train --run_dir=runs/a --dataset=mnist5k --network=lenet"
+        " --objective=gaussian --sigma=0.5"
+    )
+    shown = shell.run("-m", "tensorboard.main", "--inspect", "--logdir", "runs")
+    assert "scalars" in shown
+
+
+@pytest.mark.slow
+def test_a_pool_of_workers_listens(tmp_path):
+    port = portpicker.pick_unused_port()
+    words = ["-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
+    with subprocess.Popen([sys.executable, *words], cwd=tmp_path) as pool:
         try:
-            assert any(line.strip() == "ready" for line in process.stdout), words
-            impatient.cancel()
-            yield
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                grpc.channel_ready_future(channel).result(PATIENCE)
         finally:
-            impatient.cancel()
-            process.kill()
+            pool.kill()

@@ -6,13 +6,28 @@ import subprocess
 import sys
 import zipfile
 
+import portpicker
 import pytest
 import source_tree
+from shell import Shell, lines_of
 from source_tree import ROOT
 
 from tfmacer.version import __version__
 
 PACKAGES = ("tfmacer", "export", "serving")
+EVERY_COMMAND = """\
+python -m tfmacer.train --run_dir=run --dataset=mnist5k --network=lenet \\
+  --objective=gaussian --sigma=0.5
+python -m tfmacer.certify --run_dir=run --out=0.tsv --shard=0/2
+python -m tfmacer.certify --run_dir=run --out=1.tsv --shard=1/2
+python -m tfmacer.merge --out=log.tsv 0.tsv 1.tsv
+python -m tfmacer.verify log.tsv
+python -m tfmacer.falsify --run_dir=run --log=log.tsv
+python -m tfmacer.report log.tsv --out_dir=report
+python -m export.saved_model --run_dir=run --export_dir=export
+python -m serving.model_server --model_name=m --model_base_path=export --port=8500 &
+python -m serving.sidecar --backend=127.0.0.1:8500 --model_name=m --port=8600 &
+"""
 DATA = (".csv", ".proto", ".pyi", ".html", ".css", ".js", ".svg", ".typed")
 
 
@@ -97,20 +112,28 @@ def test_installed_alone_it_runs(wheel, tmp_path):
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
     subprocess.run([*pip, "install", "-q", "-c", ROOT / "constraints.txt", wheel], check=True)
     subprocess.run([*pip, "check"], check=True)
-    commands = ("tfmacer.train", "tfmacer.certify", "tfmacer.verify", "tfmacer.merge",
-                "tfmacer.report", "export.saved_model", "serving.model_server",
-                "serving.sidecar", "serving.client")  # fmt: skip
-    for command in commands:
-        answer = subprocess.run(
-            [python, "-m", command, "--help"], cwd=tmp_path, capture_output=True, text=True
+    ports = {"8500": portpicker.pick_unused_port(), "8600": portpicker.pick_unused_port()}
+    # A digit, from a package that the wheel brings along.
+    digit = (
+        "from PIL import Image; from tfmacer.datasets import load_split;"
+        "image = load_split('mnist5k', 'test').take([0])[0][0, :, :, 0];"
+        "Image.fromarray((image * 255).round().astype('uint8')).save('digit.png')"
+    )
+    with Shell(tmp_path, python) as shell:
+        shell.run("-c", digit)
+        for line in lines_of(EVERY_COMMAND):
+            for port, free in ports.items():
+                line = line.replace(port, str(free))
+            shell.type(line)
+        assert "confidence" in shell.run(
+            "-m", "serving.client", f"--target=127.0.0.1:{ports['8600']}", "--n=1000", "digit.png"
         )
-        assert answer.returncode == 0, answer.stderr
-        assert f"python -m {command}" in answer.stdout
 
 
 @pytest.mark.slow
-def test_beam_installs_beside_the_pins(wheel):
-    """The extra `beam` and the pins agree on every package that both bring."""
+@pytest.mark.parametrize("extra", ["beam", "otel"])
+def test_extras_install_beside_the_pins(wheel, extra):
+    """An extra and the pins agree on every package that both bring."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--dry-run", "-q"]
     files = ["-c", "constraints.txt", "-c", "requirements-dev.txt"]
-    subprocess.run([*pip, *files, f"tfmacer[beam] @ file://{wheel}"], cwd=ROOT, check=True)
+    subprocess.run([*pip, *files, f"tfmacer[{extra}] @ file://{wheel}"], cwd=ROOT, check=True)

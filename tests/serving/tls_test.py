@@ -1,6 +1,9 @@
 """TLS on the sidecar's port and towards its backend: who gets in, and what is refused."""
 
+import base64
+import datetime
 import json
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +12,11 @@ import grpc
 import numpy as np
 import portpicker
 import pytest
+import requests
 import trustme
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from fake_backend import FakeBackend
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from PIL import Image
@@ -18,6 +24,7 @@ from processes import serving
 
 from serving import client, grpc_server, sidecar, tls
 from tfmacer.errors import UserError
+from tfmacer.wire import channel
 
 CA = trustme.CA()
 OTHER_CA = trustme.CA()
@@ -141,10 +148,10 @@ def test_files_are_read_again_when_they_change(opened, server_files, tmp_path, c
 )
 def test_what_is_loopback(address: str, loopback: bool) -> None:
     if loopback:
-        tls.check_loopback("host", address, instead="--tls")
+        channel.check_loopback("host", address, instead="--tls")
     else:
         with pytest.raises(UserError, match="not a loopback address"):
-            tls.check_loopback("host", address, instead="--tls")
+            channel.check_loopback("host", address, instead="--tls")
 
 
 SIDECAR = ["--backend=127.0.0.1:1", "--model_name=m"]
@@ -195,8 +202,6 @@ def test_what_cannot_be_used_ends_the_start_with_one_line(
 
 
 def _locked(key: bytes) -> bytes:
-    from cryptography.hazmat.primitives import serialization
-
     return serialization.load_pem_private_key(key, None).private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -214,7 +219,7 @@ def test_mutual_tls_on_both_sides(tmp_path: Path, server_files, client_files, ca
     backend_files = authority.issue(tmp_path, OTHER_CA, "localhost", "backend")
     own_files = authority.issue(tmp_path, OTHER_CA, "sidecar@example.org", "own")
     backend, port = FakeBackend(), portpicker.pick_unused_port()
-    backend_port = portpicker.pick_unused_port()
+    backend_port, http_port = portpicker.pick_unused_port(), portpicker.pick_unused_port()
     backend.start(
         backend_port,
         tls.Tls(backend_files.cert, backend_files.key, own_files.ca).server_credentials(),
@@ -236,6 +241,7 @@ def test_mutual_tls_on_both_sides(tmp_path: Path, server_files, client_files, ca
         f"--tls_key={server_files.key}",
         f"--tls_client_ca={client_files.ca}",
         "--metrics_port=0",
+        f"--http_port={http_port}",
         f"--audit_log={audit}",
     ]
     target = [f"--target=localhost:{port}", str(digit), "--n=300", "--json"]
@@ -247,10 +253,52 @@ def test_mutual_tls_on_both_sides(tmp_path: Path, server_files, client_files, ca
         for refused in (target, [*target, *trusting], [*target, "--tls", *showing]):
             assert client.main(refused) == 1
             assert "UNAVAILABLE" in capsys.readouterr().err
+        of_a_browser = requests.post(
+            f"https://localhost:{http_port}/v1/certify",
+            json={"image": base64.b64encode(digit.read_bytes()).decode(), "n": 300},
+            verify=server_files.ca,
+            cert=(client_files.cert, client_files.key),
+            timeout=60,
+        ).json()
         process.terminate()
         assert process.wait(60) == 0
     backend.stop()
-    (entry,) = map(json.loads, audit.read_text().splitlines())
-    assert entry["certificate_id"] == certificate["certificate_id"]
+    entries = list(map(json.loads, audit.read_text().splitlines()))
+    given = [certificate["certificate_id"], of_a_browser["certificate_id"]]
+    assert [entry["certificate_id"] for entry in entries] == given
     subject = x509.load_pem_x509_certificate(client_files.cert.read_bytes()).subject
-    assert entry["client"] == f"x509_subject:{subject.rfc4514_string()}"
+    # One client, whichever way it comes.
+    clients = [entry["client"] for entry in entries]
+    assert clients == [f"x509_subject:{subject.rfc4514_string()}"] * 2
+
+
+def test_a_subject_is_written_as_openssl_writes_it(tmp_path: Path) -> None:
+    name = x509.Name(
+        [
+            x509.NameAttribute(x509.NameOID.COUNTRY_NAME, "DE"),
+            x509.NameAttribute(x509.NameOID.STREET_ADDRESS, "Weg 1"),
+            x509.NameAttribute(x509.NameOID.DOMAIN_COMPONENT, "example"),
+            x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, ' "A" <B>, C+D; \\'),
+            x509.NameAttribute(x509.NameOID.COMMON_NAME, "#Zo\u00eb "),
+            x509.NameAttribute(x509.NameOID.EMAIL_ADDRESS, "zoe@example.org"),
+        ]
+    )
+    key = ec.generate_private_key(ec.SECP256R1())
+    then = datetime.datetime(2020, 1, 1)
+    pem = tmp_path / "ca.pem"
+    pem.write_bytes(
+        x509.CertificateBuilder(name, name, key.public_key(), 1, then, then)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(pem)
+    (decoded,) = context.get_ca_certs()
+    # From `openssl x509 -noout -subject -nameopt RFC2253 -in ca.pem`.
+    written = (
+        r"emailAddress=zoe@example.org,CN=\#Zo\C3\AB\ ,O=\ \"A\" \<B\>\, C\+D\; \\,"
+        "DC=example,street=Weg 1,C=DE"
+    )
+    assert tls.subject(decoded) == written
+    assert tls.subject({}) == tls.subject(None) == ""

@@ -217,6 +217,20 @@ def test_a_contiguous_part_of_a_split_is_warned_of_and_recorded(tiny_run, tmp_pa
         (["--run_dir=RUN", "--out=x.tsv", "--stop=decide:1", "--bound=clopper_pearson"], "bound"),
         (["--server=localhost:1", "--out=x.tsv"], "--model_name goes with --server"),
         (["--saved_model=/nowhere", "--out=x.tsv"], "--saved_model=/nowhere: no such directory"),
+        (["--run_dir=RUN", "--out=x.tsv", "--tls"], "--tls goes with --server"),
+        (["--run_dir=RUN", "--out=x.tsv", "--allow_plaintext"], "--allow_plaintext goes with"),
+        (
+            ["--server=tf:8500", "--model_name=m", "--out=x.tsv"],
+            "--server=tf:8500: not a loopback address",
+        ),
+        (
+            ["--server=localhost:1", "--model_name=m", "--out=x.tsv", "--tls_ca=no.pem"],
+            "--tls_ca needs --tls",
+        ),
+        (
+            ["--server=tf:1", "--model_name=m", "--out=x.tsv", "--tls", "--tls_ca=no.pem"],
+            "--tls_ca=no.pem: cannot be read",
+        ),
         (["--run_dir=RUN", "--out=x.tsv", "--num_examples=0"], "num_examples"),
         (["--run_dir=RUN", "--out=x.tsv", "--start=1000"], "start is 1000"),
         (["--run_dir=RUN", "--out=x.tsv", "--parts_dir=y"], "--parts_dir goes with --runner"),
@@ -224,7 +238,7 @@ def test_a_contiguous_part_of_a_split_is_warned_of_and_recorded(tiny_run, tmp_pa
         (["--run_dir=RUN", "--out=x.tsv", "--runner=direct", "--stop=budget:1"], "the clock"),
         (["--run_dir=RUN", "--out=x.tsv", "--runner=samza"], "samza"),
         (
-            ["--server=h:1", "--model_name=m", "--out=x.tsv", "--runner=direct"],
+            ["--server=localhost:1", "--model_name=m", "--out=x.tsv", "--runner=direct"],
             "--server draws by itself",
         ),
         (

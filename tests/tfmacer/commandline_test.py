@@ -1,5 +1,11 @@
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 from absl import flags
+from processes import ROOT
 
 from tfmacer import commandline
 from tfmacer.errors import UserError
@@ -95,3 +101,31 @@ def test_an_interrupt_has_its_own_status_and_other_errors_are_not_hidden(values,
     assert capsys.readouterr().err == "error: interrupted\n"
     with pytest.raises(RuntimeError, match="a defect"):
         run(break_down, values, [])
+
+
+LONG = """
+import sys
+from absl import flags
+from tfmacer import commandline
+def main():
+    while True:
+        print("a line")
+sys.exit(commandline.run(main, flags.FlagValues(), [], name="x", doc="X."))
+"""
+
+
+@pytest.mark.parametrize("words", [["-m", "tfmacer.merge", "--help"], ["-c", LONG]])
+def test_output_that_nobody_reads_ends_a_command_quietly(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_another_pipe_that_breaks_is_not_hidden(values):
+    def fail():
+        raise BrokenPipeError("of a worker")
+
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        run(fail, values, [])

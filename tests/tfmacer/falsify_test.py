@@ -80,6 +80,11 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(tiny_run, log, tmp_pat
     assert run(*command, f"--out={outs[1]}") == 0
     assert cells(outs[0]) == cells(outs[1])
     assert len(cells(outs[1])) == 4
+    # Chosen by position, and all of those count against alpha.
+    settings = read_falsification(outs[1]).settings
+    considered = log.records[:5:2]
+    assert settings.images == tuple(r.idx for r in considered if r.predict >= 0)
+    assert settings.examined == 3
     assert run(*command, f"--out={outs[1]}", "--seed=1") == 1
     assert "made with other settings: seed is 0, not 1" in capsys.readouterr().err
 

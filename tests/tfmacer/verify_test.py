@@ -227,6 +227,11 @@ def test_a_record_that_only_drawing_again_can_refute_is_found(certified, tiny_ru
         (["LOG", "--redraw", "--run_dir=a", "--server=b"], "got --run_dir, --server"),
         (["LOG", "--run_dir=a"], "--run_dir is for --redraw"),
         (["LOG", "--redraw", "--server=localhost:1"], "--model_name goes with --server"),
+        (
+            ["LOG", "--redraw", "--server=tf:8500", "--model_name=m"],
+            "--server=tf:8500: not a loopback address",
+        ),
+        (["LOG", "--tls"], "--tls goes with --server"),
         (["LOG", "--redraw", "--run_dir=nowhere"], "nowhere: not a finished run directory"),
         (["LOG", "--redraw", "--saved_model=nowhere"], "--saved_model=nowhere: no such directory"),
     ],

@@ -56,7 +56,8 @@ class AttackSettings:
       alpha: probability, for each image, that some confirmation of it is wrong.
       clip: whether attacked pixels stay in [0, 1].
       seed: of the noise of attacks and confirmations.
-      examined: images of the log, certified or not: each might have been certified falsely.
+      examined: images of the log that were considered, certified or not: each might have been
+        certified falsely.
       images: idx of the certificates attacked, ascending.
       environment: versions, device and intra-op threads.
     """

@@ -34,7 +34,7 @@ def document(tables: Sequence[Table], plots: Sequence[str], warnings: Sequence[s
 def markdown(table: Table) -> str:
     """The table in Markdown, with its title and note."""
     lines = [table.header, ["---"] * len(table.header)]
-    lines += [[_joined(cell).replace("|", "\\|") for cell in row] for row in table.rows]
+    lines += [[joined(cell).replace("|", "\\|") for cell in row] for row in table.rows]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"## {table.title}\n\n{body}\n\n{table.note}\n"
 
@@ -71,7 +71,8 @@ def terminal(table: Table) -> rich.table.Table:
     return shown
 
 
-def _joined(cell: Cell) -> str:
+def joined(cell: Cell) -> str:
+    """A cell as plain text."""
     return f"{cell.text} ({cell.interval})" if cell.interval else cell.text
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from tfmacer.report.plots import Plot, colour
+from tfmacer.report.drawing import Plot, colour
 from tfmacer.report.summary import NORMS, Run
 from tfmacer.report.tables import Table
 

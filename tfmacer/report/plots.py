@@ -1,97 +1,34 @@
 """Plots of a report, made for reading; each is None where no run has what it shows."""
 
-import dataclasses
-import functools
-import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import matplotlib.axes
 import matplotlib.colors
-import matplotlib.figure
 import numpy as np
 from scipy import special
 
 from tfmacer.records.falsifications import Falsification
+from tfmacer.report.drawing import (
+    GREY,
+    Curve,
+    Plot,
+    colour,
+    label_ends,
+    new_figure,
+    new_panels,
+    radius_label,
+    steps,
+    styled,
+    width_for,
+)
 from tfmacer.report.summary import NORMS, Floats, Run, share_interval
 
-# Okabe and Ito's palette, told apart by most colour-blind readers; yellow is left out, being too
-# light on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 # Beyond this many runs a band hides more than it tells.
 _MOST_BANDS = 6
 _MOST_CLASSES = 20
 _GRID = 400
-_GREY = "#555555"
 _PROBABILITIES = (0.0001, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.axisbelow": True,
-    "axes.titlelocation": "left",
-    "svg.hashsalt": "tfmacer",
-}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Curve:
-    """A run's certified accuracy at many radii.
-
-    Attributes:
-      run: whose.
-      colour: as in the plots.
-      radii: ascending, the same for all curves of a report.
-      shares: certified accuracy at each of them.
-      low: lower ends of its intervals.
-      high: upper ends.
-    """
-
-    run: Run
-    colour: str
-    radii: Floats
-    shares: Floats
-    low: Floats
-    high: Floats
-
-
-@dataclasses.dataclass(frozen=True)
-class Plot:
-    """A drawn figure.
-
-    Attributes:
-      name: of its files.
-      title: one line, also for readers who cannot see it.
-      note: how to read it.
-      figure: the drawing.
-      curves: what its lines say, for those that a page shows under the pointer.
-    """
-
-    name: str
-    title: str
-    note: str
-    figure: matplotlib.figure.Figure
-    curves: tuple[Curve, ...] = ()
-
-    def image(self, kind: str) -> bytes:
-        """The figure as `png` or `svg`; the same bytes for the same logs."""
-        file = io.BytesIO()
-        with matplotlib.rc_context(_STYLE):
-            metadata = {"Date": None} if kind == "svg" else {"Software": None}
-            self.figure.savefig(file, format=kind, dpi=160, metadata=metadata)
-        return file.getvalue()
-
-
-def _styled(draw: Callable[..., Plot | None]) -> Callable[..., Plot | None]:
-    @functools.wraps(draw)
-    def wrapped(*arguments: object) -> Plot | None:
-        with matplotlib.rc_context(_STYLE):
-            return draw(*arguments)
-
-    return wrapped
 
 
 def curves(runs: Sequence[Run], norm: str = "l2") -> list[Curve]:
@@ -108,45 +45,29 @@ def curves(runs: Sequence[Run], norm: str = "l2") -> list[Curve]:
     return found
 
 
-def colour(runs: Sequence[Run], run: Run) -> str:
-    """The colour of a run in every plot of a report; a converted run has that of its log."""
-    originals = [each for each in runs if not each.converted] or list(runs)
-    place = next(i for i, each in enumerate(originals) if _is_of(run, each))
-    return COLOURS[place % len(COLOURS)]
-
-
-def _is_of(run: Run, original: Run) -> bool:
-    return run is original or (run.converted and run.log.path == original.log.path)
-
-
 def _with_radii(runs: Sequence[Run], norm: str) -> list[Run]:
     return [run for run in runs if run.norm == norm and run.decides is None and len(run.radii)]
 
 
-@_styled
+@styled
 def radius_accuracy(runs: Sequence[Run], norm: str = "l2") -> Plot | None:
     """Certified accuracy against radius, with bands for the choice of images; of one norm."""
     found = curves(runs, norm)
     if not found:
         return None
-    figure, axes = _figure(_width(curve.run for curve in found), 4.8)
+    figure, axes = new_panels(width_for(curve.run for curve in found), 4.8)
     ends = []
     for curve in found:
-        steps = np.sort(curve.run.radii[curve.run.correct])
-        shares = 100 * np.arange(len(steps), -1, -1) / len(curve.run.radii)
-        last = float(steps[-1]) if len(steps) else 0.0
-        # The share at r holds up to and with the radius of the next image.
-        axes.step([0.0, *steps, last], [shares[0], *shares], where="pre", color=curve.colour)
+        ends.append(steps(axes, curve.run, color=curve.colour))
         if len(found) <= _MOST_BANDS:
             band = {"color": curve.colour, "alpha": 0.13, "lw": 0}
             axes.fill_between(curve.radii, 100 * curve.low, 100 * curve.high, **band)
-        ends.append((last, 100 * float(np.mean(curve.run.correct & (curve.run.radii >= last)))))
     axes.set_xlim(0, 1.03 * float(found[0].radii[-1]) or 1.0)
     axes.set_ylim(0, 100)
-    axes.set_xlabel(_radius_label(norm))
+    axes.set_xlabel(radius_label(norm))
     axes.set_ylabel("certified accuracy (%)")
     _mark_largest(axes, [curve.run for curve in found])
-    _label_ends(axes, ends, [curve.run.name for curve in found], [c.colour for c in found])
+    label_ends(axes, ends, [curve.run.name for curve in found], [c.colour for c in found])
     note = (
         f"Radii in the {NORMS[norm]} norm. Bands: 95 % Clopper-Pearson intervals at each radius, "
         "for the choice of images."
@@ -155,7 +76,7 @@ def radius_accuracy(runs: Sequence[Run], norm: str = "l2") -> Plot | None:
     return Plot(_named("radius_accuracy", norm), title, note, figure, tuple(found))
 
 
-@_styled
+@styled
 def p_true(runs: Sequence[Run]) -> Plot | None:
     """Share of images whose true class wins at least a share p of the noisy draws.
 
@@ -165,7 +86,7 @@ def p_true(runs: Sequence[Run]) -> Plot | None:
     shown = [run for run in runs if len(run.p_true) and not run.converted]
     if not shown:
         return None
-    figure, axes = _figure(_width(shown), 4.8)
+    figure, axes = new_panels(width_for(shown), 4.8)
     ends = []
     for run in shown:
         # Half a vote from either end: on this axis 0 and 1 are infinitely far away.
@@ -177,11 +98,11 @@ def p_true(runs: Sequence[Run]) -> Plot | None:
     low, high = axes.get_xlim()
     ticks = [p for p in _PROBABILITIES if low <= special.ndtri(p) <= high]
     axes.set_xticks(special.ndtri(ticks), [f"{p:g}" for p in ticks])
-    axes.axvline(0.0, color=_GREY, lw=0.8, ls=":")
+    axes.axvline(0.0, color=GREY, lw=0.8, ls=":")
     axes.set_ylim(0, 100)
     axes.set_xlabel("p: share of noisy draws that vote for the true class (normal quantile scale)")
     axes.set_ylabel("images with at least p (%)")
-    _label_ends(axes, ends, [run.name for run in shown], [colour(runs, run) for run in shown])
+    label_ends(axes, ends, [run.name for run in shown], [colour(runs, run) for run in shown])
     note = (
         "What any number of draws would certify follows from this curve: one-sided certificates "
         "need p above 0.5 (dotted), and a radius r needs about p = Phi(r / sigma). Unlike the ACR, "
@@ -191,13 +112,13 @@ def p_true(runs: Sequence[Run]) -> Plot | None:
     return Plot("p_true", title, note, figure)
 
 
-@_styled
+@styled
 def log_gap(runs: Sequence[Run]) -> Plot | None:
     """Distribution over the images of the log-ratio of probabilities, true class to best other."""
     shown = [run for run in runs if len(run.log_gap) and not run.converted]
     if not shown:
         return None
-    figure, panels = _figure(7.5, 0.8 + 1.25 * len(shown), len(shown))
+    figure, panels = new_panels(7.5, 0.8 + 1.25 * len(shown), len(shown))
     ends = [f(run.log_gap) for run in shown for f in (np.min, np.max)]
     bins = np.linspace(min(*ends, 0.0) - 0.5, max(ends) + 0.5, 50)
     for run, axes in zip(shown, np.ravel(panels), strict=True):
@@ -225,7 +146,7 @@ def log_gap(runs: Sequence[Run]) -> Plot | None:
     return Plot("log_probability_gap", "Log-probability gap, image by image", note, figure)
 
 
-@_styled
+@styled
 def attack_radius(runs: Sequence[Run]) -> Plot | None:
     """Certified radius of each image against the smallest change found to flip it."""
     shown = [(run, attack) for run in runs for attack in run.attacks if attack.rows]
@@ -233,7 +154,7 @@ def attack_radius(runs: Sequence[Run]) -> Plot | None:
         return None
     columns = min(len(shown), 2)
     rows = -(-len(shown) // columns)
-    figure = _blank(1.0 + 3.9 * columns, 4.4 * rows)
+    figure = new_figure(1.0 + 3.9 * columns, 4.4 * rows)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     panels = figure.subplots(rows, columns, squeeze=False)
     for (run, attack), axes in zip(shown, panels.flat, strict=False):
@@ -260,7 +181,7 @@ def _draw_attack(axes: matplotlib.axes.Axes, attack: Falsification, shade: str) 
     }
     marks: dict[str, dict[str, Any]] = {
         "flipped beyond": {"s": 16, "color": shade, "alpha": 0.6, "lw": 0},
-        "never flipped": {"s": 22, "marker": "^", "facecolors": "none", "edgecolors": _GREY},
+        "never flipped": {"s": 22, "marker": "^", "facecolors": "none", "edgecolors": GREY},
         "flipped within": {"s": 36, "marker": "x", "color": "#C00000"},
     }
     for name, rows in kinds.items():
@@ -281,7 +202,7 @@ def _draw_attack(axes: matplotlib.axes.Axes, attack: Falsification, shade: str) 
     axes.legend(loc="best", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
 
 
-@_styled
+@styled
 def radius_by_class(runs: Sequence[Run], norm: str = "l2") -> Plot | None:
     """Histogram of certified radii for each class, as a row of shades; a panel for each run."""
     shown = [run for run in _with_radii(runs, norm) if not run.converted]
@@ -290,7 +211,9 @@ def radius_by_class(runs: Sequence[Run], norm: str = "l2") -> Plot | None:
         return None
     columns = min(len(shown), 3)
     rows = -(-len(shown) // columns)
-    figure, panels = _figure(1.2 + 3.1 * columns, rows * (1.2 + 0.22 * len(classes)), rows, columns)
+    figure, panels = new_panels(
+        1.2 + 3.1 * columns, rows * (1.2 + 0.22 * len(classes)), rows, columns
+    )
     bins = np.linspace(0.0, max(float(run.radii.max()) for run in shown) or 1.0, 17)
     edges = np.concatenate([[-1.5 * bins[1]], bins])
     for run, axes in zip(shown, np.ravel(panels), strict=False):
@@ -313,7 +236,7 @@ def radius_by_class(runs: Sequence[Run], norm: str = "l2") -> Plot | None:
         axes.grid(visible=False)
     for axes in np.ravel(panels)[len(shown) :]:
         axes.set_axis_off()
-    figure.supxlabel(_radius_label(norm), fontsize=10)
+    figure.supxlabel(radius_label(norm), fontsize=10)
     figure.supylabel("class", fontsize=10)
     note = (
         "Each row is the histogram of one class: the darker, the more of its images have such a "
@@ -346,27 +269,8 @@ def draw_all(runs: Sequence[Run]) -> list[Plot]:
     return [plot for plot in drawn if plot is not None]
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    figure = _blank(width, height)
-    return figure, figure.subplots(rows, columns, sharex=True, sharey=True)
-
-
-def _blank(width: float, height: float) -> Any:
-    # Not through pyplot, which keeps every figure and may open a window.
-    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
-
-
-def _width(runs: Iterable[Run]) -> float:
-    """Inches of a figure with the names of the runs beside its axes."""
-    return min(6.4 + 0.085 * max(len(run.name) for run in runs), 12.0)
-
-
 def _end(run: Run) -> float:
     return max(float(run.radii.max()), run.largest_radius or 0.0)
-
-
-def _radius_label(norm: str) -> str:
-    return f"certified {NORMS[norm]} radius (pixels in [0, 1])"
 
 
 def _named(name: str, norm: str) -> str:
@@ -381,7 +285,7 @@ def _mark_largest(axes: matplotlib.axes.Axes, runs: Sequence[Run]) -> None:
         if run.largest_radius is not None and run.settings is not None:
             marks[round(run.largest_radius, 4)] = run.settings.n
     for radius, n in marks.items():
-        axes.axvline(radius, color=_GREY, lw=0.8, ls="--")
+        axes.axvline(radius, color=GREY, lw=0.8, ls="--")
         axes.annotate(
             f"largest certifiable, {n:,} draws",
             (radius, 0.98),
@@ -392,45 +296,5 @@ def _mark_largest(axes: matplotlib.axes.Axes, runs: Sequence[Run]) -> None:
             ha="right",
             va="top",
             fontsize=8,
-            color=_GREY,
+            color=GREY,
         )
-
-
-def _label_ends(
-    axes: matplotlib.axes.Axes,
-    ends: Sequence[tuple[float, float]],
-    names: Sequence[str],
-    colours: Sequence[str],
-) -> None:
-    """Writes each curve's name beside its end, in its colour, names kept apart."""
-    low, high = axes.get_ylim()
-    gap = 0.055 * (high - low)
-    order = sorted(range(len(ends)), key=lambda i: ends[i][1])
-    heights = _apart([ends[i][1] for i in order], gap, low + gap / 2, high - gap / 2)
-    for i, height in zip(order, heights, strict=True):
-        axes.annotate(
-            names[i],
-            ends[i],
-            xytext=(1.02, (height - low) / (high - low)),
-            textcoords="axes fraction",
-            color=colours[i],
-            va="center",
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colours[i],
-                "lw": 0.6,
-                "shrinkA": 1,
-                "relpos": (0.0, 0.5),
-            },
-        )
-
-
-def _apart(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Ascending values moved as little as needed to lie `gap` apart, within the ends."""
-    placed: list[float] = []
-    for value in values:
-        placed.append(max(value, low, placed[-1] + gap if placed else low))
-    for i in reversed(range(len(placed))):
-        limit = high if i == len(placed) - 1 else placed[i + 1] - gap
-        placed[i] = min(placed[i], limit)
-    return placed

@@ -79,9 +79,9 @@ def results(runs: Sequence[Run], radii: Sequence[float]) -> Table:
     """Certified accuracy by radius and ACR of each run."""
     rows = [
         (
-            _words(run.name),
+            words_cell(run.name),
             _integer(len(run.idx)),
-            _acr(run.acr),
+            acr_cell(run.acr),
             _number(run.standard_error if run.acr else None, 3),
             *(_percent(run.certified(radius)) for radius in radii),
             _percent(run.abstention),
@@ -116,11 +116,11 @@ def differences(pairs: Sequence[Difference], radii: Sequence[float]) -> Table:
     """Paired differences of every two runs on the same images."""
     rows = [
         (
-            _words(pair.first.name),
-            _words(pair.second.name),
+            words_cell(pair.first.name),
+            words_cell(pair.second.name),
             _integer(pair.images),
-            _signed(pair.acr, 3, 1),
-            *(_signed(pair.certified[radius], 1, 100) for radius in radii),
+            signed_cell(pair.acr, 3, 1),
+            *(signed_cell(pair.certified[radius], 1, 100) for radius in radii),
         )
         for pair in pairs
     ]
@@ -147,7 +147,7 @@ def groups(found: Sequence[Group], radii: Sequence[float]) -> Table:
         acrs = [run.acr.value for run in group.runs if run.acr is not None]
         rows.append(
             (
-                _words(group.name),
+                words_cell(group.name),
                 _integer(len(group.runs)),
                 _spread(acrs, 3, 1),
                 *(
@@ -172,7 +172,7 @@ def dataset_bounds(runs: Sequence[Run], radii: Sequence[float], risk: float = RI
             bounds = [run.dataset_bound(radius, risk) for radius in radii]
             rows.append(
                 (
-                    _words(run.name),
+                    words_cell(run.name),
                     _integer(len(run.radii)),
                     Cell(f"{run.settings.alpha:g}", order=run.settings.alpha),
                     *(_number(None if b is None else 100 * b, 1) for b in bounds),
@@ -203,8 +203,8 @@ def attacks(runs: Sequence[Run]) -> Table:
             settings = attack.settings
             rows.append(
                 (
-                    _words(run.name),
-                    _words(
+                    words_cell(run.name),
+                    words_cell(
                         f"{settings.attack} ({NORMS[settings.norm]}), {settings.steps} steps, "
                         f"{settings.num_noise} copies" + (", clipped" if settings.clip else "")
                     ),
@@ -319,7 +319,8 @@ def _decimals(radii: Sequence[float]) -> int:
     return next((d for d in range(2, 9) if all(abs(round(r, d) - r) < 1e-9 for r in radii)), 9)
 
 
-def _words(text: str) -> Cell:
+def words_cell(text: str) -> Cell:
+    """A text, which sorts as such."""
     return Cell(text, order=text)
 
 
@@ -331,7 +332,8 @@ def _number(value: float | None, decimals: int) -> Cell:
     return Cell(ABSENT) if value is None else Cell(f"{value:.{decimals}f}", order=value)
 
 
-def _acr(estimate: Estimate | None) -> Cell:
+def acr_cell(estimate: Estimate | None) -> Cell:
+    """An average certified radius and its interval."""
     if estimate is None:
         return Cell(ABSENT)
     interval = f"{estimate.low:.3f}{DASH}{estimate.high:.3f}"
@@ -345,7 +347,8 @@ def _percent(estimate: Estimate | None) -> Cell:
     return Cell(f"{100 * estimate.value:.1f}", interval, estimate.value)
 
 
-def _signed(estimate: Estimate | None, decimals: int, scale: float) -> Cell:
+def signed_cell(estimate: Estimate | None, decimals: int, scale: float) -> Cell:
+    """A difference and its interval, both times `scale`."""
     if estimate is None:
         return Cell(ABSENT)
     value, low, high = (

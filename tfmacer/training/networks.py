@@ -52,10 +52,10 @@ def lenet(shape: Shape, num_classes: int, statistics: Statistics = IDENTITY) -> 
     """
     images = keras.Input(shape, name="images")
     x = _normalization(statistics)(images)
-    x = layers.Conv2D(20, 5, activation="relu", name="conv1")(x)
-    x = layers.MaxPooling2D(name="pool1")(x)
-    x = layers.Conv2D(50, 5, activation="relu", name="conv2")(x)
-    x = layers.MaxPooling2D(name="pool2")(x)
+    # Rectified after the maximum, which is the same function, for a quarter of the work.
+    x = layers.MaxPooling2D(name="pool1")(layers.Conv2D(20, 5, name="conv1")(x))
+    x = layers.MaxPooling2D(name="pool2")(layers.Conv2D(50, 5, name="conv2")(_relu(x, "conv1")))
+    x = _relu(x, "conv2")
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dense(500, activation="relu", name="hidden")(x)
     return keras.Model(images, _logits(x, num_classes), name="lenet")

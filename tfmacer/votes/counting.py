@@ -1,6 +1,7 @@
 """Votes counted in the graph: the one loop that certification and the exported signature share."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import tensorflow as tf
@@ -57,7 +58,9 @@ def count_votes(
     ) -> tuple[tf.Tensor, ...]:
         row = tf.searchsorted(ends, t[tf.newaxis], side="right")[0]
         block = first[row] + t - (ends[row] - blocks[row])
-        logits = network(draw_block(images[row], seeds[row], block, smoothing))
+        with _outside_of_clusters():
+            noisy = draw_block(images[row], seeds[row], block, smoothing)
+        logits = network(noisy)
         logits = tf.ensure_shape(tf.cast(logits, tf.float32), (block_size, classes))
         draws = block * block_size + tf.range(block_size, dtype=tf.int64)
         asked = (draws >= starts[row]) & (draws < stops[row])
@@ -83,6 +86,19 @@ def count_votes(
         parallel_iterations=parallel_blocks(smoothing),
     )
     return tuple(votes)
+
+
+def _outside_of_clusters() -> AbstractContextManager[None]:
+    """Keeps ops out of the clusters that XLA forms where auto-clustering is switched on.
+
+    XLA makes other normal numbers of the same random bits, and in which pass it begins to depends
+    on when it has compiled a cluster: equal requests were seen to get unequal votes. A function
+    with `jit_compile=True` is compiled whole all the same.
+    """
+    if tf.executing_eagerly():
+        return nullcontext()
+    scope: AbstractContextManager[None] = tf.xla.experimental.jit_scope(compile_ops=False)
+    return scope
 
 
 def parallel_blocks(smoothing: Smoothing) -> int:

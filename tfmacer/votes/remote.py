@@ -79,14 +79,27 @@ class RemoteVotes:
 
     @classmethod
     def connect(
-        cls, target: str, model_name: str, *, parallelism: int | None = None, timeout: float = 60.0
+        cls,
+        target: str,
+        model_name: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        parallelism: int | None = None,
+        timeout: float = 60.0,
     ) -> "RemoteVotes":
         """Votes of the version that `target` (HOST:PORT) serves now.
+
+        Args:
+          target: where the server is.
+          model_name: the model's name there.
+          credentials: for TLS; None for plain text.
+          parallelism: as in `__init__`.
+          timeout: as in `__init__`.
 
         Raises:
           BackendError: see `served_model`.
         """
-        endpoint = Endpoint(target)
+        endpoint = Endpoint(target, credentials=credentials)
         model = served_model(endpoint, model_name)
         return cls(endpoint, model, parallelism=parallelism, timeout=timeout)
 

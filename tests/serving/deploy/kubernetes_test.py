@@ -1,5 +1,7 @@
 """The manifests, by the API's own schemas, and what holds them together."""
 
+import shlex
+import shutil
 import subprocess
 import sys
 
@@ -30,6 +32,30 @@ def test_the_schema_would_see_mistakes():
     deployment["spec"]["template"]["spec"]["containers"][0]["livenessprobe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(deployment, VERSION, strict=True)
+
+
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="no kubectl")
+def test_kubectl_builds_what_the_page_says(tmp_path):
+    """As far as that goes without a cluster."""
+    page = (DEPLOY.parents[1] / "docs" / "serving.md").read_text()
+    apply, create = "kubectl apply --kustomize=", "kubectl create secret generic tfmacer-tls"
+    (line,) = [line for line in page.splitlines() if line.startswith(create)]
+    for file in ("tls.crt", "tls.key", "ca.crt"):
+        (tmp_path / file).write_text(file)
+    words = [*shlex.split(line), "--dry-run=client", "--output=yaml"]
+    made = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    secret = yaml.safe_load(made.stdout)
+    assert set(secret["data"]) == {"tls.crt", "tls.key", "ca.crt"}
+    assert secret["metadata"]["name"] in {
+        volume.get("secret", {}).get("secretName") for volume in POD["volumes"]
+    }
+    assert f"{apply}{FOLDER.relative_to(DEPLOY.parents[1])}" in page.splitlines()
+    built = subprocess.run(
+        ["kubectl", "kustomize", FOLDER], capture_output=True, text=True, check=True
+    )
+    kinds = {(each["kind"], each["metadata"]["name"]) for each in yaml.safe_load_all(built.stdout)}
+    assert ("Deployment", "tfmacer") in kinds
+    assert {kind for kind, _ in manifests()} <= {kind for kind, _ in kinds}
 
 
 def test_nothing_is_left_out():

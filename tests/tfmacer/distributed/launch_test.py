@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,9 @@ from tfmacer.records.logs import read_log
 from tfmacer.votes import devices
 
 pytest.importorskip("apache_beam", reason="Apache Beam, the extra beam, is not installed")
+
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import create_runner
 
 from tfmacer.distributed.job import Job
 from tfmacer.distributed.launch import make_parts
@@ -232,6 +236,19 @@ def test_a_missing_beam_is_named(monkeypatch, tiny_run, tmp_path, capsys):
 )
 def test_processes_of_the_direct_runner(options, processes):
     assert direct_workers(options) == processes
+
+
+def test_the_guides_runners_and_options_are_beams():
+    """Flink, Spark, Dataflow and job servers cannot be had here; that they are asked for right."""
+    guide = Path("docs/guide.md").read_text()
+    section = guide.partition("### Many processes, many machines")[2].partition("\n### ")[0]
+    runners = set(re.findall(r"--runner=(\w+)", section))
+    assert runners == {"direct", "flink", "spark", "dataflow", "portable"}
+    for name in runners - {"direct", "dataflow"}:  # the last needs apache-beam[gcp]
+        assert create_runner(name).__class__.__name__.lower() == f"{name}runner"
+    options = set(re.findall(r"--pipeline_option=([a-z_]+)=", section))
+    assert {"flink_master", "spark_master_url", "job_endpoint", "environment_type"} <= options
+    assert options <= PipelineOptions([]).get_all_options().keys()
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,20 @@ def test_what_was_certified_is_found_right(log):
     assert verify_log(log) is None
 
 
+@pytest.mark.parametrize(
+    ("family", "params"),
+    [("rounded_gaussian", {}), ("generalized_gaussian", {"k": 1.0}), ("mixed_norm", {"k": 1.0})],
+)
+def test_every_family_is_computed_again_by_its_own_law(tmp_path, family, params):
+    known = made_logs.settings(total=8, noise_family=family, noise_params=params)
+    made = made_logs.write(tmp_path / "log.tsv", known)
+    assert read_log(made.path).settings.noise_params == params
+    assert verify_log(made) is None
+    place = certified(made)
+    difference = verify_log(altered(made, place, radius=made.records[place].radius + 0.01))
+    assert (difference.idx, difference.field) == (made.records[place].idx, "radius")
+
+
 def certified(log):
     """Place of a record that certifies something."""
     return next(i for i, r in enumerate(log.records) if r.predict >= 0 and r.radius > 0.05)

@@ -11,7 +11,7 @@ import pytest
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.logs import Log, Record
-from tfmacer.report import plots
+from tfmacer.report import drawing, plots
 from tfmacer.report.summary import Run
 
 
@@ -82,11 +82,11 @@ def test_names_and_the_largest_radius_are_written(runs):
 
 
 def test_a_run_has_one_colour_in_all_plots(runs):
-    assert plots.colour(runs, runs[0]) != plots.colour(runs, runs[1])
+    assert drawing.colour(runs, runs[0]) != drawing.colour(runs, runs[1])
     for draw in (plots.radius_accuracy, plots.p_true):
         lines = draw(runs).figure.axes[0].get_lines()
         assert [line.get_color() for line in lines[:2]] == [
-            plots.colour(runs, run) for run in runs[:2]
+            drawing.colour(runs, run) for run in runs[:2]
         ]
 
 
@@ -148,7 +148,7 @@ def test_files_are_pictures(runs):
 
 @pytest.mark.parametrize("values", [[], [5.0], [1, 1, 1, 1], [0, 50, 99, 100], [100, 100, 100]])
 def test_names_are_kept_apart_in_order_and_within(values):
-    placed = plots._apart(values, 5.0, 2.0, 98.0)
+    placed = drawing._apart(values, 5.0, 2.0, 98.0)
     assert all(b - a >= 5.0 - 1e-9 for a, b in itertools.pairwise(placed))
     assert all(2.0 <= place <= 98.0 for place in placed)
     if values == [0, 50, 99, 100]:

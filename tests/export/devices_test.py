@@ -1,0 +1,88 @@
+"""Exports where there is a GPU; what can be seen without one is in the lint's tests."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import session_runs
+import tensorflow as tf
+from session_runs import Ran
+from small_exports import IMAGES, ROWS, write_small_export
+
+REQUESTS = {
+    "sample_under_noise": ROWS | {"num_samples": np.array([4096, 1000, 77], np.int32)},
+    "logits": {"images": IMAGES},
+    "serving_default": {"images": IMAGES},
+    "encoded": {
+        "encoded_images": np.array(
+            [tf.io.encode_png(np.uint8(255 * image)).numpy() for image in IMAGES], object
+        )
+    },
+    "tfmacer_info": {"probe": np.zeros(2, np.int32)},
+}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    return write_small_export(tmp_path_factory.mktemp("export") / "1")
+
+
+@pytest.fixture(scope="module")
+def on_cpu(path) -> dict[str, Ran]:
+    return session_runs.run(path, REQUESTS, tf.compat.v1.ConfigProto(device_count={"GPU": 0}))
+
+
+@pytest.fixture(scope="module")
+def on_gpu(path) -> dict[str, Ran]:
+    if not tf.config.list_physical_devices("GPU"):
+        pytest.skip("needs a GPU, and TensorFlow sees none")
+    return session_runs.run(path, REQUESTS)
+
+
+def test_without_a_gpu_everything_runs_on_the_cpu(on_cpu) -> None:
+    """Holds the reading of devices, on which the other tests rest, wherever they run."""
+    for ran in on_cpu.values():
+        assert {device.rsplit(":", 2)[1] for _, device in ran.placed} == {"CPU"}
+    assert on_cpu["sample_under_noise"].devices("StatelessRandomNormalV2") == {"CPU"}
+
+
+def test_noise_is_drawn_and_the_network_runs_on_the_gpu(on_gpu) -> None:
+    for name in ("sample_under_noise", "serving_default", "encoded"):
+        assert on_gpu[name].devices("StatelessRandomNormalV2") == {"GPU"}, name
+    for name in REQUESTS.keys() - {"tfmacer_info"}:
+        convolutions = {op for op in on_gpu[name].ops() if "Conv2D" in op}
+        assert convolutions, name
+        assert {kind for op in convolutions for kind in on_gpu[name].devices(op)} == {"GPU"}, name
+
+
+def test_a_gpu_gives_the_same_logits_within_its_rounding(on_cpu, on_gpu) -> None:
+    """Convolutions in TensorFloat-32 keep eleven bits."""
+    expected = on_cpu["logits"].answers[0]["logits"]
+    for found in on_gpu["logits"].answers:
+        np.testing.assert_allclose(
+            found["logits"], expected, atol=0.005 * max(1, np.abs(expected).max())
+        )
+
+
+def test_a_gpu_draws_the_same_noise(on_cpu, on_gpu) -> None:
+    """Votes move where two logits tie within rounding: one in a hundred is far beyond that."""
+    expected, found = (ran["sample_under_noise"].answers for ran in (on_cpu, on_gpu))
+    draws = REQUESTS["sample_under_noise"]["num_samples"]
+    for answer in found:
+        assert answer["counts"].sum(axis=1).tolist() == draws.tolist()
+        moved = np.abs(answer["counts"] - expected[0]["counts"]).max(axis=1)
+        assert (moved <= np.maximum(2, draws // 100)).all()
+
+
+def test_predictions_on_a_gpu_take_fresh_noise(on_gpu) -> None:
+    votes = []
+    for name in ("serving_default", "encoded"):
+        for found in on_gpu[name].answers:
+            assert found["counts"].sum(axis=1).tolist() == [100, 100, 100]
+            votes.extend(found["probabilities"])
+    assert len(votes) == len(np.unique(votes, axis=0)) == 18
+
+
+def test_the_smoothing_is_told_on_a_gpu(on_cpu, on_gpu) -> None:
+    texts = [ran["tfmacer_info"].answers[0]["smoothing"].tolist() for ran in (on_cpu, on_gpu)]
+    assert texts[0] == texts[1]
