@@ -70,8 +70,8 @@ test-clients: setup .venv-clients/installed .venv-clients-min/installed ## other
 benchmarks: setup .venv-bench/installed ## draws and training steps, against the bare network and others
 	$(RUN) -m benchmarks.throughput --network=lenet --variants=tfmacer,bare,art,torch
 	$(RUN) -m benchmarks.throughput --network=resnet20 --turns=3 --variants=tfmacer,bare
-	$(RUN) -m benchmarks.training --network=lenet --variants=tfmacer,bare,art,torch
-	$(RUN) -m benchmarks.training --network=resnet20 --steps=6 --variants=tfmacer,bare,torch
+	$(RUN) -m benchmarks.training --network=lenet --turns=7 --variants=tfmacer,bare,art,torch
+	$(RUN) -m benchmarks.training --network=resnet20 --steps=4 --variants=tfmacer,bare,torch
 
 .venv-bench/installed: benchmarks/requirements.txt
 	$(PYTHON) -m venv .venv-bench
