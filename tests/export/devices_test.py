@@ -7,19 +7,7 @@ import pytest
 import session_runs
 import tensorflow as tf
 from session_runs import Ran
-from small_exports import IMAGES, ROWS, write_small_export
-
-REQUESTS = {
-    "sample_under_noise": ROWS | {"num_samples": np.array([4096, 1000, 77], np.int32)},
-    "logits": {"images": IMAGES},
-    "serving_default": {"images": IMAGES},
-    "encoded": {
-        "encoded_images": np.array(
-            [tf.io.encode_png(np.uint8(255 * image)).numpy() for image in IMAGES], object
-        )
-    },
-    "tfmacer_info": {"probe": np.zeros(2, np.int32)},
-}
+from small_exports import REQUESTS, write_small_export
 
 
 @pytest.fixture(scope="module")

@@ -11,22 +11,18 @@ import pytest
 import session_runs
 import tensorflow as tf
 from session_runs import Ran
-from small_exports import CLASSES, IMAGES, ROWS, SHAPE, small_smoothing, write_small_export
+from small_exports import (
+    CLASSES,
+    IMAGES,
+    MANY,
+    REQUESTS,
+    ROWS,
+    SHAPE,
+    small_smoothing,
+    write_small_export,
+)
 
 COUNTS = {"classes", "counts", "probabilities"}
-# Long enough for a cluster to be compiled while its draws are under way.
-MANY = ROWS | {"num_samples": np.array([4096, 1000, 77], np.int32)}
-REQUESTS = {
-    "sample_under_noise": MANY,
-    "logits": {"images": IMAGES},
-    "serving_default": {"images": IMAGES},
-    "encoded": {
-        "encoded_images": np.array(
-            [tf.io.encode_png(np.uint8(255 * image)).numpy() for image in IMAGES], object
-        )
-    },
-    "tfmacer_info": {"probe": np.zeros(2, np.int32)},
-}
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,20 @@ ROWS = {
     "num_samples": np.array([64, 100, 7], np.int32),
     "beta": np.array([1.0, 4.0, 1.0], np.float32),
 }
+# Long enough for a cluster of XLA to be compiled while its draws are under way.
+MANY = ROWS | {"num_samples": np.array([4096, 1000, 77], np.int32)}
+# To every signature.
+REQUESTS = {
+    "sample_under_noise": MANY,
+    "logits": {"images": IMAGES},
+    "serving_default": {"images": IMAGES},
+    "encoded": {
+        "encoded_images": np.array(
+            [tf.io.encode_png(np.uint8(255 * image)).numpy() for image in IMAGES], object
+        )
+    },
+    "tfmacer_info": {"probe": np.zeros(2, np.int32)},
+}
 
 
 def small_smoothing(shape=SHAPE, classes=CLASSES, precision="float32") -> Smoothing:
