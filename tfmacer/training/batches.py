@@ -113,7 +113,11 @@ def epoch_batches(
             lambda step, batch: (augment(batch[0], _fold(key, step), share), batch[1]),
             tf.data.AUTOTUNE,
         )
-    return batches.prefetch(tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    # Its thread sleeps for up to a minute at a time, and an iterator is not freed before it wakes:
+    # every epoch ended with a wait.
+    options.autotune.enabled = False
+    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
 def _indexed(

@@ -116,10 +116,11 @@ def run(
     listeners.on_train_begin()
     take_step = step_function(trainer)
     for epoch in range(step // steps, epochs):
-        iterator = iter(distribution.share_batches(strategy, batches, step))
         if step % steps == 0:
             trainer.reset_metrics()
+        # Before the iterator, so that the epoch's seconds hold all that it costs.
         listeners.on_epoch_begin(epoch)
+        iterator = iter(distribution.share_batches(strategy, batches, step))
         while step < (epoch + 1) * steps:
             logs = take_step(iterator)
             step += 1

@@ -39,6 +39,11 @@ def test_an_epoch_has_every_image_at_most_once_with_its_label():
             np.testing.assert_array_equal(image, split.take([label])[0][0])
 
 
+def test_no_epoch_ends_with_a_wait_for_the_thread_that_tunes_its_pipeline():
+    options = batches.epoch_batches(_split(), batch_size=BATCH, seed=3).options()
+    assert options.autotune.enabled is False
+
+
 @pytest.mark.parametrize("augmentation", ["none", "crop_flip"])
 @pytest.mark.parametrize("within", [0, 1, STEPS - 1])
 def test_an_epoch_entered_midway_is_the_rest_of_it(augmentation, within):
