@@ -67,8 +67,9 @@ def test_a_backend_that_stays_down_is_unavailable(sidecar, backend, pixels) -> N
 def test_a_backend_that_was_never_there(start, backend, pixels) -> None:
     backend.stop()
     sidecar = start()
-    code, _ = _failure(sidecar, pixels, n=500)
+    code, details = _failure(sidecar, pixels, n=500)
     assert code is grpc.StatusCode.UNAVAILABLE
+    assert "deadline" not in details.lower()  # what is wrong, not that time is up
     backend.start(backend.port)
     sidecar.models.refresh()
     assert _certify(sidecar, pixels, n=500).n == 500
