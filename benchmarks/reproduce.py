@@ -3,11 +3,11 @@
   python -m benchmarks.reproduce --list
   python -m benchmarks.reproduce --table=A --data_dir=DIR --max_minutes=60
 
-A row is trained, certified and copied to `results/TABLE/NAME.tsv` with its `.tsv.json` (a row of
-`cost` to `NAME.json`). A row that is there is skipped. When the minutes are over, or at SIGTERM,
-what is unfinished is saved and copied to `results/unfinished/NAME`, from where a later sitting,
-on another machine too, goes on; it is removed when no row needs it any more. To be started in the
-root of the repository.
+A row is trained, certified and copied to `results/TABLE/NAME.tsv` with its `.tsv.json` and the
+training's `.metrics.csv` (a row of `cost` to `NAME.json`). A row that is there is skipped. When the
+minutes are over, or at SIGTERM, what is unfinished is saved and copied to
+`results/unfinished/NAME`, from where a later sitting, on another machine too, goes on; it is
+removed when no row needs it any more. To be started in the root of the repository.
 """
 
 import csv
@@ -186,19 +186,20 @@ def compute(job: Job, sitting: Sitting) -> None:
             [f"--run_dir={job.directory.root}", f"--out={job.log}", *job.row.certify],
         )
     except SittingOverError:
-        keep(job.directory, job.unfinished)
+        keep(job)
         raise
     if missing := read_log(job.log).missing:
         raise UserError(f"{job.log}: {len(missing)} images have no row")
     job.result.parent.mkdir(parents=True, exist_ok=True)
     # The table last: where it is, the row is done.
     for source, kept in (
+        (job.directory.metrics, job.result.with_suffix(".metrics.csv")),
         (settings_path(job.log), settings_path(job.result)),
         (job.log, job.result),
     ):
         write_atomically(kept, source.read_text(encoding="utf-8"))
     if job.needed_again:
-        keep(job.directory, job.unfinished)
+        keep(job)
     else:
         shutil.rmtree(job.unfinished, ignore_errors=True)
 
@@ -211,12 +212,14 @@ def train(job: Job, sitting: Sitting) -> int:
     )
 
 
-def keep(directory: RunDirectory, kept: Path) -> None:
-    """Copies what a later sitting needs: the newest checkpoint, or the network and its logs."""
+def keep(job: Job) -> None:
+    """Copies what a later sitting needs: the newest checkpoint, or the network and its open logs."""
+    directory, kept = job.directory, job.unfinished
     if directory.smoothing.is_file():
         names = ["model.keras", "smoothing.json"]
-        names += [f"certify/{path.name}" for path in directory.certify.glob("*.tsv")]
-        names += [f"certify/{path.name}" for path in directory.certify.glob("*.tsv.json")]
+        for log in directory.certify.glob("*.tsv"):
+            if not any(job.results.glob(f"*/{log.name}")):
+                names += [f"certify/{path.name}" for path in (log, settings_path(log))]
     else:
         names = [f"checkpoints/{name}" for name in newest_checkpoint(directory.checkpoints)]
     if not names:

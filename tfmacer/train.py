@@ -68,7 +68,7 @@ def _train(run: RunDirectory, strategy: "tf.distribute.Strategy", *, chief: bool
     from tfmacer.training import batches, distribution, loop
 
     distribution.check_divides(strategy, get("batch_size"))
-    split = datasets.load_split(get("dataset"), "train", get("data_dir"))
+    split = datasets.load_split(get("dataset"), get("train_split"), get("data_dir"))
     steps = split.total // get("batch_size")
     if not steps:
         raise UserError(f"--batch_size={get('batch_size')} exceeds the {split.total} images")

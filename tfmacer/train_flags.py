@@ -36,6 +36,7 @@ _list = functools.partial(flags.DEFINE_list, flag_values=FLAGS)
 _string("run_dir", None, "Where everything is written; {FLAG} stands for its value. Required.")
 _string("dataset", None, "mnist5k, a TFDS name, folder:DIR or package.module:function. Required.")
 _string("data_dir", None, "Where TensorFlow Datasets keeps its data; its own default otherwise.")
+_string("train_split", "train", "Split to train on, e.g. train[:90%] to keep a tenth for choosing.")
 _string("network", "lenet", "A network's name, or package.module:function.")
 _string("init_from", None, "Run directory or .keras file whose weights to start from.")
 _string(

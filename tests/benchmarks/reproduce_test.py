@@ -61,9 +61,11 @@ def test_a_row_is_what_its_name_says(table, row):
     if found["lambda"] is None and found["objective"] not in ("gaussian", "smoothadv"):
         assert published_weight(found["dataset"], found["objective"], found["sigma"]).value > 0
     if row.certify:
-        # Evenly over the whole test set.
+        # Evenly over the whole test set, or over what was kept back for choosing.
         chosen = parsed(certify.FLAGS, [*row.certify, "--out=x.tsv", "--run_dir=x"])
         total = 1_000 if found["dataset"] == "mnist5k" else 10_000
+        kept = ("train[:50000]", "train[50000:]") if table == "clip" else ("train", "test")
+        assert (found["train_split"], chosen["split"]) == kept
         assert chosen["num_examples"] * chosen["skip"] == total
         assert (chosen["n0"], chosen["alpha"], chosen["start"]) == (100, 0.001, 0)
 
@@ -117,6 +119,17 @@ def test_table_b_scales_the_schedule_and_nothing_else():
     last = values(TABLES["B"][-1])
     assert (last["objective"], last["epochs"], last["clip_norm"]) == ("macer", 90, 1.0)
     assert last["lr_decay_epochs"] == ["30", "60"]
+
+
+def test_clipping_is_chosen_without_the_test_images():
+    rows = [(row, values(row)) for row in TABLES["clip"]]
+    assert {(found["lambda_schedule"], found["clip_norm"]) for _, found in rows[1:]} == {
+        ("deferred", None), ("deferred", 1), ("deferred", 10), ("constant", 1), ("constant", 5)
+    }  # fmt: skip
+    for _, found in rows:
+        assert found["eval_examples"] == 0
+        # A fifth of Table B's schedule.
+        assert (found["epochs"], found["lr_decay_epochs"]) == (3, ["1", "2"])
 
 
 def test_the_study_of_macer_changes_one_hyperparameter_at_a_time():
@@ -206,9 +219,11 @@ def test_a_row_is_trained_certified_and_copied(job):
     assert [name for name, _ in sitting.ran] == ["train", "certify"]
     assert job.state == "done"
     assert files(job.results) == [
-        f"A/mnist5k_lenet_gaussian_0.5_1.tsv{end}" for end in ("", ".json")
+        f"A/mnist5k_lenet_gaussian_0.5_1.{end}" for end in ("metrics.csv", "tsv", "tsv.json")
     ]
     assert read_log(job.result).records == read_log(job.log).records
+    metrics = job.result.parent / f"{job.row.name}.metrics.csv"
+    assert metrics.read_text() == job.directory.metrics.read_text()
 
 
 def test_an_interrupted_training_goes_on_elsewhere_from_its_newest_checkpoint(job, tmp_path):
@@ -241,7 +256,8 @@ def test_a_network_that_another_row_needs_is_kept(job, tmp_path, monkeypatch):
     other = Row(training=TINY.training, certify=TINY.certify, variant="soft4")
     monkeypatch.setattr(reproduce, "TABLES", {"A": [TINY], "soft": [other]})
     reproduce.compute(job, FakeSitting())
-    assert (job.unfinished / "model.keras").is_file()
+    # Without the log, which is whole in the results.
+    assert files(job.unfinished) == ["flags.txt", "metrics.csv", "model.keras", "smoothing.json"]
     (second,) = reproduce.jobs("soft", None, tmp_path / "other", job.results)
     reproduce.compute(second, FakeSitting())
     assert second.result.name == "mnist5k_lenet_gaussian-soft4_0.5_1.tsv"

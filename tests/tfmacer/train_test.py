@@ -247,6 +247,22 @@ def test_more_epochs_go_on_and_fewer_are_refused(tiny, tmp_path, capsys):
     assert "--epochs was 3, is 2" in error
 
 
+def test_a_part_of_the_data_is_trained_on(tiny, tmp_path):
+    (tmp_path / "parts.py").write_text(
+        """
+from my_parts import digits
+
+def halves(split):
+    images, labels, classes = digits(split)
+    half = {"train[:50%]": slice(20), "test": slice(40)}[split]
+    return images[half], labels[half], classes
+"""
+    )
+    assert train.main([*tiny, "--dataset=parts:halves", "--train_split=train[:50%]"]) == 0
+    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "4"]
+
+
 def test_other_flags_are_refused_with_the_difference(tiny, tmp_path, capsys):
     assert train.main(tiny) == 0
     capsys.readouterr()
@@ -328,6 +344,7 @@ def test_two_processes_never_train_in_one_directory(tiny, tmp_path, capsys):
         (["--attack=fgsm"], "attack"),
         (["--attack_steps=0"], "attack_steps"),
         (["--attack_step_size=0"], "--attack_step_size must be positive"),
+        (["--dataset=mnist5k", "--train_split=tain"], "must be train or test for mnist5k.*'tain'"),
         (["--network=lennet"], "--network must be one of"),
         (["--network=lenet"], "lenet cannot take images of"),
         (["--dataset=no_such_dataset"], "'no_such_dataset' cannot be had"),
