@@ -200,11 +200,19 @@ def clip() -> list[Row]:
     A fifth of Table B's schedule.
     """
     kept = ("--train_split=train[:50000]", "--eval_examples=0", "--lr_decay_epochs=1,2")
-    choices = [("constant", 1), ("deferred", None), ("deferred", 10), ("constant", 5),
-               ("deferred", 1)]  # fmt: skip
+    half = ("--lambda_warmup_epochs=0.5",)
+    choices: list[tuple[str, float | None, tuple[str, ...]]] = [
+        ("deferred", None, ()),
+        ("deferred", 10, ()),
+        ("linear", 5, half),
+        ("linear", 1, half),
+        ("constant", 1, ()),
+        ("deferred", 1, ()),
+    ]
     rows = [("gaussian", "validation", kept)]
-    for schedule, norm in choices:
-        flags = (*kept, f"--lambda_schedule={schedule}", *([f"--clip_norm={norm}"] if norm else []))
+    for schedule, norm, more in choices:
+        flags = (*kept, f"--lambda_schedule={schedule}", *more)
+        flags += (f"--clip_norm={norm}",) if norm else ()
         rows.append(("macer", f"validation-{schedule}-clip{norm or 'off'}", flags))
     return [
         Row(
