@@ -213,7 +213,7 @@ def train(job: Job, sitting: Sitting) -> int:
 
 
 def keep(job: Job) -> None:
-    """Copies what a later sitting needs: the newest checkpoint, or the network and its open logs."""
+    """Copies what a later sitting needs: the newest checkpoint; or the network and open logs."""
     directory, kept = job.directory, job.unfinished
     if directory.smoothing.is_file():
         names = ["model.keras", "smoothing.json"]

@@ -218,7 +218,6 @@ def clip() -> list[Row]:
         ("linear", 5, sixth),
         ("linear", 1, sixth),
         ("constant", 1, ()),
-        ("deferred", 1, ()),
     ]
     rows = [("gaussian", "validation", kept)]
     for schedule, norm, more in choices:
