@@ -79,7 +79,7 @@ class Endpoint:
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.initial_reconnect_backoff_ms", 200),
-            # With its spread less than the repetitions take: one of them finds a server that is back.
+            # With its spread less than the repetitions take: one of them finds the server back.
             ("grpc.max_reconnect_backoff_ms", 2000),
         ]
         self._channel = (
