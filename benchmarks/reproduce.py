@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -86,11 +86,12 @@ class Sitting:
         process, told = subprocess.Popen(command), False
         while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
             if self.over and not told:
-                process.terminate()
+                os.kill(process.pid, signal.SIGTERM)  # Popen.terminate could take the status.
                 told = True
             time.sleep(_POLL_SECONDS)
         process.returncode = os.waitstatus_to_exitcode(ended[1])
-        if told:
+        # SIGTERM to the whole process group reaches a command before this process tells it.
+        if told or (self.stop and process.returncode):
             raise SittingOverError
         if process.returncode:
             raise UserError(f"python -m {module} ended with status {process.returncode}")
@@ -114,6 +115,11 @@ class Job:
     runs: Path
     results: Path
     data_dir: str | None = None
+
+    @property
+    def data(self) -> list[str]:
+        """The flag that says where the data is, for any command."""
+        return [f"--data_dir={self.data_dir}"] if self.data_dir else []
 
     @property
     def directory(self) -> RunDirectory:
@@ -177,13 +183,12 @@ def compute(job: Job, sitting: Sitting) -> None:
     if not job.row.certify:
         measure(job, sitting)
         return
-    if job.unfinished.is_dir() and not job.directory.flags.is_file():
-        shutil.copytree(job.unfinished, job.directory.root, dirs_exist_ok=True)
+    take_up(job)
     try:
         train(job, sitting)
         sitting.run(
             "tfmacer.certify",
-            [f"--run_dir={job.directory.root}", f"--out={job.log}", *job.row.certify],
+            [f"--run_dir={job.directory.root}", f"--out={job.log}", *job.row.certify, *job.data],
         )
     except SittingOverError:
         keep(job)
@@ -206,28 +211,54 @@ def compute(job: Job, sitting: Sitting) -> None:
 
 def train(job: Job, sitting: Sitting) -> int:
     """Trains a row's network, or goes on; returns its peak memory in KiB."""
-    data = [f"--data_dir={job.data_dir}"] if job.data_dir else []
     return sitting.run(
-        "tfmacer.train", [*job.row.training.arguments(str(job.directory.root)), *data]
+        "tfmacer.train", [*job.row.training.arguments(str(job.directory.root)), *job.data]
     )
+
+
+def take_up(job: Job) -> None:
+    """Brings back what was kept, as far as it is ahead of what is here."""
+    kept, here = RunDirectory(job.unfinished), job.directory
+    if _progress(kept) > _progress(here):
+        _replace(here.root, kept.root, sorted(kept.root.rglob("*")))
+    elif kept.smoothing.is_file():
+        for log in kept.certify.glob("*.tsv"):
+            if _lines(log) > _lines(here.certify / log.name):
+                here.certify.mkdir(exist_ok=True)
+                shutil.copy(settings_path(log), here.certify)
+                shutil.copy(log, here.certify)
+
+
+def _progress(directory: RunDirectory) -> tuple[bool, int]:
+    """Whether a network is trained, and the epochs it has had."""
+    return directory.smoothing.is_file(), _lines(directory.metrics)
+
+
+def _replace(folder: Path, source: Path, paths: Iterable[Path]) -> None:
+    """Makes a folder of files below another one; until it is whole, what was there stays."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    for path in paths:
+        if path.is_file():
+            copied = part / path.relative_to(source)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copied)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
 
 
 def keep(job: Job) -> None:
     """Copies what a later sitting needs: the newest checkpoint; or the network and open logs."""
-    directory, kept = job.directory, job.unfinished
-    if directory.smoothing.is_file():
-        names = ["model.keras", "smoothing.json"]
-        for log in directory.certify.glob("*.tsv"):
-            if not any(job.results.glob(f"*/{log.name}")):
-                names += [f"certify/{path.name}" for path in (log, settings_path(log))]
+    run = job.directory
+    if run.smoothing.is_file():
+        found = [run.model, run.smoothing]
+        for log in run.certify.glob("*.tsv"):
+            if not any((job.results / table / log.name).is_file() for table in TABLES):
+                found += [log, settings_path(log)]
     else:
-        names = [f"checkpoints/{name}" for name in newest_checkpoint(directory.checkpoints)]
-    if not names:
-        return
-    shutil.rmtree(kept, ignore_errors=True)
-    for name in ("flags.txt", "metrics.csv", *names):
-        (kept / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(directory.root / name, kept / name)
+        found = [run.checkpoints / name for name in newest_checkpoint(run.checkpoints)]
+    if found:
+        _replace(job.unfinished, run.root, [run.flags, run.metrics, *found])
 
 
 def newest_checkpoint(folder: Path) -> list[str]:
@@ -269,7 +300,8 @@ def jobs(
         if table in (None, name) and row in (None, each.name)
     ]
     if not found:
-        raise UserError(f"--row={row}: no such row; --list names them")
+        where = f" in --table={table}" if table else ""
+        raise UserError(f"--row={row}: no such row{where}; --list names them")
     return found
 
 

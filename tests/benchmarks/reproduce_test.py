@@ -1,6 +1,7 @@
 """The rows are what the papers did, and each is computed once, over any number of sittings."""
 
 import collections
+import dataclasses
 import json
 import os
 import resource
@@ -38,6 +39,9 @@ TINY = Row(
 @pytest.fixture(autouse=True)
 def in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
+    previous = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, previous)
 
 
 def parsed(flags, arguments):
@@ -267,6 +271,42 @@ def test_a_network_that_another_row_needs_is_kept(job, tmp_path, monkeypatch):
     assert not job.unfinished.exists()
 
 
+def test_what_was_kept_elsewhere_meanwhile_is_taken_up(job, tmp_path, monkeypatch):
+    other = Row(training=TINY.training, certify=TINY.certify, variant="soft4")
+    monkeypatch.setattr(reproduce, "TABLES", {"A": [TINY], "soft": [other]})
+    reproduce.compute(job, FakeSitting())
+    (second,) = reproduce.jobs("soft", None, tmp_path / "other", job.results)
+    with pytest.raises(reproduce.SittingOverError):
+        reproduce.compute(second, FakeSitting(ends="certify"))
+    assert second.unfinished.is_dir()
+    # Where the network was trained a row of it is stopped before it has done anything.
+    (here,) = reproduce.jobs("soft", None, job.runs, job.results)
+    with pytest.raises(reproduce.SittingOverError):
+        reproduce.compute(here, FakeSitting(ends="train"))
+    assert len(read_log(here.log).records) == 2
+    assert here.state == "trained, 2 images certified"
+    assert (here.unfinished / "certify" / here.log.name).is_file()
+
+
+def test_a_later_checkpoint_elsewhere_is_taken_up(job, tmp_path):
+    with pytest.raises(reproduce.SittingOverError):
+        reproduce.compute(job, FakeSitting(ends="train"))
+    (job.unfinished / "metrics.csv").write_text("epoch,seconds\n1,9\n2,3\n3,3\n")
+    (job.unfinished / "checkpoints" / "step-30.index").touch()
+    reproduce.take_up(job)
+    assert (job.directory.checkpoints / "step-30.index").is_file()
+    assert job.directory.metrics.read_text().endswith("3,3\n")
+
+
+def test_the_data_is_where_the_flag_says_for_every_command(job):
+    there = dataclasses.replace(job, data_dir="/data/two")
+    sitting, given = FakeSitting(), []
+    ran = sitting.run
+    sitting.run = lambda module, arguments: (given.append(arguments), ran(module, arguments))[1]
+    reproduce.compute(there, sitting)
+    assert [arguments.count("--data_dir=/data/two") for arguments in given] == [1, 1]
+
+
 def test_a_log_with_missing_images_is_no_result(job):
     sitting = FakeSitting()
     sitting._certify = lambda directory, given: made_logs.write(
@@ -365,6 +405,31 @@ def test_a_sitting_that_is_over_ends_its_command(tmp_path, monkeypatch, by):
         sitting.run("sleeper", [])
 
 
+def test_a_command_that_the_same_signal_ended_did_not_fail(tmp_path, monkeypatch):
+    """As `timeout 60 python -m benchmarks.reproduce`, which signals the whole process group."""
+    (tmp_path / "sleeper.py").write_text(
+        "import os, pathlib, time\n"
+        "pathlib.Path('new').write_text(str(os.getpid()))\n"
+        "pathlib.Path('new').rename('pid')\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "_POLL_SECONDS", 1.0)
+    sitting = reproduce.Sitting(None)
+
+    def end_both():
+        while not (tmp_path / "pid").exists():
+            time.sleep(0.01)
+        sitting.stop = True
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+
+    thread = threading.Thread(target=end_both)
+    thread.start()
+    with pytest.raises(reproduce.SittingOverError):
+        sitting.run("sleeper", [])
+    thread.join()
+
+
 def test_a_command_gives_its_memory_or_its_failure():
     sitting = reproduce.Sitting(1.0)
     # Linux counts what the forked copy of this process held before it became the command.
@@ -378,13 +443,9 @@ def test_a_command_gives_its_memory_or_its_failure():
 def test_a_tiny_row_from_training_to_result(tmp_path, monkeypatch):
     """With the real commands; stopped at once by SIGTERM first, as a scheduler would."""
     monkeypatch.setattr(reproduce, "TABLES", {"A": [TINY]})
-    previous = signal.getsignal(signal.SIGTERM)
-    try:
-        assert run(tmp_path, "--table=A", "--max_minutes=0") == 0
-        assert not (tmp_path / "results").exists()
-        assert run(tmp_path, "--table=A") == 0
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    assert run(tmp_path, "--table=A", "--max_minutes=0") == 0
+    assert not (tmp_path / "results").exists()
+    assert run(tmp_path, "--table=A") == 0
     log = read_log(tmp_path / "results" / "A" / "mnist5k_lenet_gaussian_0.5_1.tsv")
     assert [record.idx for record in log.records] == [0, 250, 500, 750]
     assert (log.settings.n, log.settings.sigma, log.settings.dataset) == (500, 0.5, "mnist5k")
