@@ -158,7 +158,7 @@ def write_report(
             columns |= set(mine)
     if any(run.attacks for run in runs):
         shown.insert(1, tables.attacks(runs))
-    cautions = warnings([run for run in runs if not run.converted])
+    cautions = warnings(runs)
     plots = draw_all(runs)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)

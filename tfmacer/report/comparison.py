@@ -21,7 +21,8 @@ from tfmacer.report.summary import CONFIDENCE, NORMS, Estimate, Run, mean_estima
 _FEWEST_COMMON = 20
 _SEED = re.compile(r"[-_.]?seed[-_=]?\d+", re.IGNORECASE)
 # Settings whose difference makes results incomparable, as a reader knows them.
-_COMPARED = ("n", "n0", "alpha", "sigma", "noise_family", "bound", "bilateral", "stop")
+_COMPARED = ("dataset", "split", "n", "n0", "alpha", "sigma", "noise_family", "noise_params",
+             "bound", "bilateral", "stop", "precision")  # fmt: skip
 _FEW_IMAGES = 10_000
 
 
@@ -186,6 +187,8 @@ def _without_seed(run: Run) -> str:
 
 def warnings(runs: Sequence[Run]) -> list[str]:
     """What a reader of the report must know before comparing."""
+    both_norms = any(run.converted for run in runs)
+    runs = [run for run in runs if not run.converted]
     texts: dict[str, list[str]] = {}
     for run in runs:
         for text in _run_warnings(run):
@@ -198,8 +201,9 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     if all(by_norm.values()):
         found.append(
             f"radii are in two norms and shown apart: {NORMS['linf']} in "
-            f"{', '.join(by_norm['linf'])}, {NORMS['l2']} in {', '.join(by_norm['l2'])}; with "
-            "--linf the latter are shown over sqrt(d) as well, which makes them comparable"
+            f"{', '.join(by_norm['linf'])}, {NORMS['l2']} in {', '.join(by_norm['l2'])}; "
+            + ("" if both_norms else "with --linf ")
+            + "the latter are shown over sqrt(d) as well, which makes them comparable"
         )
     differing = [text for field in _COMPARED if (text := _values(runs, field))]
     if differing:

@@ -13,9 +13,10 @@ import numpy as np
 
 from tfmacer.report.summary import NORMS, Floats, Run
 
-# Okabe and Ito's palette, told apart by most colour-blind readers; yellow is left out, being too
-# light on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Okabe and Ito's palette, told apart by most colour-blind readers (yellow is left out, being too
+# light on white); then three of Tol's muted ones.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000",
+           "#882255", "#999933", "#332288")  # fmt: skip
 GREY = "#555555"
 _STYLE: Any = {
     "font.size": 10,

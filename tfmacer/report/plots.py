@@ -1,5 +1,6 @@
 """Plots of a report, made for reading; each is None where no run has what it shows."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,10 +69,9 @@ def radius_accuracy(runs: Sequence[Run], norm: str = "l2") -> Plot | None:
     axes.set_ylabel("certified accuracy (%)")
     _mark_largest(axes, [curve.run for curve in found])
     label_ends(axes, ends, [curve.run.name for curve in found], [c.colour for c in found])
-    note = (
-        f"Radii in the {NORMS[norm]} norm. Bands: 95 % Clopper-Pearson intervals at each radius, "
-        "for the choice of images."
-    )
+    note = f"Radii in the {NORMS[norm]} norm."
+    if len(found) <= _MOST_BANDS:
+        note += " Bands: 95 % Clopper-Pearson intervals at each radius, for the choice of images."
     title = f"Certified accuracy against {NORMS[norm]} radius"
     return Plot(_named("radius_accuracy", norm), title, note, figure, tuple(found))
 
@@ -96,7 +96,7 @@ def p_true(runs: Sequence[Run]) -> Plot | None:
         axes.step(places, shares, where="pre", color=colour(runs, run))
         ends.append((float(places[-1]), 100 * float(np.mean(places >= places[-1]))))
     low, high = axes.get_xlim()
-    ticks = [p for p in _PROBABILITIES if low <= special.ndtri(p) <= high]
+    ticks = _spaced([p for p in _PROBABILITIES if low <= special.ndtri(p) <= high], high - low)
     axes.set_xticks(special.ndtri(ticks), [f"{p:g}" for p in ticks])
     axes.axvline(0.0, color=GREY, lw=0.8, ls=":")
     axes.set_ylim(0, 100)
@@ -110,6 +110,15 @@ def p_true(runs: Sequence[Run]) -> Plot | None:
     )
     title = "How the probability of the true class is distributed"
     return Plot("p_true", title, note, figure)
+
+
+def _spaced(probabilities: Sequence[float], width: float) -> list[float]:
+    """Those of the probabilities whose labels do not touch, on an axis of so many quantiles."""
+    kept: list[float] = []
+    for p in sorted(probabilities, key=lambda p: abs(special.ndtri(p))):
+        if all(abs(special.ndtri(p) - special.ndtri(other)) > 0.09 * width for other in kept):
+            kept.append(p)
+    return sorted(kept)
 
 
 @styled
@@ -159,8 +168,8 @@ def attack_radius(runs: Sequence[Run]) -> Plot | None:
     panels = figure.subplots(rows, columns, squeeze=False)
     for (run, attack), axes in zip(shown, panels.flat, strict=False):
         _draw_attack(axes, attack, colour(runs, run))
-        title = f"{run.name}: {len(attack.within)} within, alpha allows {attack.allowed}"
-        axes.set_title(title, color=colour(runs, run), fontsize=10)
+        found = f"{len(attack.within)} flipped within, alpha allows {attack.allowed}"
+        axes.set_title(f"{_broken(run.name)}\n{found}", color=colour(runs, run), fontsize=10)
     for axes in list(panels.flat)[len(shown) :]:
         axes.set_axis_off()
     note = (
@@ -230,10 +239,10 @@ def radius_by_class(runs: Sequence[Run], norm: str = "l2") -> Plot | None:
             vmax=50,
         )
         axes.axvline(0.0, color="#000000", lw=0.8)
-        axes.set_title(run.name, color=colour(runs, run), fontsize=10)
+        axes.set_title(_broken(run.name), color=colour(runs, run), fontsize=10)
         axes.set_yticks(range(len(classes)), [str(label) for label in classes])
-        axes.invert_yaxis()
         axes.grid(visible=False)
+    np.ravel(panels)[0].invert_yaxis()  # of all panels, which share it
     for axes in np.ravel(panels)[len(shown) :]:
         axes.set_axis_off()
     figure.supxlabel(radius_label(norm), fontsize=10)
@@ -244,6 +253,11 @@ def radius_by_class(runs: Sequence[Run], norm: str = "l2") -> Plot | None:
     )
     title = f"Certified {NORMS[norm]} radii by class"
     return Plot(_named("radius_by_class", norm), title, note, figure)
+
+
+def _broken(name: str) -> str:
+    """A name in lines that fit above a narrow panel."""
+    return "\n".join(textwrap.wrap(name, 36))
 
 
 def _shares(run: Run, label: int, bins: Floats) -> Floats:
@@ -280,14 +294,16 @@ def _named(name: str, norm: str) -> str:
 
 def _mark_largest(axes: matplotlib.axes.Axes, runs: Sequence[Run]) -> None:
     """Marks the radius that a run certifies where all of its draws agree."""
-    marks: dict[float, int] = {}
+    marks: dict[float, set[int]] = {}
     for run in runs:
         if run.largest_radius is not None and run.settings is not None:
-            marks[round(run.largest_radius, 4)] = run.settings.n
-    for radius, n in marks.items():
+            close = 0.02 * axes.get_xlim()[1]
+            near = (other for other in marks if abs(other - run.largest_radius) < close)
+            marks.setdefault(next(near, run.largest_radius), set()).add(run.settings.n)
+    for radius, draws in marks.items():
         axes.axvline(radius, color=GREY, lw=0.8, ls="--")
         axes.annotate(
-            f"largest certifiable, {n:,} draws",
+            f"largest certifiable, {' and '.join(f'{n:,}' for n in sorted(draws))} draws",
             (radius, 0.98),
             xycoords=("data", "axes fraction"),
             xytext=(-3, 0),
@@ -297,4 +313,5 @@ def _mark_largest(axes: matplotlib.axes.Axes, runs: Sequence[Run]) -> None:
             va="top",
             fontsize=8,
             color=GREY,
+            bbox={"facecolor": "white", "alpha": 0.7, "lw": 0, "pad": 1.0},
         )

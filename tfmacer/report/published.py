@@ -180,7 +180,7 @@ def subject_of(run: Run) -> Subject | None:
     settings = run.settings
     if settings is None or settings.dataset is None:
         return None
-    if settings.noise_family not in _GAUSSIAN or settings.split == "train":
+    if settings.noise_family not in _GAUSSIAN or (settings.split or "").startswith("train"):
         return None
     known = _of_run_directory(run) or _of_file_name(run, settings.dataset)
     return Subject(

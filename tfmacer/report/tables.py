@@ -93,9 +93,9 @@ def results(runs: Sequence[Run], radii: Sequence[float]) -> Table:
     return Table(
         "Certified accuracy",
         "Certified accuracy (%) is the share of images whose certified class is the true one with "
-        f"a certified {_norms(runs)} radius of at least r; ACR is the mean of radius x correct. In "
-        "brackets, 95 % "
-        "intervals for the choice of images: Clopper-Pearson for shares, Student for ACR."
+        f"a certified {_norms(runs)} radius of at least r; ACR is the mean of radius x correct. "
+        "The intervals are of 95 %, for the choice of images: Clopper-Pearson for shares, Student "
+        "for ACR."
         + (_DECIDES if any(run.decides is not None for run in runs) else "")
         + (_CONVERTED if any(run.converted for run in runs) else ""),
         (

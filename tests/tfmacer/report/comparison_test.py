@@ -184,6 +184,8 @@ def test_runs_alike_have_no_warnings(tmp_path):
         ({"rule": Rule(n=2000, alpha=0.01)}, "the runs differ in alpha: 0.001 (a), 0.01 (b)"),
         ({"sigma": 0.25}, "the runs differ in sigma: 0.5 (a), 0.25 (b)"),
         ({"rule": Rule(n=2000, bilateral=True)}, "the runs differ in bilateral"),
+        ({"dataset": "other"}, "(a), other (b)"),
+        ({"split": "train[90%:]"}, "(a), train[90%:] (b)"),
         ({"warnings": ("contiguous images",)}, "b: contiguous images"),
     ],
 )

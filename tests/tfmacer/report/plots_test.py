@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import itertools
 import xml.etree.ElementTree as ElementTree
@@ -7,6 +8,7 @@ import made_logs
 import matplotlib.image
 import numpy as np
 import pytest
+from scipy import special
 
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
@@ -77,7 +79,7 @@ def test_names_and_the_largest_radius_are_written(runs):
     plot = plots.radius_accuracy(runs)
     assert {"plain", "better", "largest certifiable, 2,000 draws"} <= words(plot)
     dashed = [line for line in plot.figure.axes[0].get_lines() if line.get_linestyle() == "--"]
-    assert [line.get_xdata()[0] for line in dashed] == [round(runs[0].largest_radius, 4)]
+    assert [line.get_xdata()[0] for line in dashed] == [runs[0].largest_radius]
     assert "certified l2 radius (pixels in [0, 1])" in words(plot)
 
 
@@ -101,6 +103,7 @@ def test_p_true_at_a_half_is_the_share_of_majorities(runs):
 def test_histogram_rows_of_classes_add_up_to_one(runs):
     figure = plots.radius_by_class(runs).figure
     assert len([axes for axes in figure.axes if axes.collections]) == 2
+    assert figure.axes[0].yaxis_inverted()  # class 0 on top, however many panels share the axis
     (mesh,) = figure.axes[0].collections
     shares = np.asarray(mesh.get_array()).reshape(made_logs.CLASSES, -1)
     assert shares.sum(axis=1) == pytest.approx(np.full(made_logs.CLASSES, 100.0))
@@ -144,6 +147,21 @@ def test_files_are_pictures(runs):
         assert min(picture.shape[:2]) > 250
         assert picture.std() > 0.05  # not blank
         assert ElementTree.fromstring(plot.image("svg")).tag.endswith("svg")
+
+
+def test_largest_radii_that_nearly_agree_are_marked_once(runs):
+    near = dataclasses.replace(runs[0].log.settings, sigma=0.5005, n=2010)
+    log = dataclasses.replace(runs[0].log, settings=near)
+    plot = plots.radius_accuracy([runs[0], Run("near", log)])
+    assert "largest certifiable, 2,000 and 2,010 draws" in words(plot)
+
+
+@pytest.mark.parametrize("width", [2.0, 5.0, 9.0])
+def test_probabilities_on_an_axis_leave_room_for_their_labels(width):
+    kept = plots._spaced(plots._PROBABILITIES, width)
+    places = special.ndtri(kept)
+    assert 0.5 in kept
+    assert (np.diff(places) > 0.09 * width).all()
 
 
 @pytest.mark.parametrize("values", [[], [5.0], [1, 1, 1, 1], [0, 50, 99, 100], [100, 100, 100]])
