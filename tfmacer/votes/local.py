@@ -161,7 +161,8 @@ def from_callable(function: Callable[..., Any], smoothing: Smoothing) -> Network
     """Votes of a plain Python function: noisy images `[BLOCK, H, W, C]` to logits `[BLOCK, K]`.
 
     The noise is drawn as for a network, so equal seeds give equal draws; the function itself runs
-    outside the graph and may use any library.
+    outside the graph and may use any library but TensorFlow, which on one core waits for itself;
+    a TensorFlow model is a `NetworkVotes`.
     """
 
     def network(images: tf.Tensor) -> tf.Tensor:

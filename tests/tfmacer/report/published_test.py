@@ -320,7 +320,7 @@ def test_or_the_name_of_a_log(name, method, tmp_path):
 
 def test_what_the_papers_do_not_report_has_no_rows(tmp_path):
     for split in ("train", "train[50000:]"):
-        log = mnist_log(tmp_path / "train.tsv", split=split)
+        log = mnist_log(tmp_path / f"{split}.tsv", split=split)
         assert subject_of(Run("train", log)) is None
     for family, known in (("rounded_gaussian", True), ("generalized_gaussian", False)):
         settings = dataclasses.replace(log.settings, split="test", noise_family=family)
