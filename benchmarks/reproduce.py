@@ -229,9 +229,9 @@ def take_up(job: Job) -> None:
                 shutil.copy(log, here.certify)
 
 
-def _progress(directory: RunDirectory) -> tuple[bool, int]:
-    """Whether a network is trained, and the epochs it has had."""
-    return directory.smoothing.is_file(), _lines(directory.metrics)
+def _progress(directory: RunDirectory) -> tuple[bool, int, bool]:
+    """Whether a network is trained, the epochs it has had, and whether it has been begun."""
+    return directory.smoothing.is_file(), _lines(directory.metrics), directory.flags.is_file()
 
 
 def _replace(folder: Path, source: Path, paths: Iterable[Path]) -> None:

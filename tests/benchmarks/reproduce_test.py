@@ -298,6 +298,15 @@ def test_a_later_checkpoint_elsewhere_is_taken_up(job, tmp_path):
     assert job.directory.metrics.read_text().endswith("3,3\n")
 
 
+def test_a_checkpoint_within_the_first_epoch_is_taken_up(job, tmp_path):
+    with pytest.raises(reproduce.SittingOverError):
+        reproduce.compute(job, FakeSitting(ends="train"))
+    (job.unfinished / "metrics.csv").unlink()
+    there = elsewhere(job, tmp_path)
+    reproduce.take_up(there)
+    assert files(there.directory.root) == files(job.unfinished)
+
+
 def test_the_data_is_where_the_flag_says_for_every_command(job):
     there = dataclasses.replace(job, data_dir="/data/two")
     sitting, given = FakeSitting(), []
