@@ -33,7 +33,7 @@ def load_split(
         sorted order (or such files alone, whose label is -1); or `package.module:function`, called
         with the split's name, which returns `(images, labels)` or `(images, labels, num_classes)`
         as arrays: images `[N, H, W, C]`, uint8 or floating-point in [0, 1], labels `[N]`.
-      split: the split's name. A folder has one split, whatever it is called.
+      split: the split's name. A folder has one split, whatever it is called, and no parts of it.
       data_dir: where TFDS datasets are kept; None for TFDS' own default.
       channels: that a folder's images are decoded to; None for those of its first file.
 
@@ -111,6 +111,9 @@ def _folder(name: str, split: str, channels: int | None) -> Split:
     root = Path(name.removeprefix("folder:"))
     if not root.is_dir():
         raise UserError(f"dataset {name}: {root} is not a directory")
+    if "[" in split:
+        # Else a part that is trained on would be the whole, and so the part that is kept back.
+        raise UserError(f"dataset {name}: a folder cannot be divided, got split {split!r}")
     classes = sorted(child for child in root.iterdir() if child.is_dir())
     files = [(path, label) for label, child in enumerate(classes) for path in _images(child)]
     if not classes:

@@ -129,11 +129,11 @@ def test_table_b_scales_the_schedule_and_nothing_else():
 
 
 def test_clipping_is_chosen_without_the_test_images():
-    rows = [(row, values(row)) for row in TABLES["clip"]]
-    assert {(found["lambda_schedule"], found["clip_norm"]) for _, found in rows[1:]} == {
+    rows = [values(row) for row in TABLES["clip"]]
+    assert {(found["lambda_schedule"], found["clip_norm"]) for found in rows[1:]} == {
         ("deferred", None), ("deferred", 10), ("linear", 5), ("linear", 1), ("constant", 1)
     }  # fmt: skip
-    for _, found in rows:
+    for found in rows:
         assert found["eval_examples"] == 0
         # A fifth of Table B's schedule.
         assert (found["epochs"], found["lr_decay_epochs"]) == (3, ["1", "2"])

@@ -70,6 +70,11 @@ def test_a_folder_is_read_by_sorted_class_and_file(folder):
     assert grey.take([0])[0].shape == (1, 4, 6, 1)
 
 
+def test_a_folder_has_no_parts_to_keep_back(folder):
+    with pytest.raises(UserError, match=r"cannot be divided, got split 'train\[:90%\]'"):
+        datasets.load_split(f"folder:{folder}", "train[:90%]")
+
+
 def test_a_folder_of_grey_images_has_one_channel(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
