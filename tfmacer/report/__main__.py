@@ -209,7 +209,7 @@ def _titled(title: str, norm: str, runs: Sequence[Run]) -> str:
 def _print(printed: Sequence[Table], pairs: Sequence[Difference], cautions: Sequence[str]) -> None:
     console = rich.console.Console(highlight=False, markup=False)
     for table in printed:
-        console.print(formats.terminal(table))
+        console.print(*formats.terminal(table, console.width), sep="\n")
     for pair in pairs:
         if pair.acr is not None:
             console.print(

@@ -1,11 +1,17 @@
 """A table's text: Markdown, LaTeX, the terminal."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import rich.table
 import rich.text
 
 from tfmacer.report.tables import DASH, MINUS, Cell, Table
+
+# What a name may be broken after; how narrow a column gets, and what is beside its text.
+_NAME_PIECE = re.compile(r"[^ _/-]*(?:[ _/-]+|$)")
+_NARROWEST = 13
+_BORDER = 3
 
 _TEX = str.maketrans(
     {
@@ -60,15 +66,46 @@ def latex(table: Table) -> str:
     )
 
 
-def terminal(table: Table) -> rich.table.Table:
-    """The table for a terminal, turned on its side: a column for each of its rows."""
-    shown = rich.table.Table(title=table.title, title_justify="left")
-    shown.add_column(table.header[0])
+def terminal(table: Table, width: int) -> Iterator[rich.table.Table]:
+    """The table for a terminal of `width` characters, turned on its side: a column for each row.
+
+    Columns that would have to cut a number to fit are in a further table below.
+    """
+    room = 0
+    below: list[tuple[Sequence[Cell], int]] = []
     for row in table.rows:
-        shown.add_column(rich.text.Text(row[0].text), justify="right", overflow="fold")
+        words = [*_NAME_PIECE.findall(row[0].text)]
+        words += [word for cell in row[1:] for word in joined(cell).split()]
+        needed = max(_NARROWEST, *map(len, words))
+        if below and needed + _BORDER > room:
+            yield _sideways(table, below)
+            below = []
+        if not below:
+            room = width - max(map(len, table.header)) - _BORDER - 1
+        below.append((row, needed))
+        room -= needed + _BORDER
+    yield _sideways(table, below)
+
+
+def _sideways(table: Table, rows: Sequence[tuple[Sequence[Cell], int]]) -> rich.table.Table:
+    """A column for each of the rows, its name in lines of so many characters."""
+    shown = rich.table.Table(title=table.title, title_justify="left")
+    shown.add_column(table.header[0], no_wrap=True)
+    for row, columns in rows:
+        name = _lines(row[0].text, columns)
+        shown.add_column(rich.text.Text(name), justify="right", overflow="fold")
     for place, name in enumerate(table.header[1:], 1):
-        shown.add_row(name, *(_terminal(row[place]) for row in table.rows))
+        shown.add_row(name, *(_terminal(row[place]) for row, _ in rows))
     return shown
+
+
+def _lines(name: str, columns: int) -> str:
+    lines = [""]
+    for piece in _NAME_PIECE.findall(name):
+        if len(lines[-1] + piece) > columns:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)
 
 
 def joined(cell: Cell) -> str:

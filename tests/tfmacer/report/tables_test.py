@@ -164,8 +164,30 @@ def test_the_note_of_a_latex_table_stays_a_comment():
     assert head.startswith("% Certified accuracy. ")
 
 
-def test_terminal_shows_every_cell_as_it_is():
+def on_terminal(table, width):
     file = io.StringIO()
-    rich.console.Console(file=file, width=80).print(formats.terminal(TABLE))
+    console = rich.console.Console(file=file, width=width)
+    console.print(*formats.terminal(table, width), sep="\n")
+    return file.getvalue()
+
+
+def test_terminal_shows_every_cell_as_it_is():
+    shown = on_terminal(TABLE, 80)
     for text in ("A title", "a_b|c", "[d]", f"1.0 (0.5{DASH}1.5)", f"{MINUS}2.0", "50%"):
-        assert text in file.getvalue()
+        assert text in shown
+
+
+@pytest.mark.parametrize(("width", "parts"), [(40, 3), (80, 2), (200, 1)])
+def test_a_narrow_terminal_cuts_no_number_and_names_only_between_words(width, parts):
+    interval = f"1.414{DASH}1.442"
+    rows = tuple(
+        (Cell(f"mnist_lenet_{method}-clip5_0.5_15"), Cell("1.428", interval))
+        for method in ("gaussian", "consistency", "macer", "stability", "smoothadv")
+    )
+    table = Table(title="ACRs", note="", header=("run", "ACR"), rows=rows)
+    shown = on_terminal(table, width)
+    assert shown.count("ACRs") == parts
+    assert shown.count(f"({interval})") == len(rows)
+    for piece in ("gaussian-", "consistency-", "macer-", "stability-", "smoothadv-"):
+        assert shown.count(piece) == 1
+    assert max(map(len, shown.splitlines())) <= width
