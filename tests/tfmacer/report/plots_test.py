@@ -156,6 +156,20 @@ def test_largest_radii_that_nearly_agree_are_marked_once(runs):
     assert "largest certifiable, 2,000 and 2,010 draws" in words(plot)
 
 
+@pytest.mark.parametrize(("share", "below"), [(0.9, True), (0.1, False)])
+def test_the_mark_of_the_largest_radius_keeps_off_the_curves(runs, share, below):
+    radius = runs[0].largest_radius
+    many = len(runs[0].log.records)
+    records = tuple(
+        dataclasses.replace(record, radius=radius, correct=i < share * many)
+        for i, record in enumerate(runs[0].log.records)
+    )
+    run = Run("run", dataclasses.replace(runs[0].log, records=records))
+    (axes,) = plots.radius_accuracy([run]).figure.axes
+    (mark,) = (text for text in axes.texts if "largest certifiable" in text.get_text())
+    assert (mark.xy[1] < 0.5) == below
+
+
 @pytest.mark.parametrize("width", [2.0, 5.0, 9.0])
 def test_probabilities_on_an_axis_leave_room_for_their_labels(width):
     kept = plots._spaced(plots._PROBABILITIES, width)
