@@ -235,8 +235,7 @@ def radius_by_class(runs: Sequence[Run], norm: str = "l2") -> Plot | None:
             np.arange(len(classes) + 1) - 0.5,
             100 * shares,
             cmap=white_to_colour,
-            vmin=0,
-            vmax=50,
+            norm=matplotlib.colors.PowerNorm(0.5, 0, 50, clip=True),
         )
         axes.axvline(0.0, color="#000000", lw=0.8)
         axes.set_title(_broken(run.name), color=colour(runs, run), fontsize=10)
@@ -249,7 +248,8 @@ def radius_by_class(runs: Sequence[Run], norm: str = "l2") -> Plot | None:
     figure.supylabel("class", fontsize=10)
     note = (
         "Each row is the histogram of one class: the darker, the more of its images have such a "
-        "radius (full colour: half of them or more). Left of the line: wrong or abstained."
+        "radius (full colour: half of them or more; half the colour: an eighth). Left of the line: "
+        "wrong or abstained."
     )
     title = f"Certified {NORMS[norm]} radii by class"
     return Plot(_named("radius_by_class", norm), title, note, figure)
