@@ -92,17 +92,18 @@ def _sideways(table: Table, rows: Sequence[tuple[Sequence[Cell], int]]) -> rich.
     shown = rich.table.Table(title=table.title, title_justify="left")
     shown.add_column(table.header[0], no_wrap=True)
     for row, columns in rows:
-        name = _lines(row[0].text, columns)
-        shown.add_column(rich.text.Text(name), justify="right", overflow="fold")
+        head = rich.text.Text(broken(row[0].text, columns))
+        shown.add_column(head, justify="right", overflow="fold")
     for place, name in enumerate(table.header[1:], 1):
         shown.add_row(name, *(_terminal(row[place]) for row, _ in rows))
     return shown
 
 
-def _lines(name: str, columns: int) -> str:
+def broken(name: str, columns: int) -> str:
+    """A run's name in lines of at most so many characters, where its pieces are no longer."""
     lines = [""]
     for piece in _NAME_PIECE.findall(name):
-        if len(lines[-1] + piece) > columns:
+        if lines[-1] and len(lines[-1] + piece) > columns:
             lines.append("")
         lines[-1] += piece
     return "\n".join(lines)

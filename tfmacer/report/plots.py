@@ -1,6 +1,5 @@
 """Plots of a report, made for reading; each is None where no run has what it shows."""
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from tfmacer.report.drawing import (
     styled,
     width_for,
 )
+from tfmacer.report.formats import broken
 from tfmacer.report.summary import NORMS, Floats, Run, share_interval
 
 # Beyond this many runs a band hides more than it tells.
@@ -169,7 +169,7 @@ def attack_radius(runs: Sequence[Run]) -> Plot | None:
     for (run, attack), axes in zip(shown, panels.flat, strict=False):
         _draw_attack(axes, attack, colour(runs, run))
         found = f"{len(attack.within)} flipped within, alpha allows {attack.allowed}"
-        axes.set_title(f"{_broken(run.name)}\n{found}", color=colour(runs, run), fontsize=10)
+        axes.set_title(f"{broken(run.name, 36)}\n{found}", color=colour(runs, run), fontsize=10)
     for axes in list(panels.flat)[len(shown) :]:
         axes.set_axis_off()
     note = (
@@ -238,7 +238,7 @@ def radius_by_class(runs: Sequence[Run], norm: str = "l2") -> Plot | None:
             norm=matplotlib.colors.PowerNorm(0.5, 0, 50, clip=True),
         )
         axes.axvline(0.0, color="#000000", lw=0.8)
-        axes.set_title(_broken(run.name), color=colour(runs, run), fontsize=10)
+        axes.set_title(broken(run.name, 36), color=colour(runs, run), fontsize=10)
         axes.set_yticks(range(len(classes)), [str(label) for label in classes])
         axes.grid(visible=False)
     np.ravel(panels)[0].invert_yaxis()  # of all panels, which share it
@@ -253,11 +253,6 @@ def radius_by_class(runs: Sequence[Run], norm: str = "l2") -> Plot | None:
     )
     title = f"Certified {NORMS[norm]} radii by class"
     return Plot(_named("radius_by_class", norm), title, note, figure)
-
-
-def _broken(name: str) -> str:
-    """A name in lines that fit above a narrow panel."""
-    return "\n".join(textwrap.wrap(name, 36))
 
 
 def _shares(run: Run, label: int, bins: Floats) -> Floats:
