@@ -1,0 +1,27 @@
+"""JSON is read as it was written, or refused."""
+
+import pytest
+
+from tfmacer import strict_json
+
+
+def test_what_is_written_by_the_rules_is_read():
+    assert strict_json.loads('{"a": [1, 2.5, null], "b": {"a": "x"}}') == {
+        "a": [1, 2.5, None],
+        "b": {"a": "x"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1, "a": 2}', "the key 'a' is given twice"),
+        ('{"b": {"a": 1, "a": 1}}', "the key 'a' is given twice"),
+        ('{"a": NaN}', "NaN is not a finite number"),
+        ('{"a": -Infinity}', "-Infinity is not a finite number"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_what_could_be_read_in_two_ways_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        strict_json.loads(text)
