@@ -11,7 +11,7 @@ from tfmacer.distributed.parts import Parts
 from tfmacer.distributed.runners import WorkerLostError, run_pipeline
 from tfmacer.errors import UserError
 from tfmacer.meter import Meter
-from tfmacer.records.appending import LockedTable
+from tfmacer.records.appending import LockedFile
 from tfmacer.records.logs import read_log
 from tfmacer.records.merging import join
 from tfmacer.records.parts import Part
@@ -35,7 +35,7 @@ def certify_logs(job: Job, paths: Sequence[Path], runner: str, options: Sequence
     """
     with contextlib.ExitStack() as stack:
         for path in paths:
-            stack.enter_context(contextlib.closing(LockedTable(path)))
+            stack.enter_context(LockedFile(path))
         unwritten = [
             number
             for number, (path, settings) in enumerate(zip(paths, job.settings, strict=True))

@@ -15,7 +15,7 @@ from typing import Any
 
 from tfmacer.errors import UserError
 from tfmacer.guarantee.bounds import most_wrong
-from tfmacer.records.appending import LockedTable, take_up
+from tfmacer.records.appending import LockedFile, take_up
 from tfmacer.records.logs import Log, read_text, settings_path
 from tfmacer.records.rows import ABSENT, clock, seconds_of
 
@@ -244,7 +244,7 @@ class FalsificationWriter:
         """
         self.path = path
         self._settings = settings
-        self._table = LockedTable(path)
+        self._table = LockedFile(path)
         try:
             self.rows = self._resumed()
         except OSError as error:
@@ -284,7 +284,11 @@ class FalsificationWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._table.close()
+        try:
+            if kind is None:
+                self._table.check()
+        finally:
+            self._table.close()
 
     def _resumed(self) -> list[Attacked]:
         beside = settings_path(self.path)
@@ -296,7 +300,7 @@ class FalsificationWriter:
                 self._settings
             ),
         )
-        if self._table.open("\t".join(COLUMNS)):
+        if self._table.open("\t".join(COLUMNS)) is None:
             return []
         return list(read_falsification(self.path).rows)
 

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from tfmacer.errors import UserError
 from tfmacer.records import rows
-from tfmacer.records.appending import LockedTable, take_up
+from tfmacer.records.appending import LockedFile, take_up
 from tfmacer.records.rows import Record
 from tfmacer.records.settings import LogSettings
 
@@ -148,7 +148,7 @@ class LogWriter:
         self.path = path
         self._settings = settings
         self._soft = settings.rule.soft
-        self._table = LockedTable(path)
+        self._table = LockedFile(path)
         try:
             self.records = self._resumed()
         except OSError as error:
@@ -193,7 +193,11 @@ class LogWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            if kind is None:
+                self._table.check()
+        finally:
+            self.close()
 
     def _resumed(self) -> list[Record]:
         take_up(
@@ -202,7 +206,7 @@ class LogWriter:
             self._settings.to_json(),
             lambda: read_settings(self.path).differences(self._settings),
         )
-        if self._table.open("\t".join(rows.columns(self._soft))):
+        if self._table.open("\t".join(rows.columns(self._soft))) is None:
             return []
         log = read_log(self.path)
         check_rows(log)

@@ -139,8 +139,8 @@ def test_a_second_writer_is_refused_and_harms_nothing(tmp_path):
         writer.append(made_logs.record(settings, 7))
         other = subprocess.run(appender(path), capture_output=True, text=True)
         assert other.returncode != 0
-        assert f"{path}: another process is writing this log" in other.stderr
-        with pytest.raises(UserError, match="another process is writing this log"):
+        assert f"{path}: another process is writing this file" in other.stderr
+        with pytest.raises(UserError, match="another process is writing this file"):
             LogWriter(path, settings)
         writer.append(made_logs.record(settings, 8))
     assert [record.idx for record in read_log(path).records] == [7, 8]
