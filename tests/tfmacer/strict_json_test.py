@@ -19,6 +19,9 @@ def test_what_is_written_by_the_rules_is_read():
         ('{"b": {"a": 1, "a": 1}}', "the key 'a' is given twice"),
         ('{"a": NaN}', "NaN is not a finite number"),
         ('{"a": -Infinity}', "-Infinity is not a finite number"),
+        ('{"a": 1e400}', "1e400 is not a finite number"),
+        ('{"a": -2.5E+999}', "-2.5E\\+999 is not a finite number"),
+        ("[" * 100_000, "nested too deeply"),
         ("{", "Expecting property name"),
     ],
 )
