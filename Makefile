@@ -9,7 +9,7 @@ PYTEST := $(RUN) -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint test-slow test-browser test-bazel test-clients benchmarks api \
-        format protos build-file constraints clean
+        format protos constraints clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -48,7 +48,6 @@ test-browser: setup ## the tests of pages in a headless Chromium; installs Debia
 test-bazel: setup ## BUILD, as Bazel reads it; installs Debian's bazel-bootstrap
 	command -v bazel >/dev/null || \
 	  { $(SUDO) apt-get update && $(SUDO) apt-get install -y --no-install-recommends bazel-bootstrap; }
-	bazel --batch query //...
 	$(PYTEST) --run=bazel -m bazel
 
 test-clients: setup .venv-clients/installed .venv-clients-min/installed ## other people's TensorFlow Serving clients, in environments of their own
@@ -96,9 +95,6 @@ protos: setup ## the Python stubs of every .proto, with types
 	  if grep -q '^service ' $$proto; then grpc="--grpc_python_out=. --mypy_grpc_out=."; else grpc=; fi; \
 	  echo $$proto; PATH=".venv/bin:$$PATH" $(RUN) -m grpc_tools.protoc -I. \
 	    --python_out=. --mypy_out=. $$grpc $$proto || exit 1; done
-
-build-file: setup ## BUILD, from the imports
-	$(RUN) tests/house/build_file.py
 
 # After a pin was changed: what the pinned packages bring along, for the next setup.
 constraints: setup ## constraints.txt, from what .venv holds; of both, what the sidecar's image needs

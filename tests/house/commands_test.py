@@ -22,7 +22,6 @@ WHEEL = "tests/house/wheel_test.py"
 RUN_BY = {
     "curl --fail-with-body http://localhost:8080/v1/certify": [IN_ORDER],
     "make api": ["tests/house/api_test.py::test_every_module_has_a_page"],
-    "make build-file": ["tests/house/build_file_test.py::test_is_what_the_imports_make_of_it"],
     "make demo": [f"{GUIDE}::test_the_demonstration_ends_well"],
     "make protos": ["tests/house/protos_test.py::test_stubs_are_fresh"],
     "pip install -c constraints.txt '.[beam]'": [

@@ -1,6 +1,6 @@
 """The project's source files, what they import, and the rooms that docs/architecture.md gives them.
 
-Read by the tests of this folder and by `build_file.py`.
+Read by the tests of this folder.
 """
 
 import ast
@@ -38,11 +38,6 @@ class Module:
         """Whether protoc wrote this."""
         return self.path.stem.endswith(("_pb2", "_pb2_grpc"))
 
-    @property
-    def label(self) -> str:
-        """Name of its Bazel target."""
-        return self.path.with_suffix("").as_posix()
-
     @functools.cached_property
     def tree(self) -> ast.Module:
         """The parsed file."""
@@ -63,14 +58,6 @@ class Module:
                 above = parents[: len(parents) - node.level + 1] if node.level else []
                 source = ".".join([*above, *filter(None, [node.module])])
                 yield from (f"{source}.{alias.name}" for alias in node.names)
-
-    def strings(self) -> set[str]:
-        """Every string constant of the file."""
-        return {
-            node.value
-            for node in ast.walk(self.tree)
-            if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        }
 
 
 def _statements(tree: ast.AST, lazy: bool) -> Iterator[ast.AST]:
