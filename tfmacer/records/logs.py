@@ -5,7 +5,7 @@ finish; their order means nothing.
 """
 
 import dataclasses
-from collections.abc import Iterable, KeysView, Sequence
+from collections.abc import Callable, Iterable, KeysView, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -219,37 +219,42 @@ def _our_rows(path: Path, text: str, settings: LogSettings) -> tuple[Record, ...
     header, *lines = whole.split("\n")
     if header != "\t".join(rows.columns(soft)):
         raise UserError(f"{path}:1: the columns are not those of a log with these settings")
-    return _sorted(
-        path, (_row(path, number, line, settings) for number, line in enumerate(lines, 2))
+    return _read_rows(
+        path, enumerate(lines, 2), lambda line: rows.from_line(line, soft, settings.num_classes)
     )
 
 
-def _row(path: Path, number: int, line: str, settings: LogSettings) -> Record:
-    try:
-        return rows.from_line(line, settings.rule.soft, settings.num_classes)
-    except ValueError as error:
-        raise UserError(f"{path}:{number}: corrupt line: {error}") from error
-
-
 def _published_rows(path: Path, text: str, names: Sequence[str]) -> tuple[Record, ...]:
-    def read(number: int, line: str) -> Record:
-        cells = line.split("\t")
-        try:
-            return rows.from_published(dict(zip(names, cells, strict=True)))
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: cannot be read: {error}") from error
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{path}:1: the column {twice!r} stands twice")
+
+    def read(line: str) -> Record:
+        cells = [cell.strip(" ") for cell in line.split("\t")]
+        if len(cells) != len(names):
+            raise ValueError(f"{len(cells)} columns, not {len(names)}: {line!r}")
+        return rows.from_published(dict(zip(names, cells, strict=True)))
 
     lines = enumerate(text.replace("\r\n", "\n").split("\n"), 1)
-    return _sorted(path, (read(i, line) for i, line in lines if i > 1 and line.strip()))
+    return _read_rows(path, ((i, line) for i, line in lines if i > 1 and line.strip()), read)
 
 
-def _sorted(path: Path, records: Iterable[Record]) -> tuple[Record, ...]:
-    by_idx: dict[int, Record] = {}
-    for record in records:
-        if record.idx in by_idx:
-            raise UserError(f"{path}: idx {record.idx} stands twice")
-        by_idx[record.idx] = record
-    return tuple(by_idx[idx] for idx in sorted(by_idx))
+def _read_rows(
+    path: Path, lines: Iterable[tuple[int, str]], read: Callable[[str], Record]
+) -> tuple[Record, ...]:
+    """The rows by idx; each line comes with its number, which errors name."""
+    by_idx: dict[int, tuple[int, Record]] = {}
+    for number, line in lines:
+        try:
+            record = read(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: corrupt line: {error}") from error
+        before, _ = by_idx.setdefault(record.idx, (number, record))
+        if before != number:
+            raise UserError(
+                f"{path}:{number}: idx {record.idx} stands twice, first in line {before}"
+            )
+    return tuple(by_idx[idx][1] for idx in sorted(by_idx))
 
 
 def read_text(path: Path) -> str:

@@ -27,7 +27,12 @@ HARD_COLUMNS = (
 SOFT_COLUMNS = (*HARD_COLUMNS, "select_sums", "sums", "square_sums")
 ABSENT = "-"
 _Number = TypeVar("_Number", int, float)
-_TIME = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+_TIME = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)", re.ASCII)
+# As numbers are written by anyone; Python itself also takes digits of other scripts, 1_000 and inf.
+_INTEGER = re.compile(r"-?\d{1,18}", re.ASCII)
+_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+# `correct` as the published logs of this field have it.
+_TRUTHS = {"0": False, "1": True, "False": False, "True": True}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,14 +190,34 @@ def from_published(cells: Mapping[str, str]) -> Record:
       cells: text by column; `time` may be missing.
 
     Raises:
-      ValueError: a cell cannot be read.
+      ValueError: a cell cannot be read, or the cells cannot all be true of one certificate.
     """
+    idx, label, predict = (_integer(name, cells[name]) for name in PUBLISHED_COLUMNS[:3])
+    radius = _named_number("radius", cells["radius"])
+    correct = _TRUTHS.get(cells["correct"])
+    if idx < 0:
+        raise ValueError(f"idx is {idx}, positions begin at 0")
+    if label < -1 or predict < -1:
+        raise ValueError(
+            f"label is {label} and predict {predict}: a class is 0 or more, no label and abstain "
+            "are -1"
+        )
+    if radius < 0:
+        raise ValueError(f"radius is {cells['radius']}, a certified radius is 0 or more")
+    if predict < 0 < radius:
+        raise ValueError(f"radius is {cells['radius']}, but predict is -1: abstain has no radius")
+    if correct is None:
+        raise ValueError(f"correct is {cells['correct']!r}, not one of {', '.join(_TRUTHS)}")
+    if correct != (label == predict >= 0):
+        raise ValueError(
+            f"correct is {cells['correct']}, but label is {label} and predict is {predict}"
+        )
     return Record(
-        idx=int(cells["idx"]),
-        label=int(cells["label"]),
-        predict=int(cells["predict"]),
-        radius=_number(cells["radius"]),
-        correct=bool(int(cells["correct"])),
+        idx=idx,
+        label=label,
+        predict=predict,
+        radius=radius,
+        correct=correct,
         seconds=seconds_of(cells.get("time", "0")),
     )
 
@@ -259,10 +284,22 @@ def _text(value: float | None) -> str:
     return ABSENT if value is None else repr(value)
 
 
+def _integer(name: str, text: str) -> int:
+    if not _INTEGER.fullmatch(text):
+        raise ValueError(f"{name} is {text!r}, not a whole number")
+    return int(text)
+
+
+def _named_number(name: str, text: str) -> float:
+    try:
+        return _number(text)
+    except ValueError as error:
+        raise ValueError(f"{name} is {error}") from error
+
+
 def _number(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text!r} is not a finite number")
+    if not _DECIMAL.fullmatch(text) or not math.isfinite(value := float(text)):
+        raise ValueError(f"{text!r}, not a finite number")
     return value
 
 
@@ -296,6 +333,9 @@ def seconds_of(text: str) -> float:
     """Reads a clock as Python writes its `timedelta`, or plain seconds."""
     parts = _TIME.fullmatch(text)
     if parts is None:
-        return _number(text)
-    days, hours, minutes, seconds = parts.groups()
-    return 86400 * int(days or 0) + 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+        seconds = _named_number("time", text)
+        if seconds < 0:
+            raise ValueError(f"time is {text!r}, less than 0")
+        return seconds
+    days, hours, minutes, rest = parts.groups()
+    return 86400 * int(days or 0) + 3600 * int(hours) + 60 * int(minutes) + float(rest)

@@ -303,9 +303,14 @@ def test_a_published_log_is_read_as_it_is(tmp_path):
         f"{HEADER}\n\n0\t1\t1\t0.5\t1\t1.0\n\n",
         "idx\tlabel\tpredict\tradius\tcorrect\n0\t1\t1\t0.5\t1\n",
         f"{HEADER}\tnote\n0\t1\t1\t0.5\t1\t1.0\thard\n",
+        f"{HEADER}\n0\t1\t1\t0.5\tTrue\t0:00:14.451090\n",
+        f"{HEADER}\n 0\t1 \t1\t +.5e0\t1\t1\n",
     ],
-    ids=["carriage returns", "no last newline", "empty lines", "no time", "further columns"],
-)
+    ids=[
+        "carriage returns", "no last newline", "empty lines", "no time", "further columns",
+        "truth in words", "padded",
+    ],
+)  # fmt: skip
 def test_variants_of_the_published_format(tmp_path, text):
     path = tmp_path / "log"
     path.write_bytes(text.encode())
@@ -318,9 +323,14 @@ def test_variants_of_the_published_format(tmp_path, text):
     [
         ("", "not a certification log"),
         ("idx\tlabel\tpredict\tcorrect\ttime\n", "not a certification log"),
-        (f"{HEADER}\n0\t1\t1\tbig\t1\t1.0\n", "log:2: cannot be read"),
-        (f"{HEADER}\n0\t1\t1\t0.5\t1\n", "log:2: cannot be read"),
-        (f"{HEADER}\n0\t1\t1\t0.5\t1\t1.0\n0\t1\t1\t0.5\t1\t1.0\n", "idx 0 stands twice"),
+        (f"{HEADER}\n0\t1\t1\t0.5\t1\n", "log:2: corrupt line: 5 columns, not 6"),
+        (f"{HEADER}\n1\t1\t1\t.5\t1\t1\n0\t1\t1\t0.37", "log:3: corrupt line: 4 columns, not 6"),
+        (f"{HEADER}\n# sigma 0.25\n0\t1\t1\t0.5\t1\t1.0\n", "log:2: .*'# sigma 0.25'"),
+        (
+            f"{HEADER}\n0\t1\t1\t0.5\t1\t1.0\n\n0\t1\t1\t0.5\t1\t1.0\n",
+            "log:4: idx 0 stands twice, first in line 2",
+        ),
+        (f"{HEADER}\tradius\n0\t1\t1\t.5\t1\t1\t9\n", "log:1: the column 'radius' stands twice"),
     ],
 )
 def test_what_is_no_log_is_refused_with_its_place(tmp_path, text, message):
@@ -328,6 +338,42 @@ def test_what_is_no_log_is_refused_with_its_place(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         read_log(path)
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ("0 3 3 -9.51 1 1", "radius is -9.51, a certified radius is 0 or more"),
+        ("0 3 3 inf 1 1", "radius is 'inf', not a finite number"),
+        ("0 3 3 nan 1 1", "radius is 'nan', not a finite number"),
+        ("0 3 3 1e999 1 1", "radius is '1e999', not a finite number"),
+        ("0 3 3 1_0 1 1", "radius is '1_0', not a finite number"),
+        ("0 3 3 big 1 1", "radius is 'big', not a finite number"),
+        ("0 3 -1 0.2 0 1", "radius is 0.2, but predict is -1"),
+        ("0 7 5 0.3 1 1", "correct is 1, but label is 7 and predict is 5"),
+        ("0 7 7 0.3 0 1", "correct is 0, but label is 7 and predict is 7"),
+        ("0 7 7 0.3 False 1", "correct is False, but label is 7 and predict is 7"),
+        ("0 -1 -1 0 1 1", "correct is 1, but label is -1 and predict is -1"),
+        ("0 3 3 0.3 2 1", "correct is '2', not one of 0, 1, False, True"),
+        ("0 3 3 0.3 nan 1", "correct is 'nan', not one of 0, 1, False, True"),
+        ("0 3 3 0.3 tru 1", "correct is 'tru', not one of 0, 1, False, True"),
+        ("-1 3 3 0.3 1 1", "idx is -1, positions begin at 0"),
+        ("0 -2 3 0.3 0 1", "label is -2 and predict 3"),
+        ("0 3 -2 0 0 1", "label is 3 and predict -2"),
+        ("0 3.0 3 0.3 1 1", "label is '3.0', not a whole number"),
+        ("\u0663 3 3 0.3 1 1", "idx is '\u0663', not a whole number"),
+        ("9" * 30 + " 3 3 0.3 1 1", "not a whole number"),
+        ("0 3 3 0.3 1 -1", "time is '-1', less than 0"),
+        ("0 3 3 0.3 1 0:0", "time is '0:0', not a finite number"),
+    ],
+)
+def test_a_row_that_cannot_be_true_is_refused_with_its_line(tmp_path, cells, message):
+    path = tmp_path / "log"
+    path.write_text(f"{HEADER}\n1\t3\t-1\t0.0\t0\t1\n" + cells.replace(" ", "\t") + "\n")
+    with pytest.raises(UserError) as error:
+        read_log(path)
+    assert str(error.value).startswith(f"{path}:3: corrupt line: ")
+    assert message in str(error.value)
 
 
 def test_our_log_needs_its_settings(tmp_path):
