@@ -32,6 +32,7 @@ from benchmarks.serving_overhead import SHAPE, export
 from serving import certification_pb2 as pb
 from serving.certification_pb2_grpc import CertifierStub
 from tfmacer import commandline
+from tfmacer.wire.channel import open_channel
 
 FLAGS = flags.FlagValues()
 _SECONDS = flags.DEFINE_float("seconds", 300, "Length of the load.", 1, flag_values=FLAGS)
@@ -77,7 +78,7 @@ class Client:
     def __init__(self, target: str, seed: int) -> None:
         """Opens a connection of its own."""
         options = [("grpc.use_local_subchannel_pool", 1)]
-        self.channel = grpc.insecure_channel(target, options)
+        self.channel = open_channel(target, options=options)
         self._stub = CertifierStub(self.channel)
         self._rng = np.random.default_rng(seed)
         self._kinds: dict[str, Callable[[pb.Pixels], str]] = {

@@ -25,6 +25,7 @@ from absl import flags
 from serving import certification_pb2 as pb
 from serving.certification_pb2_grpc import CertifierStub
 from tfmacer import commandline
+from tfmacer.wire.channel import open_channel
 from tfmacer.guarantee.rule import Rule
 from tfmacer.votes.driver import Task, draw_certificates
 
@@ -87,7 +88,7 @@ def over_grpc(target: str, image: npt.NDArray[np.float32]) -> Iterator[float]:
     """Seconds of one certificate from the sidecar, again and again."""
     pixels = pb.Pixels(shape=image.shape, float32=image.astype("<f4").tobytes())
     request = pb.CertifyRequest(pixels=pixels, n0=100, n=_N.value)
-    with grpc.insecure_channel(target) as channel:
+    with open_channel(target) as channel:
         stub = CertifierStub(channel)
         while True:
             started = time.perf_counter()

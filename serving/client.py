@@ -28,7 +28,7 @@ from serving.certification_pb2_grpc import CertifierStub
 from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.guarantee.stopping import StopRule
-from tfmacer.wire.channel import ChannelFlags
+from tfmacer.wire.channel import ChannelFlags, open_channel
 
 FLAGS = flags.FlagValues()
 
@@ -118,12 +118,7 @@ def _main(arguments: list[str]) -> None:
     StopRule.parse(_STOP.value)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
-    credentials = _TLS.read("target", _TARGET.value)
-    with (
-        grpc.secure_channel(_TARGET.value, credentials)
-        if credentials
-        else grpc.insecure_channel(_TARGET.value)
-    ) as channel:
+    with open_channel(_TARGET.value, _TLS.read("target", _TARGET.value)) as channel:
         stub = CertifierStub(channel)
         try:
             model = stub.GetModel(pb.GetModelRequest(), timeout=_CONNECT_SECONDS)

@@ -190,16 +190,16 @@ def _main() -> None:
             f"--max_certifications={_MAX_CERTIFICATIONS.value}"
         )
     server_tls = _TLS.read(_HOST.value)
-    credentials = _BACKEND_TLS.read("backend", _BACKEND.value)
+    transport = _BACKEND_TLS.read("backend", _BACKEND.value)
     stop = Stop()
     log_json()
-    traces = tracing.start(_OTEL_ENDPOINT.value)
+    traces = tracing.start(_OTEL_ENDPOINT.value, use_proxy=transport.use_proxy)
     if _SEED.value is not None:
         logger.warning("--seed=%d: every certificate has the same noise; tests only", _SEED.value)
     if not _AUDIT_LOG.value:
         logger.warning("no --audit_log: no certificate can be drawn again")
 
-    endpoint = Endpoint(_BACKEND.value, credentials=credentials, wrap=traces.wrap)
+    endpoint = Endpoint(_BACKEND.value, transport=transport, wrap=traces.wrap)
     checks = _health()
     models = Models(
         endpoint, _MODEL_NAME.value, digest=_MODEL_DIGEST.value, on_health=_reporter(checks)
@@ -238,7 +238,7 @@ def _main() -> None:
         console.start()
     stop.ready(
         f"gRPC{' with TLS' if server_tls else ''} on {_HOST.value}:{_PORT.value}, "
-        f"backend {_BACKEND.value}{' with TLS' if credentials else ''}"
+        f"backend {_BACKEND.value}{' with TLS' if transport.credentials else ''}"
         + (f", console at {console.url}" if console else "")
     )
     stop.wait()

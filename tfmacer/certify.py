@@ -33,11 +33,9 @@ from tfmacer.meter import Meter
 from tfmacer.records.logs import LogWriter
 from tfmacer.records.runs import BLOCK_SIZE, RunDirectory, Smoothing
 from tfmacer.records.settings import LogSettings, parse_shard
-from tfmacer.wire.channel import ChannelFlags
+from tfmacer.wire.channel import ChannelFlags, Transport
 
 if TYPE_CHECKING:
-    import grpc
-
     from tfmacer.certification import Example
     from tfmacer.distributed.job import Job
     from tfmacer.splits import Split
@@ -127,7 +125,7 @@ def _main() -> None:
     stop = StopRule.parse(_STOP.value)
     _rules(stop, BLOCK_SIZE)
     _check_source_flags()
-    credentials = _TLS.read("server", _SERVER.value)
+    transport = _TLS.read("server", _SERVER.value)
     _check_runner_flags(stop)
     smoothing = _described()
     if smoothing is not None:
@@ -136,7 +134,7 @@ def _main() -> None:
     commandline.load_tensorflow()
     from tfmacer.certification import check_shape, preflight, smoothing_law
 
-    source, doubts = _open_source(credentials)
+    source, doubts = _open_source(transport)
     smoothing = source.smoothing
     _check_sigma(smoothing)
     rules = _rules(stop, smoothing.block_size)
@@ -259,14 +257,12 @@ def _check_sigma(smoothing: Smoothing) -> None:
         raise UserError(f"--sigma={_SIGMA.value} is not the model's own, {smoothing.sigma}")
 
 
-def _open_source(
-    credentials: "grpc.ChannelCredentials | None",
-) -> tuple["VoteSource", list[str]]:
+def _open_source(transport: Transport) -> tuple["VoteSource", list[str]]:
     """The source of votes, and what a reader of the results should know of its network."""
     if _SERVER.value is not None and _MODEL_NAME.value is not None:
         from tfmacer.votes.remote import RemoteVotes
 
-        remote = RemoteVotes.connect(_SERVER.value, _MODEL_NAME.value, credentials=credentials)
+        remote = RemoteVotes.connect(_SERVER.value, _MODEL_NAME.value, transport=transport)
         return remote, []
     from tfmacer.votes import devices
     from tfmacer.votes.opening import open_model

@@ -93,6 +93,7 @@ def _status(
     doc: str,
     arguments: str,
 ) -> int:
+    _keep_loopback_direct()
     given = list(sys.argv[1:] if argv is None else argv)
     if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in given):
         usage = f"{name} [flags] {arguments}".rstrip()
@@ -112,6 +113,18 @@ def _status(
     except KeyboardInterrupt:
         return _complain(RuntimeError("interrupted"), 130)
     return 0
+
+
+def _keep_loopback_direct() -> None:
+    """Tells every gRPC channel of this process and its children to ask no proxy for this machine.
+
+    Our own channels know it (`tfmacer.wire.channel`); TensorFlow's between the hosts of a training
+    and Beam's between a runner and its workers know only the environment.
+    """
+    mine = "localhost,127.0.0.0/8,::1"
+    others = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""
+    if not others.endswith(mine):
+        os.environ["no_grpc_proxy"] = ",".join(filter(None, (others, mine)))
 
 
 def load_tensorflow() -> None:

@@ -28,6 +28,7 @@ from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.guarantee.certificate import round_down
 from tfmacer.records.logs import read_log
+from tfmacer.wire.channel import open_channel
 
 FLAGS = flags.FlagValues()
 
@@ -227,7 +228,7 @@ def _wait_until_serving(
     process: subprocess.Popen[bytes], name: str, port: int, service: str
 ) -> None:
     deadline = time.monotonic() + START_SECONDS
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    with open_channel(f"127.0.0.1:{port}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         while time.monotonic() < deadline and process.poll() is None:
             try:

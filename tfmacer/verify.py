@@ -165,8 +165,8 @@ def _source(threads: int) -> "VoteSource":
     if _SERVER.value is not None and _MODEL_NAME.value is not None:
         from tfmacer.votes.remote import RemoteVotes
 
-        credentials = _TLS.read("server", _SERVER.value)
-        return RemoteVotes.connect(_SERVER.value, _MODEL_NAME.value, credentials=credentials)
+        transport = _TLS.read("server", _SERVER.value)
+        return RemoteVotes.connect(_SERVER.value, _MODEL_NAME.value, transport=transport)
     from tfmacer.certification import open_votes
     from tfmacer.votes import devices
 

@@ -10,12 +10,14 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import grpc
 
 from serving.grpc_server import Interceptor
 from tfmacer.errors import UserError
+from tfmacer.wire.channel import proxy_options
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -54,12 +56,13 @@ class Tracing:
 OFF = Tracing()
 
 
-def start(endpoint: str) -> Tracing:
+def start(endpoint: str, *, use_proxy: bool = False) -> Tracing:
     """Sends spans to an OTLP collector over gRPC.
 
     Args:
       endpoint: its URL; empty takes OTEL_EXPORTER_OTLP_ENDPOINT and its like from the environment,
         and makes no spans where there is none.
+      use_proxy: go there through the proxy that the environment names, where it is elsewhere.
 
     Raises:
       UserError: the endpoint is no URL, or the extra that it needs is not installed.
@@ -82,7 +85,11 @@ def start(endpoint: str) -> Tracing:
 
     name = os.getenv("OTEL_SERVICE_NAME", SERVICE)
     provider = TracerProvider(resource=Resource.create({"service.name": name}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint or None)))
+    # As the exporter itself finds it: the first has precedence.
+    found = endpoint or next(filter(None, map(os.getenv, _ENVIRONMENT)))
+    options: Any = tuple(proxy_options(urlsplit(found).netloc or found, use_proxy))
+    exporter = OTLPSpanExporter(endpoint or None, channel_options=options)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
     return traced(provider)
 
 

@@ -13,6 +13,7 @@ from serving.console.bridge import Bridge
 from serving.console.guard import LOOPBACK
 from serving.http_server import HttpServer
 from serving.tls import Tls
+from tfmacer.wire.channel import open_channel
 
 FLAG = "http_port"
 # Connections beyond these are answered with 503.
@@ -55,7 +56,7 @@ class Console:
         self._folder = tempfile.TemporaryDirectory(prefix="tfmacer-")
         address = f"unix:{Path(self._folder.name) / 'grpc'}"
         grpc_server.bind(service, address, FLAG)
-        self._channel = grpc.insecure_channel(
+        self._channel = open_channel(
             address,
             options=[
                 ("grpc.max_receive_message_length", -1),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from recording_proxy import proxied
 
 from serving import client
 
@@ -109,3 +110,9 @@ def test_refusals_are_passed_on(start, digit, capsys) -> None:
     for flags in (["--n=5"], ["--n=5", "--nostream"]):
         assert client.main([target, str(digit), *flags]) == 1
         assert "INVALID_ARGUMENT: n = 5 is too small" in capsys.readouterr().err
+
+
+def test_what_is_asked_here_goes_through_no_proxy(start, digit, monkeypatch) -> None:
+    with proxied(monkeypatch) as proxy:
+        assert client.main([f"--target={start().target}", str(digit), "--n=500"]) == 0
+        assert proxy.asked == []

@@ -16,10 +16,12 @@ from fake_backend import FakeBackend
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from processes import ROOT, serving
+from recording_proxy import proxied
 
 from serving import certification_pb2 as pb
 from serving import sidecar
 from serving.certification_pb2_grpc import CertifierStub
+from tfmacer.wire.channel import open_channel
 
 PIXELS = pb.Pixels(shape=[4, 4, 1], uint8=bytes(range(16)))
 MEGABYTE = 10**6
@@ -97,6 +99,20 @@ def test_a_life_in_full(backend, tmp_path: Path) -> None:
     answered = [line for line in lines if line.get("method") == "Certify"]
     assert answered[0]["outcome"] == "certified"
     assert len(answered[0]["request_id"]) == 32
+
+
+def test_a_backend_on_this_machine_is_asked_through_no_proxy(
+    backend, tmp_path: Path, monkeypatch
+) -> None:
+    port = portpicker.pick_unused_port()
+    with (
+        proxied(monkeypatch) as proxy,
+        serving("serving.sidecar", *_flags(backend, port), stderr=tmp_path / "log"),
+        open_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        request = pb.CertifyRequest(pixels=PIXELS, n=500)
+        assert CertifierStub(channel).Certify(request, timeout=60).n == 500
+        assert proxy.asked == []
 
 
 def _reflected(channel: grpc.Channel) -> set[str]:

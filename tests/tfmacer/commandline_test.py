@@ -3,9 +3,11 @@ import signal
 import subprocess
 import sys
 
+import grpc
 import pytest
 from absl import flags
 from processes import ROOT
+from recording_proxy import proxied
 
 from tfmacer import commandline
 from tfmacer.errors import UserError
@@ -129,3 +131,21 @@ def test_another_pipe_that_breaks_is_not_hidden(values):
 
     with pytest.raises(BrokenPipeError, match="of a worker"):
         run(fail, values, [])
+
+
+@pytest.mark.parametrize("no_proxy", ["", "a.example"])
+def test_no_channel_of_a_command_asks_a_proxy_for_this_machine(values, monkeypatch, no_proxy):
+    """Such as TensorFlow's and Beam's own, which ask the environment alone."""
+
+    def main():
+        for host in ("localhost", "127.0.0.1", "127.7.7.7", "[::1]"):
+            with grpc.insecure_channel(f"{host}:1") as channel:
+                with pytest.raises(grpc.RpcError):
+                    channel.unary_unary("/a/b")(b"", timeout=0.5)
+
+    with proxied(monkeypatch) as proxy:
+        monkeypatch.delenv("GRPC_ADDRESS_HTTP_PROXY")
+        monkeypatch.setenv("no_proxy", no_proxy)
+        assert run(main, values, []) == 0
+        assert proxy.asked == []
+        assert os.environ["no_grpc_proxy"].startswith(no_proxy)

@@ -7,6 +7,7 @@ import pytest
 import trustme
 from authority import issue
 from fake_backend import SMOOTHING, FakeBackend
+from recording_proxy import proxied
 
 from serving.tls import Tls
 from tfmacer import certify, verify
@@ -38,13 +39,17 @@ def server(files):
     backend.stop()
 
 
-def test_votes_of_a_server_behind_mutual_tls(server, files, tmp_path, capsys) -> None:
+def test_votes_of_a_server_behind_mutual_tls(
+    server, files, tmp_path, capsys, monkeypatch
+) -> None:
     log, (own, caller) = tmp_path / "log.tsv", files
     asked = [f"--server={server}", "--model_name=m", "--tls", f"--tls_ca={own.ca}"]
     showing = [f"--tls_cert={caller.cert}", f"--tls_key={caller.key}"]
     plan = [f"--out={log}", "--num_examples=2", "--skip=400", "--n=512"]
-    assert certify.main([*asked, *showing, *plan]) == 0
-    assert verify.main([str(log), "--redraw", *asked, *showing]) == 0
+    with proxied(monkeypatch) as proxy:
+        assert certify.main([*asked, *showing, *plan]) == 0
+        assert verify.main([str(log), "--redraw", *asked, *showing]) == 0
+        assert proxy.asked == []
     assert "2 records verified, all votes drawn again" in capsys.readouterr().out
     # Nobody who does not show a certificate is answered.
     assert verify.main([str(log), "--redraw", *asked]) == 1

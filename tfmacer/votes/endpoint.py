@@ -13,6 +13,7 @@ from tfmacer import wire
 from tfmacer.errors import UserError
 from tfmacer.records.runs import Smoothing
 from tfmacer.wire import serving_pb2, tensors
+from tfmacer.wire.channel import DIRECT, Transport, open_channel
 
 MAX_MESSAGE_BYTES = 64 * 2**20
 INFO_SECONDS = 10.0
@@ -63,14 +64,14 @@ class Endpoint:
         self,
         target: str,
         *,
-        credentials: grpc.ChannelCredentials | None = None,
+        transport: Transport = DIRECT,
         wrap: Callable[[grpc.Channel], grpc.Channel] = lambda channel: channel,
     ) -> None:
         """Connects when it is first asked.
 
         Args:
           target: HOST:PORT, or another gRPC target.
-          credentials: for TLS; None for plain text.
+          transport: how to go there; in plain text and directly.
           wrap: puts interceptors in front of the channel.
         """
         self.target = target
@@ -82,11 +83,7 @@ class Endpoint:
             # With its spread less than the repetitions take: one of them finds the server back.
             ("grpc.max_reconnect_backoff_ms", 2000),
         ]
-        self._channel = (
-            grpc.secure_channel(target, credentials, options)
-            if credentials
-            else grpc.insecure_channel(target, options)
-        )
+        self._channel = open_channel(target, transport, options)
         channel = wrap(self._channel)
         self.predict = channel.unary_unary(
             wire.PREDICT,

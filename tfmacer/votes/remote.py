@@ -24,6 +24,7 @@ from tfmacer.votes.endpoint import (
 )
 from tfmacer.votes.source import Images, Seeds, Votes
 from tfmacer.wire import serving_pb2, tensors
+from tfmacer.wire.channel import DIRECT, Transport
 
 Answer = TypeVar("Answer")
 _Call = Any  # a grpc.Call that is a grpc.Future of a PredictResponse as well
@@ -83,7 +84,7 @@ class RemoteVotes:
         target: str,
         model_name: str,
         *,
-        credentials: grpc.ChannelCredentials | None = None,
+        transport: Transport = DIRECT,
         parallelism: int | None = None,
         timeout: float = 60.0,
     ) -> "RemoteVotes":
@@ -92,14 +93,14 @@ class RemoteVotes:
         Args:
           target: where the server is.
           model_name: the model's name there.
-          credentials: for TLS; None for plain text.
+          transport: how to go there; in plain text and directly.
           parallelism: as in `__init__`.
           timeout: as in `__init__`.
 
         Raises:
           BackendError: see `served_model`.
         """
-        endpoint = Endpoint(target, credentials=credentials)
+        endpoint = Endpoint(target, transport=transport)
         model = served_model(endpoint, model_name)
         return cls(endpoint, model, parallelism=parallelism, timeout=timeout)
 

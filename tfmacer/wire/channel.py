@@ -1,13 +1,17 @@
-"""TLS for the channels that lead to servers: the flags of a command that has one.
+"""Channels to servers, and the flags of a command that has one: TLS, and proxies.
 
-Off by default, and then nothing is let off this machine: an address other than loopback is refused
-unless a flag says that plain text is wanted there.
+TLS is off by default, and then nothing is let off this machine: an address other than loopback is
+refused unless a flag says that plain text is wanted there. No channel goes through a proxy that the
+environment names, as gRPC's own do, unless a flag asks for it, and one to this machine never does.
 """
 
+import dataclasses
 import ipaddress
 import re
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc
 from absl import flags
@@ -15,8 +19,51 @@ from absl import flags
 from tfmacer.errors import UserError
 
 
+@dataclasses.dataclass(frozen=True)
+class Transport:
+    """How a channel goes to a server.
+
+    Attributes:
+      credentials: for TLS; None for plain text.
+      use_proxy: through the proxy that the environment names, where the server is elsewhere.
+    """
+
+    credentials: grpc.ChannelCredentials | None = None
+    use_proxy: bool = False
+
+
+DIRECT = Transport()
+
+
+def open_channel(
+    target: str, transport: Transport = DIRECT, options: Sequence[tuple[str, Any]] = ()
+) -> grpc.Channel:
+    """A channel to a server; it connects when it is first asked.
+
+    Args:
+      target: a gRPC target (HOST:PORT, unix:PATH, ipv4:HOST:PORT).
+      transport: how to go there.
+      options: of gRPC, besides.
+    """
+    options = [*options, *proxy_options(target, transport.use_proxy)]
+    if transport.credentials is not None:
+        return grpc.secure_channel(target, transport.credentials, options)
+    return grpc.insecure_channel(target, options)
+
+
+def proxy_options(target: str, use_proxy: bool) -> list[tuple[str, Any]]:
+    """What a gRPC channel must be told so that it goes to `target` as `Transport` says."""
+    if use_proxy and not is_loopback(target):
+        return []
+    # The second is GRPC_ADDRESS_HTTP_PROXY's, which the first does not turn off.
+    return [("grpc.enable_http_proxy", 0), ("grpc.address_http_proxy_enabled_addresses", "")]
+
+
 class ChannelFlags:
-    """The flags of a channel: `--PREFIX`, the same with `_ca`, `_cert` and `_key`, and `allow`."""
+    """The flags of a channel.
+
+    `--PREFIX`, the same with `_ca`, `_cert` and `_key`, `allow` and `--use_proxy`.
+    """
 
     def __init__(
         self, prefix: str, server: str, flag_values: flags.FlagValues, *, allow: str
@@ -49,9 +96,16 @@ class ChannelFlags:
             "changeable on the way.",
             flag_values=flag_values,
         )
+        self._use_proxy = flags.DEFINE_bool(
+            "use_proxy",
+            False,
+            "Go through the proxy that the environment names (grpc_proxy, https_proxy, "
+            "http_proxy), where the way leads off this machine.",
+            flag_values=flag_values,
+        )
 
-    def read(self, flag: str, target: str | None) -> grpc.ChannelCredentials | None:
-        """The credentials that were asked for; None for none.
+    def read(self, flag: str, target: str | None) -> Transport:
+        """How to go to the server.
 
         Args:
           flag: that says where the server is.
@@ -62,10 +116,11 @@ class ChannelFlags:
             is not on this machine, without TLS and without the flag that allows it.
         """
         if target is None:
-            for each in (self._on, self._ca, self._cert, self._key, self._allowed):
+            mine = (self._on, self._ca, self._cert, self._key, self._allowed, self._use_proxy)
+            for each in mine:
                 if each.value:
                     raise UserError(f"--{each.name} goes with --{flag}")
-            return None
+            return DIRECT
         ca, cert, key = self._ca.value, self._cert.value, self._key.value
         check_together(**{f"{self._prefix}_cert": cert, f"{self._prefix}_key": key})
         if not self._on.value:
@@ -74,15 +129,16 @@ class ChannelFlags:
                     raise UserError(f"--{file.name} needs --{self._prefix}")
             if not self._allowed.value:
                 check_loopback(flag, target, instead=f"--{self._prefix}", allow=self._allowed.name)
-            return None
+            return Transport(use_proxy=self._use_proxy.value)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if ca:
             load_authorities(context, self._ca.name, Path(ca))
         if cert:
             load_pair(context, self._prefix, Path(cert), Path(key))
-        return grpc.ssl_channel_credentials(
+        credentials = grpc.ssl_channel_credentials(
             *(Path(path).read_bytes() if path else None for path in (ca, key, cert))
         )
+        return Transport(credentials, self._use_proxy.value)
 
 
 def check_loopback(
@@ -99,11 +155,16 @@ def check_loopback(
     Raises:
       UserError: neither a loopback address, nor `localhost`, nor a UNIX socket.
     """
-    if not all(map(_is_loopback, address.split(","))):
+    if not is_loopback(address):
         raise UserError(
             f"--{flag}={address}: not a loopback address, and without TLS anyone on the way can "
             f"read and change what is sent: give {instead}, or --{allow}"
         )
+
+
+def is_loopback(target: str) -> bool:
+    """Whether a host, or every address of a gRPC target, is this machine's own."""
+    return all(map(_is_loopback, target.split(",")))
 
 
 def _is_loopback(address: str) -> bool:

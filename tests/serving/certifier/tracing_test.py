@@ -3,6 +3,8 @@
 import logging
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -11,6 +13,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from processes import ROOT
+from recording_proxy import proxied
 
 from serving import certification_pb2 as pb
 from serving.certifier import tracing
@@ -144,3 +147,31 @@ def test_nothing_of_it_is_imported_unasked() -> None:
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("way", ["flag", "environment"])
+def test_spans_go_to_a_collector_here_through_no_proxy(monkeypatch, way: str) -> None:
+    received = threading.Event()
+
+    def export(request: bytes, context: grpc.ServicerContext) -> bytes:
+        received.set()
+        return b""
+
+    collector = grpc.server(ThreadPoolExecutor(1))
+    handler = grpc.unary_unary_rpc_method_handler(export)
+    service = "opentelemetry.proto.collector.trace.v1.TraceService"
+    collector.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(service, {"Export": handler}),)
+    )
+    url = f"http://127.0.0.1:{collector.add_insecure_port('127.0.0.1:0')}"
+    collector.start()
+    with proxied(monkeypatch) as proxy:
+        if way == "environment":
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", url)
+        traces = tracing.start(url if way == "flag" else "")
+        with traces.bound():
+            pass
+        traces.stop()
+        assert received.is_set()
+        assert proxy.asked == []
+    collector.stop(0).wait()
