@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 import portpicker
@@ -25,9 +24,9 @@ from absl import flags
 from serving import certification_pb2 as pb
 from serving.certification_pb2_grpc import CertifierStub
 from tfmacer import commandline
-from tfmacer.wire.channel import open_channel
 from tfmacer.guarantee.rule import Rule
 from tfmacer.votes.driver import Task, draw_certificates
+from tfmacer.wire.channel import open_channel
 
 FLAGS = flags.FlagValues()
 _N = flags.DEFINE_integer("n", 10_000, "Draws of one certificate.", 100, flag_values=FLAGS)

@@ -15,6 +15,9 @@ from absl import flags
 
 from tfmacer.errors import UserError
 
+# For whom gRPC asks no proxy; it reads the lower case alone.
+NO_PROXY = "no_grpc_proxy"
+
 
 def run(
     main: Callable[[], None],
@@ -121,10 +124,10 @@ def _keep_loopback_direct() -> None:
     Our own channels know it (`tfmacer.wire.channel`); TensorFlow's between the hosts of a training
     and Beam's between a runner and its workers know only the environment.
     """
-    mine = "localhost,127.0.0.0/8,::1"
-    others = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""
+    mine, general = "localhost,127.0.0.0/8,::1", "no_proxy"
+    others = os.environ.get(NO_PROXY) or os.environ.get(general) or ""
     if not others.endswith(mine):
-        os.environ["no_grpc_proxy"] = ",".join(filter(None, (others, mine)))
+        os.environ[NO_PROXY] = ",".join(filter(None, (others, mine)))
 
 
 def load_tensorflow() -> None:

@@ -139,13 +139,12 @@ def test_no_channel_of_a_command_asks_a_proxy_for_this_machine(values, monkeypat
 
     def main():
         for host in ("localhost", "127.0.0.1", "127.7.7.7", "[::1]"):
-            with grpc.insecure_channel(f"{host}:1") as channel:
-                with pytest.raises(grpc.RpcError):
-                    channel.unary_unary("/a/b")(b"", timeout=0.5)
+            with grpc.insecure_channel(f"{host}:1") as channel, pytest.raises(grpc.RpcError):
+                channel.unary_unary("/a/b")(b"", timeout=0.5)
 
     with proxied(monkeypatch) as proxy:
         monkeypatch.delenv("GRPC_ADDRESS_HTTP_PROXY")
         monkeypatch.setenv("no_proxy", no_proxy)
         assert run(main, values, []) == 0
         assert proxy.asked == []
-        assert os.environ["no_grpc_proxy"].startswith(no_proxy)
+        assert os.environ[commandline.NO_PROXY].startswith(no_proxy)

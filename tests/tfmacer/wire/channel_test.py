@@ -31,10 +31,12 @@ def _version(target: str, **how: bool) -> int:
 
 def test_a_channel_of_grpcs_own_would_ask_the_proxy(backend, monkeypatch) -> None:
     """So that the other tests can fail."""
-    with proxied(monkeypatch) as proxy:
-        with grpc.insecure_channel(f"127.0.0.1:{backend.port}") as channel:
-            with pytest.raises(grpc.RpcError):
-                channel.unary_unary("/a/b")(b"", timeout=2)
+    with (
+        proxied(monkeypatch) as proxy,
+        grpc.insecure_channel(f"127.0.0.1:{backend.port}") as channel,
+    ):
+        with pytest.raises(grpc.RpcError):
+            channel.unary_unary("/a/b")(b"", timeout=2)
         assert proxy.asked
 
 
