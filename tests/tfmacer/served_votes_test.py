@@ -39,9 +39,7 @@ def server(files):
     backend.stop()
 
 
-def test_votes_of_a_server_behind_mutual_tls(
-    server, files, tmp_path, capsys, monkeypatch
-) -> None:
+def test_votes_of_a_server_behind_mutual_tls(server, files, tmp_path, capsys, monkeypatch) -> None:
     log, (own, caller) = tmp_path / "log.tsv", files
     asked = [f"--server={server}", "--model_name=m", "--tls", f"--tls_ca={own.ca}"]
     showing = [f"--tls_cert={caller.cert}", f"--tls_key={caller.key}"]
