@@ -1,7 +1,8 @@
 """What logits under noise cost: pure functions of logits `[B, k, K]` and labels `[B]`.
 
-The axes are image, noisy copy and class. Everything is computed in float64, which costs nothing
-beside the network: many of the derivatives are small differences of large terms.
+The axes are image, noisy copy and class; each answers `[B]`, what every image costs by itself.
+Everything is computed in float64, which costs nothing beside the network: many of the derivatives
+are small differences of large terms.
 """
 
 import tensorflow as tf
@@ -9,17 +10,17 @@ import tensorflow_probability as tfp
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """-log softmax(F)_y, mean over copies and images (Cohen et al., ICML 2019).
+    """-log softmax(F)_y, mean over the copies (Cohen et al., ICML 2019).
 
     Args:
       logits: `[B, k, K]`.
       labels: int `[B]`.
 
     Returns:
-      Scalar.
+      `[B]`.
     """
     log_p = tf.reduce_mean(tf.nn.log_softmax(_double(logits)), axis=1)
-    return _like(logits, -tf.reduce_mean(tf.gather(log_p, labels, batch_dims=1)))
+    return _like(logits, -tf.gather(log_p, labels, batch_dims=1))
 
 
 def smoothed_log_probabilities(logits: tf.Tensor, beta: float = 1.0) -> tf.Tensor:
@@ -56,7 +57,7 @@ def smoothed_log_odds(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 
 def smoothed_cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """MACER's classification term: -log of the mean softmax at the true class, mean over images.
+    """MACER's classification term: -log of the mean softmax at the true class.
 
     Equation 17 of Zhai et al. (ICLR 2020), at inverse temperature 1. With one copy it equals
     `cross_entropy`; with more it is below it (Jensen).
@@ -66,10 +67,10 @@ def smoothed_cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
       labels: int `[B]`.
 
     Returns:
-      Scalar.
+      `[B]`.
     """
     log_p = smoothed_log_probabilities(logits)
-    return _like(logits, -tf.reduce_mean(tf.gather(log_p, labels, batch_dims=1)))
+    return _like(logits, -tf.gather(log_p, labels, batch_dims=1))
 
 
 def macer_robustness(
@@ -77,8 +78,8 @@ def macer_robustness(
 ) -> tf.Tensor:
     """MACER's robustness term without its weight: the hinge on the soft certified radius.
 
-    Equation 17 of Zhai et al. (ICLR 2020): sigma / 2 x max(gamma - xi, 0) over the images that
-    the soft-smoothed classifier has right, divided by the whole batch, where
+    Equation 17 of Zhai et al. (ICLR 2020): sigma / 2 x max(gamma - xi, 0) where the
+    soft-smoothed classifier has the image right, else 0, with
     xi = Phi^-1(q_y) - Phi^-1(max_{c != y} q_c) and q is the mean over copies of softmax(beta F).
 
     Args:
@@ -89,7 +90,7 @@ def macer_robustness(
       beta: inverse temperature; > 0.
 
     Returns:
-      Scalar; its gradient is finite for any finite logits.
+      `[B]`; its gradient is finite for any finite logits.
     """
     right, rest, runner_up = _tails(logits, labels, beta)
     gap = -_quantile(tf.stop_gradient(rest)) - _quantile(tf.stop_gradient(runner_up))
@@ -99,7 +100,7 @@ def macer_robustness(
     half = tf.fill(tf.shape(rest), tf.constant(0.5, rest.dtype))
     gap = -_quantile(tf.where(active, rest, half)) - _quantile(tf.where(active, runner_up, half))
     hinge = tf.where(active, gamma - gap, tf.zeros_like(gap))
-    return _like(logits, sigma / 2 * tf.reduce_mean(hinge))
+    return _like(logits, sigma / 2 * hinge)
 
 
 def soft_radius(logits: tf.Tensor, labels: tf.Tensor, *, sigma: float, beta: float) -> tf.Tensor:
@@ -123,7 +124,7 @@ def soft_radius(logits: tf.Tensor, labels: tf.Tensor, *, sigma: float, beta: flo
 
 
 def stability(clean_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Cross-entropy of the noisy predictions to the clean one, mean over copies and images.
+    """Cross-entropy of the noisy predictions to the clean one, mean over the copies.
 
     Equation 9 of Jeong and Shin (NeurIPS 2020), after Li et al. (NeurIPS 2019). The clean
     prediction is not detached, as in the former's code: both sides are drawn together.
@@ -133,15 +134,15 @@ def stability(clean_logits: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
       logits: `[B, k, K]`.
 
     Returns:
-      Scalar.
+      `[B]`.
     """
     target = tf.nn.softmax(_double(clean_logits))
     cross = -tf.reduce_sum(target * tf.nn.log_softmax(_double(logits)), axis=-1)
-    return _like(logits, tf.reduce_mean(cross))
+    return _like(logits, tf.reduce_mean(cross, axis=1))
 
 
 def consistency_divergence(logits: tf.Tensor) -> tf.Tensor:
-    """Mean over the copies of KL(mean prediction || prediction), mean over images.
+    """Mean over the copies of KL(mean prediction || prediction).
 
     The first term of equation 7 of Jeong and Shin (NeurIPS 2020) without its weight. The mean
     prediction is not detached. 0 with one copy.
@@ -150,28 +151,28 @@ def consistency_divergence(logits: tf.Tensor) -> tf.Tensor:
       logits: `[B, k, K]`.
 
     Returns:
-      Scalar.
+      `[B]`.
     """
     log_mean = smoothed_log_probabilities(logits)
     gaps = log_mean - tf.reduce_mean(tf.nn.log_softmax(_double(logits)), axis=1)
-    return _like(logits, tf.reduce_mean(tf.reduce_sum(tf.exp(log_mean) * gaps, axis=-1)))
+    return _like(logits, tf.reduce_sum(tf.exp(log_mean) * gaps, axis=-1))
 
 
 def prediction_entropy(logits: tf.Tensor) -> tf.Tensor:
-    """Entropy of the mean prediction, mean over images: the second term of the same equation.
+    """Entropy of the mean prediction: the second term of the same equation.
 
     Args:
       logits: `[B, k, K]`.
 
     Returns:
-      Scalar, in nats.
+      `[B]`, in nats.
     """
     log_mean = smoothed_log_probabilities(logits)
-    return _like(logits, -tf.reduce_mean(tf.reduce_sum(tf.exp(log_mean) * log_mean, axis=-1)))
+    return _like(logits, -tf.reduce_sum(tf.exp(log_mean) * log_mean, axis=-1))
 
 
 def consistency_distance(logits: tf.Tensor) -> tf.Tensor:
-    """Squared distance of the predictions of two copies, mean over pairs of them and images.
+    """Squared distance of the predictions of two copies, mean over pairs of them.
 
     The MSE form of equation 13 of Jeong and Shin (NeurIPS 2020), which has two copies; with more,
     all pairs have the same expectation. 0 with one copy.
@@ -180,12 +181,12 @@ def consistency_distance(logits: tf.Tensor) -> tf.Tensor:
       logits: `[B, k, K]`.
 
     Returns:
-      Scalar.
+      `[B]`.
     """
     p = tf.nn.softmax(_double(logits))
     deviations = tf.reduce_sum((p - tf.reduce_mean(p, axis=1, keepdims=True)) ** 2, axis=[1, 2])
     others = tf.cast(tf.maximum(tf.shape(logits)[1] - 1, 1), tf.float64)
-    return _like(logits, tf.reduce_mean(2 * deviations / others))
+    return _like(logits, 2 * deviations / others)
 
 
 def mixed_divergence(
@@ -194,9 +195,9 @@ def mixed_divergence(
     """SmoothMix's robustness term without its weight.
 
     Algorithm 1 of Jeong et al., "SmoothMix" (NeurIPS 2021): the mean over the copies of
-    KL(t || prediction of the mixed image), where t = (1 - u) x mean prediction + u x uniform, over
-    the images whose mean prediction is right, divided by the whole batch. As in their code, the
-    mean prediction is not detached.
+    KL(t || prediction of the mixed image), where t = (1 - u) x mean prediction + u x uniform, for
+    images whose mean prediction is right; 0 for others. As in their code, the mean prediction is
+    not detached.
 
     Args:
       logits: `[B, k, K]`, of the images.
@@ -205,7 +206,7 @@ def mixed_divergence(
       share: u, `[B]`, in [0, 1).
 
     Returns:
-      Scalar.
+      `[B]`.
     """
     log_p = smoothed_log_probabilities(logits)
     share = _double(share)[:, tf.newaxis]
@@ -216,7 +217,7 @@ def mixed_divergence(
     divergence = tf.reduce_sum(tf.exp(log_target) * gaps, axis=-1)
     right = tf.argmax(log_p, axis=-1) == tf.cast(labels, tf.int64)
     kept = tf.where(right, divergence, tf.zeros_like(divergence))
-    return _like(logits, tf.reduce_mean(kept))
+    return _like(logits, kept)
 
 
 def _tails(

@@ -45,11 +45,11 @@ class Batch(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """What a batch costs; the objective is the sum of the two terms.
+    """What each image of a batch costs; the objective is the mean of the sum of the two terms.
 
     Attributes:
-      classification: scalar, mean over the batch.
-      robustness: scalar, mean over the batch, weighted.
+      classification: `[B]`.
+      robustness: `[B]`, weighted by lambda.
       noisy_logits: `[B, k, K]`, those of the views under noise; what noisy accuracy is made of.
     """
 

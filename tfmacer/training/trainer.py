@@ -32,8 +32,8 @@ class Slopes(NamedTuple):
 
     Attributes:
       gradients: of the loss, times the scale asked for; one for each trainable variable.
-      loss: scalar, with the network's own regularisation.
-      losses: the objective's, of this replica's images.
+      loss: scalar, the mean over this replica's images, with the network's own regularisation.
+      losses: the objective's.
     """
 
     gradients: list[tf.Tensor]
@@ -139,7 +139,8 @@ class SmoothedTrainer(keras.Model):
         replicas = self.distribute_strategy.num_replicas_in_sync
         gradients, loss, losses = slopes(images, labels, step, scale / replicas)
         accuracy = _accuracy(losses.noisy_logits, labels)
-        values = tf.stack([loss, losses.classification, losses.robustness, accuracy])
+        terms = (tf.reduce_mean(term) for term in (losses.classification, losses.robustness))
+        values = tf.stack([loss, *terms, accuracy])
         gradients, values = self._over_replicas(gradients, values)
         rates = {
             "learning_rate": tf.convert_to_tensor(self.optimizer.learning_rate),
@@ -258,7 +259,7 @@ class SmoothedTrainer(keras.Model):
         views = self.objective.views(self.call, batch)
         with tf.GradientTape() as tape:
             losses = self.objective.losses(self.logits(views, training=True), batch)
-            loss = losses.classification + losses.robustness + self._penalty()
+            loss = _mean(losses) + self._penalty()
             scaled = scale * loss
         return Slopes(self._gradients(tape, scaled), loss, losses)
 
@@ -278,9 +279,10 @@ class SmoothedTrainer(keras.Model):
         with tf.GradientTape() as tape:
             tape.watch(logits)
             losses = self.objective.losses(logits, batch)
-            scaled = scale * (losses.classification + losses.robustness)
+            loss = _mean(losses)
+            scaled = scale * loss
         gradients, penalty = self._second_pass(batch, seeds, tape.gradient(scaled, logits), scale)
-        return Slopes(gradients, losses.classification + losses.robustness + penalty, losses)
+        return Slopes(gradients, loss + penalty, losses)
 
     def _first_pass(self, batch: Batch, seeds: tf.Tensor) -> tf.Tensor:
         """Logits `[B, k, K]` of all copies, chunk by chunk."""
@@ -396,6 +398,11 @@ def _check_chunk(noise_chunk: int | None, num_noise: int, objective: Objective) 
             f"noise_chunk={noise_chunk}: {type(objective).__name__} needs all copies at once; "
             "only gaussian, macer and consistency can be computed a few copies at a time"
         )
+
+
+def _mean(losses: Losses) -> tf.Tensor:
+    """What a batch costs."""
+    return tf.reduce_mean(losses.classification + losses.robustness)
 
 
 def _accuracy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

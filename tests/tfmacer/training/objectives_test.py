@@ -41,7 +41,7 @@ def test_lambda_0_and_one_copy_make_macer_gaussian_training():
     macer = o.Macer(sigma=SIGMA, weight=0.0).losses(tf.constant(logits), batch)
     gaussian = o.Gaussian().losses(tf.constant(logits), batch)
     np.testing.assert_allclose(macer[:2], gaussian[:2], rtol=1e-6)
-    assert macer.robustness.numpy() == 0.0
+    assert not macer.robustness.numpy().any()
 
 
 def test_consistency_with_eta_equal_lambda_is_the_cross_entropy_to_the_mean():
@@ -51,8 +51,8 @@ def test_consistency_with_eta_equal_lambda_is_the_cross_entropy_to_the_mean():
         tf.constant(logits), _batch(4, copies=3, labels=labels)
     )
     mean = special.softmax(logits.astype(np.float64), axis=2).mean(axis=1, keepdims=True)
-    cross = -(mean * special.log_softmax(logits.astype(np.float64), axis=2)).sum(axis=2).mean()
-    assert found.robustness.numpy() == pytest.approx(0.7 * cross, rel=1e-5)
+    cross = -(mean * special.log_softmax(logits.astype(np.float64), axis=2)).sum(axis=2)
+    np.testing.assert_allclose(found.robustness, 0.7 * cross.mean(axis=1), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,8 @@ def test_the_weight_follows_its_schedule(name):
         batch = _batch(4, copies=3, labels=labels, step=step)
         full = constant.losses(tf.constant(logits), batch).robustness.numpy()
         found = deferred.losses(tf.constant(logits), batch).robustness.numpy()
-        assert full > 0
+        assert (full >= 0).all()
+        assert full.sum() > 0
         assert found == pytest.approx(factor * full)
         assert deferred.weight_at(batch.step).numpy() == pytest.approx(3 * factor)
 
@@ -191,7 +192,7 @@ def test_smoothadv_shows_attacked_images_under_the_noise_of_the_attack(attack):
     attacked, plain = (
         objective.losses(_logits(network, v), batch) for v in (views, o.noisy_views(batch))
     )
-    assert float(attacked.classification) > float(plain.classification) + 1e-3
+    assert np.mean(attacked.classification - plain.classification) > 1e-3
 
 
 @pytest.mark.parametrize(("step", "bound"), [(0, 0.0), (5, 0.2), (10, 0.4), (99, 0.4)])
@@ -251,7 +252,7 @@ def test_smoothmix_mixes_each_image_with_its_adversary_and_its_label_with_all():
     np.testing.assert_array_equal(found.noisy_logits, plain)
     np.testing.assert_allclose(found.classification, losses.cross_entropy(plain, batch.labels))
     expected = 3.0 * losses.mixed_divergence(plain, other, batch.labels, tf.constant(share))
-    assert float(expected) > 1e-3
+    assert float(tf.reduce_mean(expected)) > 1e-3
     np.testing.assert_allclose(found.robustness, expected, rtol=1e-4)
 
 
