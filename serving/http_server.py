@@ -3,12 +3,14 @@
 import asyncio
 import socket
 import threading
+from collections.abc import Collection
 
 import grpc
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from serving.guard import LOOPBACK, Guard, Refusal, described
 from serving.tls import Tls, subject
 from tfmacer.errors import UserError
 
@@ -30,6 +32,9 @@ HTTP_STATUS = {
 }
 # Seconds that a request's first line and headers may take to arrive.
 HEAD_SECONDS = 10.0
+# Connections beyond these are answered with 503, and of one address more than half are closed.
+MAX_CONNECTIONS = 256
+MAX_BODY_BYTES = 64 * 2**20
 # What a request's state says of who asks, under mutual TLS.
 TLS_SUBJECT = "tls_subject"
 
@@ -41,13 +46,15 @@ class _Connection(H11Protocol):
     """
 
     head_seconds: float
-    max_per_address: int | None
+    max_per_address: int
     _waiting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Lets the caller in, unless too many from there are in already."""
         super().connection_made(transport)
-        if self.max_per_address is not None and self._from_there() > self.max_per_address:
+        if self.client is not None:  # asyncio does so for sockets that name their protocol alone
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._from_there() > self.max_per_address:
             transport.abort()
             return
         session = transport.get_extra_info("ssl_object")
@@ -85,7 +92,11 @@ class _Connection(H11Protocol):
 
 
 class HttpServer:
-    """Serves an ASGI application on a thread of its own."""
+    """Serves an ASGI application on a thread of its own, behind the guard.
+
+    Attributes:
+      url: where.
+    """
 
     def __init__(
         self,
@@ -94,8 +105,11 @@ class HttpServer:
         port: int,
         flag: str,
         *,
+        names: Collection[str] = (),
+        max_body_bytes: int = MAX_BODY_BYTES,
+        refusal: Refusal = described,
         tls: Tls | None = None,
-        max_connections: int | None = None,
+        max_connections: int = MAX_CONNECTIONS,
         head_seconds: float = HEAD_SECONDS,
     ) -> None:
         """Binds the address.
@@ -105,21 +119,28 @@ class HttpServer:
           host: address to listen on.
           port: TCP port.
           flag: which the message of a failure names.
+          names: host names under which it is asked, besides `localhost`, `host` and any IP
+            address.
+          max_body_bytes: of a request; larger ones are refused.
+          refusal: the JSON of what the guard refuses.
           tls: for HTTPS; None for HTTP.
           max_connections: more are answered with 503, and of one address more than half of them
-            are closed; None for no limit.
+            are closed.
           head_seconds: how long a connection may be open without a request's head.
 
         Raises:
           UserError: the address is taken or cannot be used, or the TLS files cannot.
         """
+        host = host.strip("[]")  # as gRPC wants IPv6 addresses written
+        bracketed = f"[{host}]" if ":" in host else host
+        self.url = f"{'https' if tls else 'http'}://{bracketed}:{port}/"
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             self._socket = socket.create_server((host, port), family=family)
         except OSError as error:
             raise UserError(f"--{flag}={port}: cannot listen on {host}:{port}: {error}") from error
         config = uvicorn.Config(
-            app,
+            Guard(app, {*LOOPBACK, bracketed, *names}, max_body_bytes, refusal),
             loop="asyncio",
             http=_connection(head_seconds, max_connections),
             ws="none",
@@ -155,10 +176,10 @@ class HttpServer:
         self._socket.close()
 
 
-def _connection(head_seconds: float, max_connections: int | None) -> type[H11Protocol]:
+def _connection(head_seconds: float, max_connections: int) -> type[H11Protocol]:
     # Half: one address alone must not shut the others out, and a proxy must still get far.
     limits = {
         "head_seconds": head_seconds,
-        "max_per_address": max_connections and max(1, max_connections // 2),
+        "max_per_address": max(1, max_connections // 2),
     }
     return type("Connection", (_Connection,), limits)

@@ -60,6 +60,13 @@ _REST_PORT = flags.DEFINE_integer(
 _REST_TIMEOUT = flags.DEFINE_integer(
     "rest_api_timeout_in_ms", 30_000, "Limit of one REST call.", 1, flag_values=FLAGS
 )
+_HTTP_HOSTS = flags.DEFINE_list(
+    "http_hosts",
+    [],
+    "Host names under which REST and metrics are reached, besides localhost, --host and any IP "
+    "address; requests to any other name are refused.",
+    flag_values=FLAGS,
+)
 _MODEL_NAME = flags.DEFINE_string(
     "model_name", "default", "Name of the single model.", flag_values=FLAGS
 )
@@ -335,11 +342,18 @@ def _metrics_path() -> str | None:
 def _rest(calls: "Calls", metrics_path: str | None) -> "HttpServer | None":
     if not _REST_PORT.value:
         return None
-    from serving.embedded.rest import make_app
+    from serving.embedded.rest import make_app, refusal
     from serving.http_server import HttpServer
 
     app = make_app(calls, timeout_ms=_REST_TIMEOUT.value, metrics_path=metrics_path)
-    return HttpServer(app, _HOST.value, _REST_PORT.value, "rest_api_port")
+    return HttpServer(
+        app,
+        _HOST.value,
+        _REST_PORT.value,
+        "rest_api_port",
+        names=_HTTP_HOSTS.value,
+        refusal=refusal,
+    )
 
 
 def _poll_config(registry: "Registry", stopped: threading.Event) -> None:

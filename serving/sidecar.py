@@ -23,11 +23,11 @@ from serving.certifier import tracing
 from serving.certifier.audit import AuditLog
 from serving.certifier.calls import Calls
 from serving.certifier.limits import Admission, FairSlots, Limits
-from serving.certifier.logs import log_json
 from serving.certifier.metrics import Metrics
 from serving.certifier.models import Models
 from serving.certifier.service import Backend, Certifier
 from serving.lifecycle import Stop
+from serving.logs import log_json
 from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.votes.endpoint import BackendError, Endpoint
@@ -35,6 +35,7 @@ from tfmacer.wire.channel import ChannelFlags
 
 if TYPE_CHECKING:
     from serving.console.server import Console
+    from serving.http_server import HttpServer
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +83,8 @@ _HTTP_PORT = flags.DEFINE_integer(
 _HTTP_HOSTS = flags.DEFINE_list(
     "http_hosts",
     [],
-    "Host names under which browsers reach the console, besides localhost and --host; requests "
-    "to any other name are refused.",
+    "Host names under which the console and the metrics are reached, besides localhost, --host and "
+    "any IP address; requests to any other name are refused.",
     flag_values=FLAGS,
 )
 _PARALLELISM = flags.DEFINE_integer(
@@ -229,13 +230,11 @@ def _main() -> None:
     drain = grpc_server.Drain()
     server = _server(certifier, checks, drain, server_tls, traces)
     console = _console(server, limits, server_tls) if _HTTP_PORT.value else None
-    stop_metrics = None
-    if _METRICS_PORT.value:
-        stop_metrics = metrics.serve(_METRICS_HOST.value, _METRICS_PORT.value)
+    scraped = _scraped(metrics) if _METRICS_PORT.value else None
     server.start()
     models.start(_POLL.value)
-    if console:
-        console.start()
+    for web in filter(None, (console, scraped)):
+        web.start()
     stop.ready(
         f"gRPC{' with TLS' if server_tls else ''} on {_HOST.value}:{_PORT.value}, "
         f"backend {_BACKEND.value}{' with TLS' if transport.credentials else ''}"
@@ -249,8 +248,8 @@ def _main() -> None:
     if console:
         console.stop(grpc_server.LAST_WORDS)
     server.stop(grpc_server.LAST_WORDS).wait()
-    if stop_metrics:
-        stop_metrics()
+    if scraped:
+        scraped.stop(grpc_server.LAST_WORDS)
     endpoint.close()
     if audit:
         audit.close()
@@ -270,6 +269,14 @@ def _console(server: grpc.Server, limits: Limits, server_tls: tls.Tls | None) ->
         names=_HTTP_HOSTS.value,
         tls=server_tls,
     )
+
+
+def _scraped(metrics: Metrics) -> "HttpServer":
+    """The port of the metrics; what serves it is loaded only for it."""
+    from serving.http_server import HttpServer
+
+    host, port = _METRICS_HOST.value, _METRICS_PORT.value
+    return HttpServer(metrics.app(), host, port, "metrics_port", names=_HTTP_HOSTS.value)
 
 
 def _audit(metrics: Metrics) -> AuditLog:

@@ -3,28 +3,24 @@
 import contextlib
 import dataclasses
 import logging
-import re
 import time
-import uuid
 from collections.abc import Iterator
 
 import grpc
 
 from serving.certifier.limits import Admission, TooManyError
-from serving.certifier.logs import FIELD
 from serving.certifier.metrics import Metrics
 from serving.certifier.tracing import OFF, Tracing
+from serving.logs import FIELD, REQUEST_ID, safe_request_id
 from tfmacer.errors import UserError
 from tfmacer.votes.endpoint import BackendError
 
 logger = logging.getLogger(__name__)
 
-REQUEST_ID = "x-request-id"
 # The certificate's subject or the address of whoever is behind the console, see `client_of`.
 FORWARDED_CLIENT = "x-tfmacer-client"
 # Kept back from a caller's deadline, so that the answer still arrives.
 DEADLINE_MARGIN = 0.15
-_SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclasses.dataclass
@@ -136,11 +132,6 @@ def client_of(context: grpc.ServicerContext) -> str:
         # The only UNIX socket is the console's, in a folder that no other user can enter.
         return _metadata(context, FORWARDED_CLIENT) or peer
     return f"{kind}:{address.rpartition(':')[0]}"
-
-
-def safe_request_id(wanted: str | None) -> str:
-    """The caller's own id where it may stand in a log, else a fresh one."""
-    return wanted if wanted and _SAFE_ID.fullmatch(wanted) else uuid.uuid4().hex
 
 
 def _request_id(context: grpc.ServicerContext) -> str:

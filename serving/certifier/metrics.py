@@ -1,6 +1,7 @@
 """Prometheus metrics of the sidecar."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 from prometheus_client import (
@@ -9,14 +10,13 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
-    start_http_server,
+    make_asgi_app,
 )
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from serving import certification_pb2
-from tfmacer.errors import UserError
 from tfmacer.votes.endpoint import ServedModel
 
 CERTIFIER = certification_pb2.DESCRIPTOR.services_by_name["Certifier"]
@@ -85,25 +85,9 @@ class Metrics:
             registry=self.registry,
         ).set_function(waiting)
 
-    def serve(self, host: str, port: int) -> Callable[[], None]:
-        """Answers scrapes on a thread of its own; returns what stops it.
-
-        Raises:
-          UserError: the address is taken or cannot be used.
-        """
-        try:
-            server, thread = start_http_server(port, host, self.registry)
-        except OSError as error:
-            raise UserError(
-                f"--metrics_port={port}: cannot listen on {host}:{port}: {error.strerror}"
-            ) from error
-
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        return stop
+    def app(self) -> Any:
+        """What answers scrapes, at any path: an ASGI application."""
+        return make_asgi_app(self.registry)
 
 
 class _ModelGauges(Collector):

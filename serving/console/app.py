@@ -4,7 +4,7 @@ import contextlib
 import functools
 import importlib.resources
 import logging
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -24,11 +24,10 @@ from starlette.types import ASGIApp
 
 from serving import certification_pb2 as pb
 from serving.certifier.limits import Limits
-from serving.certifier.logs import FIELD
 from serving.console import images, messages
 from serving.console.bridge import Bridge, RefusedError
-from serving.console.guard import Guard
 from serving.http_server import HTTP_STATUS
+from serving.logs import FIELD
 from tfmacer.errors import UserError
 from tfmacer.version import __version__
 
@@ -51,6 +50,7 @@ MAX_MESSAGE = 500
 _CODES = {
     404: grpc.StatusCode.NOT_FOUND,
     405: grpc.StatusCode.UNIMPLEMENTED,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 _STREAM_ANSWER: dict[int | str, dict[str, Any]] = {
@@ -63,16 +63,13 @@ _STREAM_ANSWER: dict[int | str, dict[str, Any]] = {
 }
 
 
-def make_app(
-    bridge: Bridge, limits: Limits, *, max_body_bytes: int, names: Collection[str]
-) -> ASGIApp:
-    """The ASGI application.
+def make_app(bridge: Bridge, limits: Limits, *, max_body_bytes: int) -> ASGIApp:
+    """The ASGI application; a `Guard` must stand before it.
 
     Args:
       bridge: to the service that answers.
       limits: on one request, for the page to show.
-      max_body_bytes: larger bodies are refused unread.
-      names: host names under which this server may be asked.
+      max_body_bytes: largest body, for the page to show.
     """
     app = FastAPI(
         title="tfmacer certification",
@@ -105,7 +102,7 @@ def make_app(
     )(certify_stream)
     for kind in (RefusedError, UserError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _refusal)
-    return Guard(app, names, max_body_bytes)
+    return app
 
 
 async def model(request: Request) -> messages.Described:

@@ -10,14 +10,11 @@ from serving import grpc_server
 from serving.certifier.limits import Limits
 from serving.console.app import make_app
 from serving.console.bridge import Bridge
-from serving.console.guard import LOOPBACK
-from serving.http_server import HttpServer
+from serving.http_server import MAX_CONNECTIONS, HttpServer
 from serving.tls import Tls
 from tfmacer.wire.channel import open_channel
 
 FLAG = "http_port"
-# Connections beyond these are answered with 503.
-MAX_CONNECTIONS = 256
 
 
 class Console:
@@ -46,7 +43,7 @@ class Console:
           port: TCP port.
           limits: on one request.
           max_body_bytes: largest HTTP body.
-          names: host names under which browsers come, besides this machine's own and `host`.
+          names: see `HttpServer`.
           tls: for HTTPS.
 
         Raises:
@@ -64,16 +61,13 @@ class Console:
                 ("grpc.enable_retries", 0),
             ],
         )
-        host = host.strip("[]")  # as gRPC wants IPv6 addresses written
-        bracketed = f"[{host}]" if ":" in host else host
-        self.url = f"{'https' if tls else 'http'}://{bracketed}:{port}/"
         app = make_app(
-            Bridge(self._channel, threads=MAX_CONNECTIONS),
-            limits,
-            max_body_bytes=max_body_bytes,
-            names={*LOOPBACK, bracketed, *names},
+            Bridge(self._channel, threads=MAX_CONNECTIONS), limits, max_body_bytes=max_body_bytes
         )
-        self._server = HttpServer(app, host, port, FLAG, tls=tls, max_connections=MAX_CONNECTIONS)
+        self._server = HttpServer(
+            app, host, port, FLAG, names=names, max_body_bytes=max_body_bytes, tls=tls
+        )
+        self.url = self._server.url
 
     def start(self) -> None:
         """Starts answering; the service must have been started."""

@@ -11,7 +11,8 @@ import tensorflow as tf
 from google.protobuf import json_format
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from tensorflow_serving.apis import (
@@ -32,7 +33,6 @@ _POST = re.compile(
     rf"/v1/models/(?P<name>[^/:]+){_VERSION}:(?P<method>classify|regress|predict)", re.IGNORECASE
 )
 _GET = re.compile(rf"/v1/models(?:/(?P<name>[^/:]+))?{_VERSION}(?P<metadata>/metadata)?", re.I)
-MAX_BODY_BYTES = 64 * 2**20
 
 
 def make_app(calls: Calls, *, timeout_ms: int, metrics_path: str | None) -> Starlette:
@@ -49,7 +49,7 @@ def make_app(calls: Calls, *, timeout_ms: int, metrics_path: str | None) -> Star
         return Response(calls.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def models(request: Request) -> Response:
-        body = await _body(request)
+        body = await request.body()
         path = request.scope["raw_path"].decode("ascii", errors="replace")
         status, text = await run_in_threadpool(
             _process, calls, timeout_ms, request.method, path, body
@@ -59,28 +59,33 @@ def make_app(calls: Calls, *, timeout_ms: int, metrics_path: str | None) -> Star
     routes = [Route("/{path:path}", models, methods=["GET", "POST", "PUT", "DELETE", "PATCH"])]
     if metrics_path is not None:
         routes.insert(0, Route(metrics_path, metrics))
-    return Starlette(routes=routes)
+    handlers = {HTTPException: _http_error, ClientDisconnect: _gone}
+    return Starlette(routes=routes, exception_handlers=handlers)
 
 
-async def _body(request: Request) -> bytes | None:
-    """The body; None where it is too long."""
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > MAX_BODY_BYTES:
-            return None
-        chunks.append(chunk)
-    return b"".join(chunks)
+def refusal(code: grpc.StatusCode, reason: str, request_id: str) -> dict[str, str]:
+    """What the guard refuses, as TensorFlow Serving writes its errors."""
+    del code, request_id
+    return {"error": reason}
 
 
-def _process(
-    calls: Calls, timeout_ms: int, method: str, path: str, body: bytes | None
-) -> tuple[int, str]:
+async def _http_error(request: Request, error: Exception) -> Response:
+    """A body that is too long or too slow, a method that is none of the metrics' own."""
+    del request
+    assert isinstance(error, HTTPException)
+    return Response(_error(error.detail), error.status_code, media_type="application/json")
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """For nobody: the caller has closed the connection."""
+    del request, error
+    return Response(status_code=HTTP_STATUS[grpc.StatusCode.CANCELLED])
+
+
+def _process(calls: Calls, timeout_ms: int, method: str, path: str, body: bytes) -> tuple[int, str]:
     if not path.lower().startswith("/v1/"):
         return 404, ""
     try:
-        if body is None:
-            return 413, _error(f"Request body is larger than {MAX_BODY_BYTES} bytes")
         post, get = _POST.fullmatch(path), _GET.fullmatch(path)
         if method == "POST" and post:
             return 200, _post(calls, timeout_ms, post, body)

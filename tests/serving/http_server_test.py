@@ -137,3 +137,22 @@ def test_a_request_knows_the_subject_of_the_callers_certificate(served, tmp_path
         assert b"CN=someone@example.org" in _answer(line)
     with _connect(served()) as line:
         assert _answer(line) == b"nobody"
+
+
+def test_answers_wait_for_no_acknowledgement() -> None:
+    """Nagle's algorithm holds the second part of an answer back until the first is confirmed."""
+    delays = []
+
+    async def app(scope, receive, send):
+        (transport,) = [c.transport for c in server._server.server_state.connections]
+        option = transport.get_extra_info("socket").getsockopt
+        delays.append(option(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 0)
+        await _app(scope, receive, send)
+
+    port = portpicker.pick_unused_port()
+    server = HttpServer(app, "127.0.0.1", port, "http_port")
+    server.start()
+    with _connect(port) as line:
+        assert _answer(line) is not None
+    server.stop(1)
+    assert delays == [False]

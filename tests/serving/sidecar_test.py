@@ -101,6 +101,23 @@ def test_a_life_in_full(backend, tmp_path: Path) -> None:
     assert len(answered[0]["request_id"]) == 32
 
 
+def test_metrics_are_for_no_page_of_others(backend, tmp_path: Path) -> None:
+    port, metrics = portpicker.pick_unused_port(), portpicker.pick_unused_port()
+    flags = _flags(backend, port, f"--metrics_port={metrics}", "--http_hosts=scraped.example")
+    url = f"http://127.0.0.1:{metrics}/metrics"
+    with serving("serving.sidecar", *flags, stderr=tmp_path / "log"):
+        for headers, status in (
+            ({}, 200),
+            ({"host": "scraped.example"}, 200),
+            ({"host": f"10.1.2.3:{metrics}"}, 200),  # as a scrape by a pod's address
+            ({"host": "evil.example"}, 403),
+            ({"origin": "http://evil.example"}, 403),
+        ):
+            answer = requests.get(url, headers=headers, timeout=60)
+            assert answer.status_code == status, headers
+            assert ("tfmacer_model_available 1" in answer.text) == (status == 200)
+
+
 def test_a_backend_on_this_machine_is_asked_through_no_proxy(
     backend, tmp_path: Path, monkeypatch
 ) -> None:

@@ -16,6 +16,7 @@ from serving.certifier.limits import Limits
 from serving.console.app import make_app
 from serving.console.bridge import Bridge
 from serving.console.server import Console
+from serving.guard import Guard
 
 
 @pytest.fixture
@@ -34,13 +35,10 @@ def client(start: Callable[..., Any], tmp_path) -> Iterator[Callable[..., TestCl
             )
             channel = stack.enter_context(grpc.insecure_channel(address))
             app = make_app(
-                Bridge(channel, threads=8),
-                limits or Limits(),
-                max_body_bytes=max_body_bytes,
-                names=("localhost", "[::1]"),
+                Bridge(channel, threads=8), limits or Limits(), max_body_bytes=max_body_bytes
             )
             made = TestClient(
-                app,
+                Guard(app, ("localhost", "[::1]"), max_body_bytes),
                 base_url="http://localhost",
                 raise_server_exceptions=False,
                 client=("203.0.113.7", 5000),

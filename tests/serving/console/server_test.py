@@ -15,7 +15,7 @@ import trustme
 from console_requests import BODY, events
 from processes import ROOT, serving
 
-from serving.console import guard
+from serving import guard
 from serving.console.bridge import client_of
 from serving.http_server import HttpServer
 from serving.tls import Tls
@@ -99,7 +99,7 @@ def test_a_body_that_does_not_arrive(served, monkeypatch) -> None:
             b"content-type: application/json\r\n\r\n{"
         )
         answer = line.recv(4096)
-    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.startswith(b"HTTP/1.1 408 ")
 
 
 def test_the_socket_is_closed_to_other_users(served) -> None:

@@ -1,12 +1,19 @@
 """The REST paths over HTTP."""
 
+import contextlib
+import http.client
+import json
+import socket
+from urllib.parse import urlsplit
+
 import portpicker
 import pytest
 import requests
 
+from serving import guard
 from serving.embedded import rest
 from serving.embedded.services import Calls
-from serving.http_server import HttpServer
+from serving.http_server import MAX_BODY_BYTES, HttpServer
 from tfmacer.errors import UserError
 
 METRICS = "/monitoring/prometheus/metrics"
@@ -16,7 +23,9 @@ METRICS = "/monitoring/prometheus/metrics"
 def url(calls: Calls):
     port = portpicker.pick_unused_port()
     app = rest.make_app(calls, timeout_ms=500, metrics_path=METRICS)
-    server = HttpServer(app, "127.0.0.1", port, "rest_api_port")
+    server = HttpServer(
+        app, "127.0.0.1", port, "rest_api_port", names=["served.example"], refusal=rest.refusal
+    )
     server.start()
     yield f"http://127.0.0.1:{port}"
     server.stop(1)
@@ -121,10 +130,54 @@ def test_outside_v1_there_is_nothing(url: str) -> None:
     assert (answer.status_code, answer.text) == (404, "")
 
 
-def test_a_huge_body_is_refused(url: str, monkeypatch) -> None:
-    monkeypatch.setattr(rest, "MAX_BODY_BYTES", 1000)
-    answer = requests.post(f"{url}/v1/models/halves:predict", data=b" " * 1001, timeout=30)
-    assert answer.status_code == 413
+def _chunks(size: int):
+    """A body that does not announce its length."""
+    for _ in range(size // 2**20):
+        yield b" " * 2**20
+
+
+@pytest.mark.parametrize("announced", [False, True])
+def test_a_huge_body_is_refused(url: str, announced: bool) -> None:
+    size = MAX_BODY_BYTES + 2**20
+    body = b" " * size if announced else _chunks(size)
+    address = urlsplit(url)
+    with contextlib.closing(http.client.HTTPConnection(address.netloc, timeout=30)) as line:
+        with contextlib.suppress(ConnectionError):  # refused before all of it is sent
+            line.request("POST", "/v1/models/halves:predict", body, encode_chunked=not announced)
+        answer = line.getresponse()
+        assert answer.status == 413
+        assert json.loads(answer.read()) == {"error": f"the body is larger than {2**26} bytes"}
+
+
+def test_a_body_that_does_not_arrive(url: str, monkeypatch) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port), timeout=30) as line:
+        head = b"POST /v1/models/halves:predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9"
+        line.sendall(head + b"\r\n\r\n{")
+        assert line.recv(4096).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "served.example"}, 200),
+        ({"host": "203.0.113.7:8501"}, 200),
+        ({"host": "evil.example"}, 403),
+        ({"origin": "http://evil.example"}, 403),
+    ],
+)
+def test_pages_of_others_cannot_ask(url: str, headers: dict[str, str], status: int) -> None:
+    for answer in (
+        requests.get(url + METRICS, headers=headers, timeout=30),
+        requests.get(f"{url}/v1/models/halves", headers=headers, timeout=30),
+        requests.post(
+            f"{url}/v1/models/halves:predict", json={"instances": [2]}, headers=headers, timeout=30
+        ),
+    ):
+        assert answer.status_code == status
+        assert status == 200 or list(answer.json()) == ["error"]
+        assert "access-control-allow-origin" not in answer.headers
 
 
 def test_status(url: str) -> None:

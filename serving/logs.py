@@ -1,10 +1,15 @@
-"""Structured logs: one JSON object a line, on standard error."""
+"""Structured logs: one JSON object a line, on standard error, and the ids that calls have there."""
 
 import datetime
 import json
 import logging
+import re
 import sys
+import uuid
 from typing import Any
+
+REQUEST_ID = "x-request-id"
+_SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 # What a call adds to its record, through `extra`.
 FIELD = "fields"
@@ -26,6 +31,11 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line)
+
+
+def safe_request_id(wanted: str | None) -> str:
+    """The caller's own id where it may stand in a log, else a fresh one."""
+    return wanted if wanted and _SAFE_ID.fullmatch(wanted) else uuid.uuid4().hex
 
 
 def log_json(level: int = logging.INFO) -> None:

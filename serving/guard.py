@@ -2,14 +2,17 @@
 
 A browser on this machine can be made to send requests here by any page that it shows. Two checks
 keep those out: the Host header must name this server (a foreign name that resolves to this address
-does not), and a request that says where it comes from must come from this server's own page.
+does not), and a request that says where it comes from must come from this server's own page. An
+address in numbers is nobody's to lead elsewhere, so it is let through as a host: scrapes and probes
+by the address of a pod have one.
 """
 
 import asyncio
+import ipaddress
 import logging
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import grpc
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,8 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.certifier.calls import REQUEST_ID, safe_request_id
-from serving.certifier.logs import FIELD
+from serving.logs import FIELD, REQUEST_ID, safe_request_id
 
 logger = logging.getLogger(__name__)
 
@@ -38,17 +40,34 @@ _LENGTH = re.compile(r"[0-9]{1,18}")
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?")
 
 
+# What the body of a refusal says, of its code, its reason and the request's id.
+Refusal = Callable[[grpc.StatusCode, str, str], dict[str, str]]
+
+
+def described(code: grpc.StatusCode, reason: str, request_id: str) -> dict[str, str]:
+    """A refusal as the console's JSON endpoint has it."""
+    return {"code": code.name, "message": reason, "request_id": request_id}
+
+
 class Guard:
     """ASGI middleware, the outermost of all."""
 
-    def __init__(self, app: ASGIApp, names: Collection[str], max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        names: Collection[str],
+        max_body_bytes: int,
+        refusal: Refusal = described,
+    ) -> None:
         """Only keeps its arguments.
 
         Args:
           app: what answers.
-          names: host names under which this server may be asked, IPv6 addresses in brackets.
+          names: host names under which this server may be asked, besides any IP address.
           max_body_bytes: larger bodies are refused, unread where they announce their size.
+          refusal: the JSON of a refusal.
         """
+        self._described = refusal
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._names = {name.lower() for name in names}
@@ -75,15 +94,15 @@ class Guard:
             await self._app(scope, bounded, send_guarded)
             return
         status, code, reason = refusal
-        logger.info("refused", extra={FIELD: {"request_id": request_id, "reason": reason}})
-        answer = {"code": code.name, "message": reason, "request_id": request_id}
+        logger.info("refused: %s", reason, extra={FIELD: {"request_id": request_id}})
+        answer = self._described(code, reason, request_id)
         await JSONResponse(answer, status)(scope, receive, send_guarded)
 
     def _refusal(self, headers: Headers, scheme: str) -> tuple[int, grpc.StatusCode, str] | None:
         """Why the request must not be answered; None where it may."""
         host = headers.get("host", "").lower()
         match = _HOST.fullmatch(host)
-        if match is None or match["name"] not in self._names:
+        if match is None or not (match["name"] in self._names or _is_address(match["name"])):
             reason = "the Host header names no host of this server; its operator sets --http_hosts"
             return 403, grpc.StatusCode.PERMISSION_DENIED, reason
         origin = headers.get("origin")
@@ -95,6 +114,14 @@ class Guard:
             reason = f"the body is larger than {self._max_body_bytes} bytes"
             return 413, grpc.StatusCode.RESOURCE_EXHAUSTED, reason
         return None
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _bounded(receive: Receive, max_bytes: int) -> Receive:
@@ -110,8 +137,8 @@ def _bounded(receive: Receive, max_bytes: int) -> Receive:
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 message = await receive()
-        except TimeoutError:
-            return {"type": "http.disconnect"}
+        except TimeoutError as error:
+            raise HTTPException(408, "the body did not arrive in time") from error
         size += len(message.get("body", b""))
         if size > max_bytes:
             raise HTTPException(413, f"the body is larger than {max_bytes} bytes")
