@@ -233,8 +233,10 @@ def _main() -> None:
     scraped = _scraped(metrics) if _METRICS_PORT.value else None
     server.start()
     models.start(_POLL.value)
-    for web in filter(None, (console, scraped)):
-        web.start()
+    if console:
+        console.start()
+    if scraped:
+        scraped.start()
     stop.ready(
         f"gRPC{' with TLS' if server_tls else ''} on {_HOST.value}:{_PORT.value}, "
         f"backend {_BACKEND.value}{' with TLS' if transport.credentials else ''}"

@@ -288,9 +288,11 @@ def test_prometheus_asks_the_services_of_compose_at_their_ports():
         job["job_name"]: job["static_configs"][0]["targets"]
         for job in read_yaml("prometheus.yml")["scrape_configs"]
     }
-    port = parse(sidecar.FLAGS, certifier)["metrics_port"]
+    values = parse(sidecar.FLAGS, certifier)
+    # A name that it is not told to answer to would be refused.
+    assert values["http_hosts"] == ["sidecar"]
     assert targets == {
-        "sidecar": [f"sidecar:{port}"],
+        "sidecar": [f"sidecar:{values['metrics_port']}"],
         "model_server": [f"model_server:{named(server)['rest_api_port']}"],
     }
     mounted = [
