@@ -1,7 +1,8 @@
 """The rows that `benchmarks.reproduce` computes, as data: what is trained, what is certified.
 
 A: MNIST by the published schedule of 90 epochs. B: its sixth part, 15 epochs with every decay and
-warm-up scaled alike, for the order of the methods. macer and consistency: the papers' studies of
+warm-up scaled alike, for the order of the methods. initial: rows of B with initial weights drawn as
+the papers' code draws them, beside those whose weights were drawn after Glorot. macer and consistency: the papers' studies of
 hyperparameters, on mnist5k. clip: the choice of MACER's clipping on a validation split. soft:
 Soft-RS beside Hard-RS. families: networks of Table B's schedule on other noise. cost: time and
 memory of training. cifar: ResNet-20 on CIFAR-10. Flags that are not here are those of mnist.flags
@@ -158,6 +159,13 @@ def table_b() -> list[Row]:
         Training(objective="macer", sigma=0.5, variant="linear-clip5", flags=clipped(90)),
     ]
     return [Row(training=training, certify=CERTIFY_2000) for training in trainings]
+
+
+def initial() -> list[Row]:
+    """Table B's Gaussian training, under a name of its own: its rows there were drawn otherwise."""
+    return [
+        Row(training=short("gaussian", sigma, "pytorch"), certify=CERTIFY_2000) for sigma in SIGMAS
+    ]
 
 
 def study(objective: str, sigma: float, variant: str, *flags: str) -> Row:
@@ -324,6 +332,7 @@ def cifar() -> list[Row]:
 TABLES = {
     "A": table_a(),
     "B": table_b(),
+    "initial": initial(),
     "macer": macer_study(),
     "consistency": consistency_study(),
     "clip": clip(),

@@ -21,14 +21,14 @@ class Block(nn.Module):
         self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.norms = nn.ModuleList([nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)])
-        self.stride, self.pad = stride, (outputs - inputs) // 2
+        self.shortcut = nn.Identity()
+        if stride > 1:
+            shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.relu(self.norms[0](self.first(x)))
-        y = self.norms[1](self.second(y))
-        if self.stride > 1:
-            x = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
-        return torch.relu(x + y)
+        return torch.relu(self.shortcut(x) + self.norms[1](self.second(y)))
 
 
 def lenet() -> nn.Module:

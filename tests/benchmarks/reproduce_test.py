@@ -128,6 +128,16 @@ def test_table_b_scales_the_schedule_and_nothing_else():
     assert last["lr_decay_epochs"] == ["30", "60"]
 
 
+def test_the_rows_of_other_initial_weights_are_those_of_table_b():
+    """Each by the flags of a row there, into a run directory of its own."""
+    in_b = {(row.training.objective, row.training.sigma): row for row in TABLES["B"][:-1:4]}
+    for row in TABLES["initial"]:
+        other = in_b[row.training.objective, row.training.sigma]
+        assert row.training.name != other.training.name
+        assert dataclasses.replace(row.training, variant="") == other.training
+        assert row.certify == other.certify
+
+
 def test_clipping_is_chosen_without_the_test_images():
     rows = [values(row) for row in TABLES["clip"]]
     assert {(found["lambda_schedule"], found["clip_norm"]) for found in rows[1:]} == {
