@@ -2,11 +2,11 @@
 
 A: MNIST by the published schedule of 90 epochs. B: its sixth part, 15 epochs with every decay and
 warm-up scaled alike, for the order of the methods. initial: rows of B with initial weights drawn as
-the papers' code draws them, beside those whose weights were drawn after Glorot. macer and consistency: the papers' studies of
-hyperparameters, on mnist5k. clip: the choice of MACER's clipping on a validation split. soft:
-Soft-RS beside Hard-RS. families: networks of Table B's schedule on other noise. cost: time and
-memory of training. cifar: ResNet-20 on CIFAR-10. Flags that are not here are those of mnist.flags
-and cifar.flags.
+the papers' code draws them, beside those whose weights were drawn after Glorot. macer and
+consistency: the papers' studies of hyperparameters, on mnist5k. clip: the choice of MACER's
+clipping on a validation split. soft: Soft-RS beside Hard-RS. families: networks of Table B's
+schedule on other noise. cost: time and memory of training. cifar: ResNet-20 on CIFAR-10. Flags that
+are not here are those of mnist.flags and cifar.flags.
 """
 
 import dataclasses

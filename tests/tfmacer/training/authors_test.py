@@ -27,7 +27,8 @@ def drawn(seed, shape, scale=1.0, middle=0.0):
 def weight(seed, role, shape):
     """A weight as the recording drew it; kernels so small that 110 layers do not overflow."""
     if role == "kernel":
-        return drawn(seed, shape, math.sqrt((0.5 if len(shape) == 4 else 1) / math.prod(shape[:-1])))
+        gain = 0.5 if len(shape) == 4 else 1.0
+        return drawn(seed, shape, math.sqrt(gain / math.prod(shape[:-1])))
     if role == "moving_variance":
         return np.exp(drawn(seed, shape, 0.1))
     return drawn(seed, shape, 0.1, 1.0 if role == "gamma" else 0.0)
@@ -56,7 +57,7 @@ def test_networks(name):
         np.testing.assert_allclose(logits[:, :10], recorded[mode], atol=tolerance, err_msg=mode)
 
 
-@pytest.mark.parametrize("name", [n for n, each in RECORDED["networks"].items() if "initial" in each])
+@pytest.mark.parametrize("name", ["lenet", "resnet20", "densenet40", "resnet50"])
 def test_initial_weights(name):
     """Their spread, and the bound of those that are uniform: one drawing beside another."""
     keras.utils.set_random_seed(7)
