@@ -216,14 +216,9 @@ def _next_version(export_dir: Path) -> int:
 
 def load_model(path: Path, sigma: float) -> tuple[Any, Smoothing]:
     """Loads a `.keras` file and describes it as a classifier smoothed with N(0, sigma^2 I)."""
-    import keras
+    from tfmacer.votes.models import load_network
 
-    try:
-        network = keras.models.load_model(path, compile=False)
-    except (TypeError, ValueError, OSError) as error:
-        # Keras quotes the model's whole configuration before and after the reason.
-        reason = str(error).rsplit("Exception encountered: ")[-1].split(" Full object config")[0]
-        raise UserError(f"model {path}: cannot be loaded: {reason}") from error
+    network = load_network(path)
     return network, describe(network, path, sigma)
 
 

@@ -31,6 +31,7 @@ from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.meter import Meter
 from tfmacer.records.logs import LogWriter
+from tfmacer.records.naming import ImageFlags
 from tfmacer.records.runs import BLOCK_SIZE, RunDirectory, Smoothing
 from tfmacer.records.settings import LogSettings, parse_shard
 from tfmacer.wire.channel import ChannelFlags, Transport
@@ -58,8 +59,12 @@ _SERVER = _string("server", None, "HOST:PORT of a TensorFlow Serving endpoint to
 _MODEL_NAME = _string("model_name", None, "The model's name on --server.")
 _TLS = ChannelFlags("tls", "the server", FLAGS, allow="allow_plaintext")
 _OUT = _string("out", None, "The log, a .tsv file; LOG.tsv.json beside it holds the settings.")
-_DATASET = _string("dataset", None, "Dataset; default: the one that the model records.")
-_DATA_DIR = _string("data_dir", None, "TFDS directory; default: the one that the run recorded.")
+_DATASET = _string(
+    "dataset",
+    None,
+    "Dataset; default: the one that the model records, where that is mnist5k or TFDS' own.",
+)
+_DATA_DIR = _string("data_dir", None, "TFDS directory; default: that of TFDS.")
 _SPLIT = _string("split", "test", "Split to certify; a folder has one split.")
 _START = _integer("start", 0, "First position in the split as stored.", lower_bound=0)
 _SKIP = _integer("skip", 1, "Step between positions.", lower_bound=1)
@@ -130,6 +135,7 @@ def _main() -> None:
     smoothing = _described()
     if smoothing is not None:
         _check_sigma(smoothing)
+        _dataset(smoothing)
 
     commandline.load_tensorflow()
     from tfmacer.certification import check_shape, preflight, smoothing_law
@@ -281,17 +287,16 @@ def _open_source(transport: Transport) -> tuple["VoteSource", list[str]]:
 def _load_split(smoothing: Smoothing) -> "Split":
     from tfmacer.datasets import load_split
 
-    name = _DATASET.value or smoothing.dataset
-    if name is None:
-        raise UserError("--dataset must be given: the model does not record one")
-    return load_split(name, _SPLIT.value, _data_dir(), channels=smoothing.input_shape[2])
+    channels = smoothing.input_shape[2]
+    return load_split(_dataset(smoothing), _SPLIT.value, _DATA_DIR.value, channels=channels)
 
 
-def _data_dir() -> str | None:
-    """Of TFDS; the run's own where its dataset is certified."""
-    if _DATA_DIR.value is None and _RUN_DIR.value is not None and _DATASET.value is None:
-        return RunDirectory(Path(_RUN_DIR.value)).recorded_flag("data_dir")
-    return _DATA_DIR.value
+def _dataset(smoothing: Smoothing) -> str:
+    """The dataset to certify, given or recorded."""
+    origin = _RUN_DIR.value or _SAVED_MODEL.value or f"{_SERVER.value}: {_MODEL_NAME.value}"
+    images = ImageFlags(dataset=_DATASET.value, split=_SPLIT.value, data_dir=_DATA_DIR.value)
+    run = RunDirectory(Path(_RUN_DIR.value)) if _RUN_DIR.value is not None else None
+    return images.dataset_of(smoothing.dataset, origin=origin, run=run)
 
 
 def _settings(
@@ -386,7 +391,7 @@ def _job(runner: str, settings: Sequence[LogSettings], out: Path) -> "Job":
         distribution=_DISTRIBUTION.value,
         worker_threads=threads,
         intra_op_threads=_INTRA_OP.value,
-        data_dir=_data_dir(),
+        data_dir=_DATA_DIR.value,
         settings=tuple(settings),
         parts_dir=_PARTS_DIR.value or str(out.absolute().with_name(f"{out.name}.parts")),
         launcher=os.getpid() if direct else None,

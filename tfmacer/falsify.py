@@ -37,6 +37,7 @@ from tfmacer.records.falsifications import (
     log_digest,
 )
 from tfmacer.records.logs import Log, check_rows, read_log
+from tfmacer.records.naming import ImageFlags
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import RunDirectory, Smoothing
 from tfmacer.records.settings import LogSettings
@@ -57,7 +58,13 @@ _integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
 _RUN_DIR = _string("run_dir", None, "Run directory whose network was certified.")
 _LOG = _string("log", None, "The finished log whose certificates are attacked.")
 _OUT = _string("out", None, "Where the findings go, a .tsv file; default: LOG.falsified.tsv.")
-_DATA_DIR = _string("data_dir", None, "TFDS directory; default: the one that the run recorded.")
+_DATASET = _string(
+    "dataset",
+    None,
+    "The log's images; default: what it records, where that is mnist5k or TFDS' own.",
+)
+_SPLIT = _string("split", None, "Split of it; default: the one that the log records.")
+_DATA_DIR = _string("data_dir", None, "TFDS directory; default: that of TFDS.")
 _ATTACK = flags.DEFINE_enum(
     "attack",
     "pgd",
@@ -94,6 +101,8 @@ def _main() -> None:
     log, settings, out = _inputs()
     run = RunDirectory(Path(_RUN_DIR.value or ""))
     _check_model(run.read_smoothing(), settings, log)
+    images = ImageFlags(dataset=_DATASET.value, split=_SPLIT.value, data_dir=_DATA_DIR.value)
+    named = images.of_log(log, run=run)
     considered = log.records[:: _SKIP.value][: _NUM_EXAMPLES.value]
     chosen = _certified(considered, log)
 
@@ -101,7 +110,7 @@ def _main() -> None:
     from tfmacer.votes import devices
 
     devices.use_threads(_INTRA_OP.value)
-    falsifier, split = _falsifier(run, settings)
+    falsifier, split = _falsifier(run, settings, named)
     attack = _attack_settings(log, settings, len(considered), chosen)
     with FalsificationWriter(out, attack) as writer:
         missing = set(writer.missing)
@@ -146,8 +155,6 @@ def _check_model(smoothing: Smoothing, settings: LogSettings, log: Log) -> None:
                 f"--log={log.path} is not of --run_dir={_RUN_DIR.value}: {field} is {mine}, "
                 f"the run's is {others}"
             )
-    if settings.dataset is None or settings.split is None:
-        raise UserError(f"--log={log.path}: records no dataset, so its images cannot be had again")
 
 
 def _certified(considered: Sequence[Record], log: Log) -> list[Record]:
@@ -160,7 +167,9 @@ def _certified(considered: Sequence[Record], log: Log) -> list[Record]:
     return certified
 
 
-def _falsifier(run: RunDirectory, settings: LogSettings) -> tuple["Falsifier", "Split"]:
+def _falsifier(
+    run: RunDirectory, settings: LogSettings, named: tuple[str, str]
+) -> tuple["Falsifier", "Split"]:
     from tfmacer.datasets import load_split
     from tfmacer.falsification import Falsifier, Plan
     from tfmacer.votes.local import NetworkVotes
@@ -177,16 +186,10 @@ def _falsifier(run: RunDirectory, settings: LogSettings) -> tuple["Falsifier", "
     )
     network, smoothing = load_run(run.root)
     source = NetworkVotes(network, smoothing)
-    data_dir = _DATA_DIR.value or run.recorded_flag("data_dir")
-    split = load_split(
-        settings.dataset or "",
-        settings.split or "",
-        data_dir,
-        channels=settings.input_shape[2],
-    )
+    split = load_split(*named, _DATA_DIR.value, channels=settings.input_shape[2])
     if split.total != settings.total:
         raise UserError(
-            f"{settings.dataset} has {split.total} images in {settings.split}, "
+            f"{named[0]} has {split.total} images in {named[1]}, "
             f"the log was made from {settings.total}"
         )
     return Falsifier(network, source, settings.rule, settings.law.norm, plan), split

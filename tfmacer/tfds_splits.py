@@ -91,8 +91,6 @@ def tfds_split(name: str, split: str, data_dir: str | None = None) -> Split:
 
     builder = _prepared(name, data_dir)
     features = builder.info.features
-    if builder.info.supervised_keys != ("image", "label") or features["image"].np_dtype != np.uint8:
-        raise UserError(f"dataset {name!r} is not an image-classification dataset of 8-bit images")
     # One shard after the other, so that positions are those of the split as stored.
     config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
     try:
@@ -123,6 +121,7 @@ def _prepared(name: str, data_dir: str | None) -> Any:
     try:
         with _errors_only("absl"):
             builder = tfds.builder(name, data_dir=data_dir)
+            _check_kind(name, builder.info)
             if builder.is_prepared():
                 return builder
         online = _online()
@@ -130,6 +129,8 @@ def _prepared(name: str, data_dir: str | None) -> Any:
             print(f"{name}: not in {builder.data_dir}, downloading", file=sys.stderr)
         with contextlib.nullcontext() if online else _at_once_and_quietly():
             builder.download_and_prepare()
+    except UserError:
+        raise
     # Whatever a builder or the network raises, the user's remedy is the same.
     except Exception as error:
         raise UserError(
@@ -138,6 +139,12 @@ def _prepared(name: str, data_dir: str | None) -> Any:
             + f"{type(error).__name__}: {_first_line(error)}"
         ) from error
     return builder
+
+
+def _check_kind(name: str, info: Any) -> None:
+    """Before anything is fetched."""
+    if info.supervised_keys != ("image", "label") or info.features["image"].np_dtype != np.uint8:
+        raise UserError(f"dataset {name!r} is not an image-classification dataset of 8-bit images")
 
 
 def _online() -> bool:

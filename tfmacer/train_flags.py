@@ -314,8 +314,11 @@ def is_finished(run: RunDirectory) -> bool:
     previous = copy.deepcopy(FLAGS)
     previous.unparse_flags()
     try:
+        lines = run.flags.read_text(encoding="utf-8").splitlines()
+        if included := [line for line in lines if line.lstrip(" -").startswith("flagfile")]:
+            raise flags.Error(f"{included[0]!r} leads to another file")
         previous(["", f"--flagfile={run.flags}"])
-    except flags.Error as error:
+    except (flags.Error, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{run.flags} cannot be read: {error}") from error
     changed = sorted(n for n in set(FLAGS) - FREE if previous[n].value != get(n))
     longer = changed == ["epochs"] and get("epochs") > (previous["epochs"].value or 0)

@@ -28,6 +28,7 @@ from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.records.audit import read_audit_log, verify_entry
 from tfmacer.records.logs import Log, read_log
+from tfmacer.records.naming import ImageFlags
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import RunDirectory
 from tfmacer.records.settings import LogSettings
@@ -54,9 +55,14 @@ _SERVER = _string("server", None, "Source for --redraw: HOST:PORT of a TF Servin
 _MODEL_NAME = _string("model_name", None, "The model's name on --server.")
 _TLS = ChannelFlags("tls", "the server", FLAGS, allow="allow_plaintext")
 _AUDIT_LOG = _string("audit_log", None, "A sidecar's audit log to verify, in place of logs.")
-_DATA_DIR = _string(
-    "data_dir", None, "TFDS directory for --redraw; default: the one that the run recorded."
+_DATASET = _string(
+    "dataset",
+    None,
+    "Where --redraw finds the images; default: what the log records, where that is mnist5k or "
+    "TFDS' own.",
 )
+_SPLIT = _string("split", None, "Split of it; default: the one that the log records.")
+_DATA_DIR = _string("data_dir", None, "TFDS directory for --redraw; default: that of TFDS.")
 
 
 def _main(paths: Sequence[str]) -> None:
@@ -81,6 +87,9 @@ def _check_flags() -> None:
         )
     if given and not _REDRAW.value:
         raise UserError(f"--{given[0]} is for --redraw, which was not given")
+    images = [name for name in ("dataset", "split", "data_dir") if FLAGS[name].value is not None]
+    if images and (_AUDIT_LOG.value is not None or not _REDRAW.value):
+        raise UserError(f"--{images[0]} is for --redraw of logs")
     if (_SERVER.value is None) != (_MODEL_NAME.value is None):
         raise UserError("--model_name goes with --server, and --server needs it")
     _TLS.read("server", _SERVER.value)
@@ -191,16 +200,13 @@ def _images(log: Log, settings: LogSettings) -> Images:
     """Images and labels of the log by idx, read some at a time."""
     from tfmacer.datasets import load_split
 
-    if settings.dataset is None or settings.split is None:
-        raise UserError(f"{log.path}: records no dataset, so its images cannot be had again")
-    channels = settings.input_shape[2]
-    data_dir = _DATA_DIR.value
-    if data_dir is None and _RUN_DIR.value is not None:
-        data_dir = RunDirectory(Path(_RUN_DIR.value)).recorded_flag("data_dir")
-    split = load_split(settings.dataset, settings.split, data_dir, channels=channels)
+    images = ImageFlags(dataset=_DATASET.value, split=_SPLIT.value, data_dir=_DATA_DIR.value)
+    run = RunDirectory(Path(_RUN_DIR.value)) if _RUN_DIR.value is not None else None
+    dataset, name = images.of_log(log, run=run)
+    split = load_split(dataset, name, _DATA_DIR.value, channels=settings.input_shape[2])
     if split.total != settings.total:
         raise UserError(
-            f"{log.path}: {settings.dataset} has {split.total} images in {settings.split}, "
+            f"{log.path}: {dataset} has {split.total} images in {name}, "
             f"the log was made from {settings.total}"
         )
     return _ByIdx(split, [record.idx for record in log.records])

@@ -1,6 +1,8 @@
+import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export import saved_model
 from tfmacer import certify
 from tfmacer.records.logs import read_log
+from tfmacer.records.runs import RunDirectory
 from tfmacer.votes import devices, models
 
 PLAN = ["--num_examples=40", "--skip=25", "--n=30000", "--alpha=0.01", "--seed=9"]
@@ -128,13 +132,35 @@ def test_several_bounds_share_one_pass_over_the_draws(tiny_run, tmp_path):
 
 
 def test_an_export_gives_the_log_of_its_run(tiny_run, tmp_path):
-    from export import saved_model
-
     assert saved_model.main([f"--run_dir={tiny_run}", f"--export_dir={tmp_path / 'm'}"]) == 0
     plan = ["--num_examples=6", "--skip=100", "--n=2000"]
     assert run(f"--run_dir={tiny_run}", f"--out={tmp_path / 'a.tsv'}", *plan) == 0
     assert run(f"--saved_model={tmp_path / 'm'}", f"--out={tmp_path / 'b.tsv'}", *plan) == 0
     assert rows(tmp_path / "a.tsv") == rows(tmp_path / "b.tsv")
+
+
+def test_a_model_calls_nothing_by_its_description(tiny_run, tmp_path, monkeypatch, capsys):
+    """A run and an export whose dataset is a function that would remove the folder `test`."""
+    (tmp_path / "test").mkdir()
+    theirs = RunDirectory(tmp_path / "theirs")
+    shutil.copytree(tiny_run, theirs.root)
+    smoothing = dataclasses.replace(theirs.read_smoothing(), dataset="shutil:rmtree")
+    theirs.smoothing.write_text(smoothing.to_json())
+    network = models.load_run(tiny_run)[0]
+    exported = saved_model.export(network, smoothing, tmp_path / "export", version=1)
+    monkeypatch.chdir(tmp_path)
+    for model in (f"--run_dir={theirs.root}", f"--saved_model={exported}"):
+        capsys.readouterr()
+        assert run(model, "--out=log.tsv", "--n=500") == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "records the dataset 'shutil:rmtree'" in line
+        assert line.endswith("give --dataset")
+    assert (tmp_path / "test").is_dir()
+    assert not (tmp_path / "log.tsv").exists()
+    theirs.smoothing.write_text(dataclasses.replace(smoothing, dataset="cifar10").to_json())
+    theirs.flags.write_text("--data_dir=theirs/data\n")
+    assert run(f"--run_dir={theirs.root}", "--out=log.tsv", "--n=500") == 1
+    assert "the run read cifar10 from 'theirs/data'" in capsys.readouterr().err
 
 
 def test_several_devices_give_the_log_of_one(tiny_run, tmp_path):

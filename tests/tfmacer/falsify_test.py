@@ -128,15 +128,31 @@ def test_one_false_certificate_is_named_though_alpha_allows_it(tiny_run, log, tm
     [
         ({"sigma": 0.5}, "sigma is 0.5, the run's is 0.25"),
         ({"model_digest": "f" * 64}, "model_digest is ffff"),
-        ({"dataset": None}, "records no dataset"),
+        ({"dataset": None}, "records no dataset: give --dataset"),
+        ({"dataset": "os:system", "split": "touch theirs"}, "'os:system'; only mnist5k"),
+        ({"dataset": "folder:/"}, "places are not: give --dataset"),
+        ({"split": "touch theirs"}, "which is no name of one: give --split"),
         ({"num_examples": 10}, "unfinished: 1 images have no row"),
     ],
 )
-def test_a_log_that_is_not_the_runs_is_refused(tiny_run, log, tmp_path, capsys, settings, message):
+def test_a_log_that_is_not_the_runs_is_refused(
+    tiny_run, log, tmp_path, monkeypatch, capsys, settings, message
+):
+    monkeypatch.chdir(tmp_path)
     other = rewritten(log, tmp_path / "other.tsv", lambda record: record, **settings)
     assert run(f"--run_dir={tiny_run}", f"--log={other}", *FAST) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "other.falsified.tsv").exists()
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_images_that_a_log_may_not_choose_are_given(tiny_run, log, tmp_path, capsys):
+    theirs = {"dataset": "mine:digits", "split": "train test"}
+    other = rewritten(log, tmp_path / "other.tsv", lambda record: record, **theirs)
+    images = ["--dataset=mnist5k", "--split=test"]
+    command = [f"--run_dir={tiny_run}", f"--log={other}", *FAST, "--num_examples=1", *images]
+    assert run(*command) == 0
+    assert "records 'mine:digits', 'train test'; read are mnist5k, test" in capsys.readouterr().out
 
 
 def test_other_images_under_the_same_positions_are_refused(tiny_run, log, tmp_path, capsys):

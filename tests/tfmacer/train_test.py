@@ -263,6 +263,17 @@ def halves(split):
         assert [row["step"] for row in csv.DictReader(file)] == ["2", "4"]
 
 
+def test_flags_of_a_run_lead_to_no_other_file(tiny, tmp_path, capsys):
+    (tmp_path / "secret").write_text("--sigma=9\n")
+    run = RunDirectory(tmp_path / "run")
+    run.root.mkdir()
+    run.flags.write_text(f"--sigma=0.25\n--flagfile={tmp_path / 'secret'}\n")
+    status, line = _error(capsys, tiny)
+    assert status == 1
+    assert "flags.txt cannot be read: '--flagfile=" in line
+    assert line.endswith("leads to another file\n")
+
+
 def test_other_flags_are_refused_with_the_difference(tiny, tmp_path, capsys):
     assert train.main(tiny) == 0
     capsys.readouterr()

@@ -4,11 +4,13 @@ import shutil
 
 import made_logs
 import pytest
+from PIL import Image
 
 from tfmacer import certify, verify
+from tfmacer.datasets import load_split
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records import rows
-from tfmacer.records.logs import read_log, settings_path
+from tfmacer.records.logs import LogWriter, read_log, settings_path
 
 RULES = {
     "hard": Rule(n=2000, bilateral=True),
@@ -220,9 +222,57 @@ def test_a_record_that_only_drawing_again_can_refute_is_found(certified, tiny_ru
     assert f"{certified}: idx 0: " in capsys.readouterr().err
 
 
+def resealed(certified, path, **settings):
+    """The log with other settings and every digest made to fit, as anyone can."""
+    log = read_log(certified)
+    with LogWriter(path, dataclasses.replace(log.settings, **settings)) as writer:
+        for record in log.records:
+            writer.append(record)
+    return path
+
+
+def test_a_log_runs_no_command(certified, tiny_run, tmp_path, monkeypatch, capsys):
+    """A dataset and a split that are a function and its argument."""
+    monkeypatch.chdir(tmp_path)
+    path = resealed(certified, tmp_path / "theirs.tsv", dataset="os:system", split="touch theirs")
+    capsys.readouterr()
+    assert run(path, "--redraw", f"--run_dir={tiny_run}") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{path}: records the dataset 'os:system'" in line
+    assert line.endswith("give --dataset")
+    assert run(path, "--redraw", f"--run_dir={tiny_run}", "--dataset=mnist5k") == 1
+    assert "records the split 'touch theirs', which is no name of one: give --split" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "theirs").exists()
+    images = ["--dataset=mnist5k", "--split=test"]
+    # The rows' digests are those of the settings that were edited.
+    assert run(path, "--redraw", f"--run_dir={tiny_run}", *images) == 0
+    out = capsys.readouterr().out
+    assert f"{path}: records 'os:system', 'touch theirs'; read are mnist5k, test" in out
+
+
+def test_a_folder_is_named_on_the_command_line(tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tfmacer.votes.devices.use_threads", lambda *_: None)
+    (tmp_path / "photos").mkdir()
+    for number, pixels in enumerate(load_split("mnist5k", "test").take([0, 1])[0]):
+        image = Image.fromarray((pixels[:, :, 0] * 255).round().astype("uint8"))
+        image.save(tmp_path / "photos" / f"{number}.png")
+    folder, path = f"--dataset=folder:{tmp_path / 'photos'}", tmp_path / "log.tsv"
+    assert certify.main([f"--run_dir={tiny_run}", folder, f"--out={path}", "--n=500"]) == 0
+    capsys.readouterr()
+    assert run(path, "--redraw", f"--run_dir={tiny_run}") == 1
+    assert "code and places are not: give --dataset" in capsys.readouterr().err
+    assert run(path, "--redraw", f"--run_dir={tiny_run}", folder) == 0
+    assert "2 records verified, all votes drawn again" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["LOG", "--dataset=mnist5k"], "--dataset is for --redraw of logs"),
+        (["LOG", "--split=test"], "--split is for --redraw of logs"),
+        (["--audit_log=LOG", "--data_dir=a"], "--data_dir is for --redraw of logs"),
         (["LOG", "--redraw"], "--redraw needs exactly one of --run_dir, --saved_model and"),
         (["LOG", "--redraw", "--run_dir=a", "--server=b"], "got --run_dir, --server"),
         (["LOG", "--run_dir=a"], "--run_dir is for --redraw"),

@@ -16,6 +16,7 @@ from keras import layers
 from tfmacer.datasets import load_function
 from tfmacer.errors import UserError
 from tfmacer.records.runs import RunDirectory
+from tfmacer.votes.models import load_network
 
 Shape = tuple[int, int, int]
 
@@ -190,8 +191,8 @@ def copy_weights(source: Path, network: keras.Model) -> None:
     """
     path = RunDirectory(source).model if source.is_dir() else source
     try:
-        found = keras.models.load_model(path, compile=False)
-    except (OSError, ValueError, TypeError) as error:
+        found = load_network(path)
+    except UserError as error:
         raise UserError(f"--init_from={source}: cannot be used: {error}") from error
     if unlike := difference(*([w.shape for w in each.weights] for each in (found, network))):
         raise UserError(f"--init_from={source}: is another network: {unlike}")

@@ -9,17 +9,40 @@ from tfmacer.errors import UserError
 from tfmacer.records.runs import RunDirectory, Smoothing, model_digest
 
 
+def load_network(path: Path) -> Any:
+    """A Keras network from a `.keras` file, without running code of the file's.
+
+    Keras' safe mode refuses functions that the file carries, layers that load a SavedModel, and
+    whatever lies outside Keras; a class of the user's own is found where the program has registered
+    it.
+
+    Raises:
+      UserError: it is no such file, or cannot be loaded so.
+    """
+    import keras
+
+    # Beside `.keras`, Keras would take other formats, directories and addresses.
+    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
+        raise UserError(f"model {path}: not a .keras file")
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    # What a file can make Keras raise has no end; the remedy is the same.
+    except Exception as error:
+        # Keras quotes the model's whole configuration before and after the reason.
+        reason = str(error).rsplit("Exception encountered: ")[-1].split(" Full object config")[0]
+        raise UserError(f"model {path}: cannot be loaded: {reason.splitlines()[0]}") from error
+
+
 def load_run(directory: Path) -> tuple[Any, Smoothing]:
     """The Keras network of a run directory and its smoothing.
 
     Raises:
-      UserError: it is no finished run, or its network is not the one that was recorded.
+      UserError: it is no finished run, or its network cannot be loaded or is not the one that was
+        recorded.
     """
-    import keras
-
     run = RunDirectory(directory)
     smoothing = run.read_smoothing()
-    network = keras.models.load_model(run.model, compile=False)
+    network = load_network(run.model)
     found = network_digest(run.model, network)
     if found != smoothing.model_digest:
         raise UserError(

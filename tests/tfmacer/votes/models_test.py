@@ -1,0 +1,115 @@
+"""A `.keras` file loads layers, and runs nothing of its own."""
+
+import json
+import os
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+from export import saved_model
+from tfmacer import train
+from tfmacer.errors import UserError
+from tfmacer.records.runs import RunDirectory
+from tfmacer.training import networks
+from tfmacer.votes import models
+
+
+def _layer(module, name, config):
+    return {"module": module, "class_name": name, "config": config, "registered_name": name}
+
+
+def _function(module, name):
+    return {"module": module, "class_name": "function", "config": name, "registered_name": name}
+
+
+def _activation(value):
+    return _layer("keras.layers", "Activation", {"name": "theirs", "activation": value})
+
+
+def _lambda(path):
+    """The configuration that Keras writes of a Lambda layer which makes a file."""
+    layer = keras.layers.Lambda(lambda x: __import__("os").mkdir("theirs") or x)
+    return keras.saving.serialize_keras_object(layer)
+
+
+THEIRS = {
+    "a lambda": _lambda,
+    "a function of another module": lambda path: _activation(_function("os", "mkdir")),
+    "a class of another module": lambda path: _layer("subprocess", "Popen", {"args": ["ls"]}),
+    "a function of Keras that fetches": lambda path: _activation(
+        _function("keras.utils", "get_file")
+    ),
+    "a SavedModel": lambda path: _layer(
+        "keras.layers",
+        "TFSMLayer",
+        {"filepath": str(path.parent), "call_endpoint": "serving_default", "name": "theirs"},
+    ),
+    "a module of Keras": lambda path: _layer("keras.src.saving.saving_lib", "zipfile", {}),
+}
+
+
+@pytest.fixture(params=THEIRS)
+def theirs(request, tmp_path, monkeypatch):
+    """A saved network with one more layer, written into its configuration by hand."""
+    path = tmp_path / "model.keras"
+    layers = [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(3)]
+    keras.Sequential(layers).save(path)
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(files["config.json"])
+    config["config"]["layers"].insert(1, THEIRS[request.param](path))
+    config.pop("compile_config", None)
+    files["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    monkeypatch.chdir(tmp_path)
+    return path
+
+
+def test_a_network_that_carries_code_is_refused_in_one_line(theirs):
+    with pytest.raises(UserError, match=r"model\.keras: cannot be loaded: ") as caught:
+        models.load_network(theirs)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    assert os.listdir() == ["model.keras"]
+
+
+def test_every_command_loads_networks_so(theirs, tiny_run, capsys):
+    run = RunDirectory(theirs.parent)
+    run.smoothing.write_text(RunDirectory(tiny_run).read_smoothing().to_json())
+    with pytest.raises(UserError, match="cannot be loaded"):
+        models.load_run(run.root)
+    flags = ["--sigma=0.5", "--export_dir=exports"]
+    assert saved_model.main([f"--model={theirs}", *flags]) == 1
+    assert "cannot be loaded" in capsys.readouterr().err
+    flags = ["--dataset=mnist5k", "--sigma=0.5", "--lambda=1", "--epochs=1", "--run_dir=run"]
+    assert train.main([f"--init_from={theirs}", *flags]) == 1
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if "error: " in text]
+    assert line.startswith(f"error: --init_from={theirs}: cannot be used: model {theirs}: cannot")
+    assert not os.path.exists("theirs")
+
+
+@pytest.mark.parametrize("name", ["model.h5", "model.keras", "model.zip"])
+def test_what_is_no_keras_file(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n")
+    with pytest.raises(UserError, match=rf"{name}: not a \.keras file$"):
+        models.load_network(tmp_path / name)
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    with pytest.raises(UserError, match="--init_from=.*: cannot be used: .* not a .keras file"):
+        networks.copy_weights(tmp_path / name, network)
+
+
+def test_a_class_that_the_program_has_registered_is_loaded(tmp_path):
+    @keras.saving.register_keras_serializable(package="models_test")
+    class Doubled(keras.layers.Layer):
+        def call(self, inputs):
+            return 2 * inputs
+
+    network = keras.Sequential([keras.Input((2,)), Doubled(), keras.layers.Dense(3)])
+    network.save(tmp_path / "model.keras")
+    loaded = models.load_network(tmp_path / "model.keras")
+    x = np.ones((1, 2), np.float32)
+    np.testing.assert_array_equal(loaded(x), network(x))

@@ -1,0 +1,104 @@
+"""What a record may name: the datasets and splits that are read on its word.
+
+A log, a `smoothing.json` and a server say which images belong to them. Those are somebody's words:
+what would import or call something, or is a place on this machine, is taken from the command line
+alone.
+"""
+
+import dataclasses
+import re
+
+from tfmacer.errors import UserError
+from tfmacer.records.logs import Log
+from tfmacer.records.runs import RunDirectory
+
+# mnist5k, or a dataset that TensorFlow Datasets ships, with a config and a version. No namespace
+# (`huggingface:`, which fetches code), no arguments (`cifar10/data_dir=...`), no path.
+_DATASET = re.compile(r"[a-z][a-z0-9_]*(/[A-Za-z0-9][\w.+-]*)?(:\d+\.\d+\.\d+)?", re.ASCII)
+# As TensorFlow Datasets writes a split, a part of one or their sum: train[:90%].
+_PART = r"\w[\w.-]*(\[[\w%:-]*\])?"
+_SPLIT = re.compile(rf"{_PART}(\+{_PART})*", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageFlags:
+    """What the command line says of the images; None where it says nothing.
+
+    Attributes:
+      dataset: value of `--dataset`.
+      split: value of `--split`.
+      data_dir: value of `--data_dir`.
+    """
+
+    dataset: str | None
+    split: str | None
+    data_dir: str | None
+
+    def dataset_of(self, recorded: str | None, *, origin: str, run: RunDirectory | None) -> str:
+        """The dataset to read: the one given, or else the one recorded.
+
+        Args:
+          recorded: what the record names.
+          origin: the file or server that the record came from, for the error message.
+          run: the run directory whose model is at hand; None for another model.
+
+        Raises:
+          UserError: none is given, and the record names none, or what it may not choose; or the
+            run read its dataset from a place that is not given.
+        """
+        if self.dataset is not None:
+            return self.dataset
+        if recorded is None:
+            raise UserError(f"{origin}: records no dataset: give --dataset")
+        if not _DATASET.fullmatch(recorded):
+            raise UserError(
+                f"{origin}: records the dataset {recorded!r}; only mnist5k and names of TensorFlow "
+                "Datasets are read on a record's word, code and places are not: give --dataset"
+            )
+        place = run.recorded_flag("data_dir") if run is not None else None
+        if run is not None and place and self.data_dir is None and recorded != "mnist5k":
+            raise UserError(
+                f"{run.flags}: the run read {recorded} from {place!r}; a place is not taken from "
+                "a file: give --data_dir"
+            )
+        return recorded
+
+    def split_of(self, recorded: str | None, *, origin: str) -> str:
+        """The split to read: the one given, or else the one recorded.
+
+        Args:
+          recorded: what the record names.
+          origin: as in `dataset_of`.
+
+        Raises:
+          UserError: none is given, and the record names none, or no name of a split.
+        """
+        if self.split is not None:
+            return self.split
+        if recorded is None:
+            raise UserError(f"{origin}: records no split: give --split")
+        if not _SPLIT.fullmatch(recorded):
+            raise UserError(
+                f"{origin}: records the split {recorded!r}, which is no name of one: give --split"
+            )
+        return recorded
+
+    def of_log(self, log: Log, *, run: RunDirectory | None) -> tuple[str, str]:
+        """Dataset and split of a log's images; says where others are given than are recorded.
+
+        Args:
+          log: with settings.
+          run: as in `dataset_of`.
+
+        Raises:
+          UserError: as in `dataset_of` and `split_of`.
+        """
+        origin, settings = str(log.path), log.settings
+        recorded = (settings.dataset, settings.split) if settings is not None else (None, None)
+        dataset = self.dataset_of(recorded[0], origin=origin, run=run)
+        split = self.split_of(recorded[1], origin=origin)
+        if recorded[0] is not None and (dataset, split) != recorded:
+            print(
+                f"{origin}: records {recorded[0]!r}, {recorded[1]!r}; read are {dataset}, {split}"
+            )
+        return dataset, split
