@@ -245,7 +245,7 @@ def _main() -> None:
     else:
         network, smoothing = load_run(Path(run_dir or ""))
     path = export(network, smoothing, export_dir, version=version, num_samples=_NUM_SAMPLES.value)
-    print(path)
+    commandline.say(path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,8 +6,8 @@ The image is decoded here, and its pixels are sent: decoders differ, and a certi
 pixels. With --stream (the default) the certificate is seen growing while samples accumulate.
 """
 
+import fractions
 import hashlib
-import math
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +26,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from serving import certification_pb2 as pb
 from serving.certification_pb2_grpc import CertifierStub
 from tfmacer import commandline
+from tfmacer.decimals import down
 from tfmacer.errors import UserError
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.wire.channel import ChannelFlags, open_channel
@@ -71,6 +72,8 @@ _JSON = flags.DEFINE_bool("json", False, "Print the certificate as JSON.", flag_
 # The modes of Pillow by the number of channels of the model.
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _CONNECT_SECONDS = 10.0
+# Of a printed radius.
+_DECIMALS = 4
 
 
 def read_pixels(path: Path, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
@@ -145,41 +148,50 @@ def _shown(certificates: Iterable[pb.Certificate]) -> Iterator[pb.Certificate]:
         TextColumn("{task.fields[label]}"),
         BarColumn(),
         TextColumn("{task.completed:,.0f} of {task.total:,.0f} samples"),
-        TextColumn("radius {task.fields[radius]:.4f}"),
+        TextColumn("radius {task.fields[radius]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=_N.value, label="asking", radius=0.0)
+        task = progress.add_task("", total=_N.value, label="asking", radius=down(0.0, _DECIMALS))
         for certificate in certificates:
             progress.update(
                 task,
                 completed=certificate.drawn,
                 label=_label(certificate),
-                radius=certificate.radius,
+                radius=down(certificate.radius, _DECIMALS),
             )
             yield certificate
 
 
 def _print(certificate: pb.Certificate) -> None:
     if _JSON.value:
-        print(
-            json_format.MessageToJson(
-                certificate,
-                preserving_proto_field_name=True,
-                always_print_fields_with_no_presence=True,
-            )
+        text = json_format.MessageToJson(
+            certificate,
+            preserving_proto_field_name=True,
+            always_print_fields_with_no_presence=True,
         )
+        commandline.say(*text.splitlines())
         return
-    confidence = 100 * (1 - certificate.alpha)
-    print(_label(certificate))
-    # Rounded toward zero: a printed radius is a promise too.
-    print(
-        f"certified radius: {math.floor(certificate.radius * 1e4) / 1e4:.4f} ({certificate.norm})"
+    commandline.say(
+        _label(certificate),
+        f"certified radius: {down(certificate.radius, _DECIMALS)} ({certificate.norm})",
+        f"confidence: {confidence(certificate.alpha)}%",
+        f"samples: {certificate.n0} to choose the class, {certificate.n} to bound it",
+        f"certificate: {certificate.certificate_id}",
+        certificate.statement,
     )
-    print(f"confidence: {confidence:.10g}%")
-    print(f"samples: {certificate.n0} to choose the class, {certificate.n} to bound it")
-    print(f"certificate: {certificate.certificate_id}")
-    print(certificate.statement)
+
+
+def confidence(alpha: float) -> str:
+    """1 - alpha in per cent, rounded down; alpha is the decimal that it is written as.
+
+    Raises:
+      UserError: alpha is not in (0, 1).
+    """
+    if not 0 < alpha < 1:
+        raise UserError(f"{_TARGET.value}: the certificate has alpha {alpha}, not in (0, 1)")
+    share = down(1 - fractions.Fraction(repr(alpha)), 10, times=100)
+    return share.rstrip("0").rstrip(".")
 
 
 def _label(certificate: pb.Certificate) -> str:

@@ -1,12 +1,36 @@
-"""How a server process says that it is ready, and how it ends."""
+"""How a server process logs, says that it is ready, and ends."""
 
+import logging
 import signal
 import time
 from types import FrameType
+from typing import Any
+
+from tfmacer import commandline
+from tfmacer.text import visible
 
 # Python runs a handler in the main thread alone, but the signal may reach another thread, which
 # does not wake it: so it looks by itself.
 _LOOK_SECONDS = 0.1
+
+
+class LineFormatter(logging.Formatter):
+    """One line for each record, whatever names callers gave; tracebacks keep their lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line, every character of it visible."""
+        return visible(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """The traceback, likewise."""
+        return "\n".join(map(visible, super().formatException(ei).split("\n")))
+
+
+def log_lines(level: int = logging.INFO) -> None:
+    """Sends every logger's records to standard error, as lines."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 class Stop:
@@ -24,8 +48,7 @@ class Stop:
     def ready(self, message: str) -> None:
         """Prints `message` and then the line `ready`; from now on a signal only ends `wait`."""
         self._ready = True
-        print(message, flush=True)
-        print("ready", flush=True)
+        commandline.say(message, "ready")
 
     def wait(self) -> None:
         """Returns when a signal has come."""

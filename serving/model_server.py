@@ -18,7 +18,7 @@ import grpc
 from absl import flags
 
 from serving import grpc_server
-from serving.lifecycle import Stop
+from serving.lifecycle import Stop, log_lines
 from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.wire.channel import check_loopback
@@ -227,7 +227,7 @@ def _main() -> None:
     stop = Stop()
     # Late, because it takes seconds: a wrong flag is answered before.
     commandline.load_tensorflow()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_lines()
     # Its loader's deprecation is no news to whoever runs a server.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     from serving.embedded.metrics import Metrics

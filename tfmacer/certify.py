@@ -149,7 +149,7 @@ def _main() -> None:
     check_shape(smoothing, split.shape, what=f"images of {split.dataset}")
     settings = [_settings(smoothing, rule, split, doubts) for rule in rules]
     for warning in settings[0].warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        commandline.warn(warning)
     if _RUNNER.value is not None:
         preflight(source, split.take(settings[0].indices[:2])[0])
         from tfmacer.distributed.launch import certify_logs
@@ -165,12 +165,12 @@ def _main() -> None:
         ]
         missing = sorted(set().union(*(writer.missing for writer in writers)))
         if not missing:
-            print(f"{out}: finished already, {len(writers[0].records)} images")
+            commandline.say(f"{out}: finished already, {len(writers[0].records)} images")
             return
         few = split.take(missing[:2])[0]
         _announce(len(missing), rules[0], preflight(source, few))
         _certify(source, split, missing, rules, writers)
-    print(f"{', '.join(str(writer.path) for writer in writers)}: done")
+    commandline.say(f"{', '.join(str(writer.path) for writer in writers)}: done")
 
 
 def _out_path() -> Path:
@@ -348,10 +348,9 @@ def _paths(out: Path, rules: Sequence[Rule]) -> list[Path]:
 def _announce(images: int, rule: Rule, speed: float) -> None:
     draws = images * (rule.n0 + rule.n)
     most = " at most" if len(rule.looks) > 1 else ""
-    print(
+    commandline.say(
         f"{images} images x {rule.n0} + {rule.n} draws{most}: about "
-        f"{datetime.timedelta(seconds=round(draws / speed))} at {speed:,.0f} draws a second",
-        flush=True,
+        f"{datetime.timedelta(seconds=round(draws / speed))} at {speed:,.0f} draws a second"
     )
 
 

@@ -10,10 +10,12 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from absl import flags
 
 from tfmacer.errors import UserError
+from tfmacer.text import one_line, visible
 
 # For whom gRPC asks no proxy; it reads the lower case alone.
 NO_PROXY = "no_grpc_proxy"
@@ -130,6 +132,21 @@ def _keep_loopback_direct() -> None:
         os.environ[NO_PROXY] = ",".join(filter(None, (others, mine)))
 
 
+def say(*lines: object) -> None:
+    """Prints lines on standard output; what they quote cannot add lines or move the cursor."""
+    _print(sys.stdout, *lines)
+
+
+def note(*lines: object) -> None:
+    """The same on standard error: what is no result, such as warnings."""
+    _print(sys.stderr, *lines)
+
+
+def warn(text: object) -> None:
+    """A warning on standard error."""
+    note(f"warning: {text}")
+
+
 def load_tensorflow() -> None:
     """Imports TensorFlow without the lines that it prints about CPUs and missing CUDA drivers.
 
@@ -174,6 +191,10 @@ def _silence_unread_output() -> bool:
 
 
 def _complain(error: Exception, status: int) -> int:
-    line = " ".join(str(error).split())
-    print(f"error: {line}", file=sys.stderr)
+    note(f"error: {one_line(str(error))}")
     return status
+
+
+def _print(file: TextIO, *lines: object) -> None:
+    for line in lines:
+        print(visible(str(line)), file=file, flush=True)

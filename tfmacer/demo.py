@@ -25,6 +25,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
 from tfmacer import commandline
+from tfmacer.decimals import down, up
 from tfmacer.errors import UserError
 from tfmacer.guarantee.certificate import round_down
 from tfmacer.records.logs import read_log
@@ -78,8 +79,8 @@ def _main() -> None:
     _report()
     _serve_and_ask()
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
-    print(f"\nThat took {minutes} min {seconds} s. What was made is in {ROOT}/.")
-    print("demo: OK")
+    commandline.say("", f"That took {minutes} min {seconds} s. What was made is in {ROOT}/.")
+    commandline.say("demo: OK")
 
 
 def _train() -> None:
@@ -109,12 +110,14 @@ def _compare() -> None:
     difference = found["macer"] - found["gaussian"]
     error = float(difference.std(ddof=1) / np.sqrt(len(difference)))
     mean = float(difference.mean())
-    print(
-        f"\nACR: macer {found['macer'].mean():.3f}, gaussian {found['gaussian'].mean():.3f}; "
-        f"difference on the same images {mean:+.3f}, 95% interval "
-        f"[{mean - 1.96 * error:+.3f}, {mean + 1.96 * error:+.3f}]."
+    low = down(mean - 1.96 * error, 3, signed=True)
+    high = up(mean + 1.96 * error, 3, signed=True)
+    commandline.say(
+        "",
+        f"ACR: macer {found['macer'].mean():.3f}, gaussian {found['gaussian'].mean():.3f}; "
+        f"difference on the same images {mean:+.3f}, 95% interval [{low}, {high}].",
     )
-    print(
+    commandline.say(
         "Each ACR has a standard error of about "
         f"{found['macer'].std(ddof=1) / np.sqrt(len(difference)):.3f} on 100 images: this shows "
         "that the road works, not which method is better. docs/results.md has longer runs."
@@ -153,7 +156,7 @@ def _serve_and_ask() -> None:
     question = ["serving.client", f"--target=127.0.0.1:{ports[1]}", "--nostream", *PLAN, str(digit)]
     with _server(model_server, ports[0], ""), _server(sidecar, ports[1], "tfmacer.v1.Certifier"):
         _run(*question)
-        print(f"(The digit is a {label}.)")
+        commandline.say(f"(The digit is a {label}.)")
         answer = _run(*question, "--json", capture=True)
     _check_answer(json.loads(answer), export, pixels)
 
@@ -179,9 +182,9 @@ def _check_answer(served: dict[str, Any], export: Path, pixels: npt.NDArray[np.f
     )
     if not same:
         raise UserError(f"the served certificate {served} differs from {here} computed in process")
-    print(
+    commandline.say(
         f"The same certificate computed in process agrees: class {here.predict}, "
-        f"radius {round_down(here.radius, 4)}, {max(here.counts)} of {here.n} votes."
+        f"radius {down(here.radius, 4)}, {max(here.counts)} of {here.n} votes."
     )
 
 
@@ -190,7 +193,7 @@ def _log(name: str) -> Path:
 
 
 def _step(title: str) -> None:
-    print(f"\n== {title}", flush=True)
+    commandline.say("", f"== {title}")
 
 
 def _run(*words: str, capture: bool = False) -> str:
@@ -203,7 +206,7 @@ def _run(*words: str, capture: bool = False) -> str:
 
 
 def _command(words: Sequence[str]) -> list[str]:
-    print(f"$ python -m {shlex.join(words)}", flush=True)
+    commandline.say(f"$ python -m {shlex.join(words)}")
     return [sys.executable, "-m", *words]
 
 

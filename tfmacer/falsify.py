@@ -25,6 +25,7 @@ from absl import flags
 from tqdm import tqdm
 
 from tfmacer import commandline
+from tfmacer.decimals import down, up
 from tfmacer.errors import UserError
 from tfmacer.guarantee.rule import check_error_rate
 from tfmacer.guarantee.smoothing import LAWS
@@ -118,7 +119,7 @@ def _main() -> None:
         if todo:
             _attack_all(falsifier, split, todo, writer, log)
         else:
-            print(f"{out}: finished already, {len(writer.rows)} certificates")
+            commandline.say(f"{out}: finished already, {len(writer.rows)} certificates")
         found = writer.falsification
     _conclude(found, log)
 
@@ -274,27 +275,27 @@ def _conclude(found: Falsification, log: Log) -> None:
     """
     rows, settings = found.rows, found.settings
     named = ", ".join(
-        f"idx {row.idx} (certified {row.predict} within {row.radius:.4f}, answers "
-        f"{row.attack_class} at {row.attack_radius:.4f})"
+        f"idx {row.idx} (certified {row.predict} within {down(row.radius, 4)}, answers "
+        f"{row.attack_class} at {up(row.attack_radius or 0.0, 4)})"
         for row in found.within[:_NAMED]
     )
     more = f" and {len(found.within) - _NAMED} more" if len(found.within) > _NAMED else ""
     box = "pixels kept in [0, 1]" if settings.clip else "pixels not clipped"
-    print(f"{len(rows)} certificates attacked: {settings.attack}, {settings.norm}, {box}")
-    print(
+    commandline.say(f"{len(rows)} certificates attacked: {settings.attack}, {settings.norm}, {box}")
+    commandline.say(
         f"within the certified radius: {len(found.within)} flipped; alpha allows {found.allowed} "
         f"(more by chance with probability at most {RISK})"
     )
     ratios = [row.attack_radius / row.radius for row in rows if row.attack_radius is not None]
     if ratios:
         low, middle, high = np.quantile(ratios, [0.1, 0.5, 0.9])
-        print(
+        commandline.say(
             f"smallest flip found, in certified radii: median {middle:.2f}, "
             f"10 % below {low:.2f}, 10 % above {high:.2f}"
         )
     if rest := len(rows) - len(ratios):
-        print(f"no flip found: {rest}")
-    print(f"{found.path}: done")
+        commandline.say(f"no flip found: {rest}")
+    commandline.say(f"{found.path}: done")
     if len(found.within) > found.allowed:
         share = len(found.within) / len(rows)
         raise UserError(
@@ -302,7 +303,7 @@ def _conclude(found: Falsification, log: Log) -> None:
             f"alpha = {settings.certificate_alpha} allows {found.allowed}: {named}{more}"
         )
     if found.within:
-        print(f"false, as alpha allows: {named}{more}")
+        commandline.say(f"false, as alpha allows: {named}{more}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

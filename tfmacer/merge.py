@@ -24,9 +24,9 @@ def _main(shards: Sequence[str]) -> None:
     if not _OUT.value:
         raise UserError("--out is missing: name the log to write, a .tsv file")
     log = merge([Path(shard) for shard in shards], Path(_OUT.value))
-    print(f"{log.path}: {len(log.records)} images from {len(shards)} shards")
+    commandline.say(f"{log.path}: {len(log.records)} images from {len(shards)} shards")
     for warning in log.settings.warnings if log.settings else ():
-        print(f"warning: {warning}")
+        commandline.warn(warning)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

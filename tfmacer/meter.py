@@ -1,12 +1,13 @@
 """What a long certification shows while it runs."""
 
-import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from tfmacer import commandline
+from tfmacer.decimals import down, up
 from tfmacer.guarantee.bounds import clopper_pearson_lower, clopper_pearson_upper
 from tfmacer.records.rows import Record
 
@@ -64,10 +65,8 @@ class Meter:
             self._printed = now
             left = (now - self._started) / self._new * (self._total - self._count)
             left_text = tqdm.format_interval(left)
-            print(
-                f"{self._count} of {self._total} images, {self._summary()}, {left_text} left",
-                file=sys.stderr,
-                flush=True,
+            commandline.note(
+                f"{self._count} of {self._total} images, {self._summary()}, {left_text} left"
             )
 
     def _summary(self) -> str:
@@ -77,7 +76,8 @@ class Meter:
             low = clopper_pearson_lower(self._right, self._labelled, 0.025)
             high = clopper_pearson_upper(self._right, self._labelled, 0.025)
             share = self._right / self._labelled
-            text = f"certified {share:.1%} [{low:.1%}, {high:.1%}], {text}"
+            ends = f"{down(low, 1, times=100)}%, {up(high, 1, times=100)}%"
+            text = f"certified {share:.1%} [{ends}], {text}"
         return text
 
     def __enter__(self) -> "Meter":

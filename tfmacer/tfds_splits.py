@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.splits import ArraySplit, Images, Labels, Split, as_pixels
 
@@ -126,7 +126,7 @@ def _prepared(name: str, data_dir: str | None) -> Any:
                 return builder
         online = _online()
         if online:
-            print(f"{name}: not in {builder.data_dir}, downloading", file=sys.stderr)
+            commandline.note(f"{name}: not in {builder.data_dir}, downloading")
         with contextlib.nullcontext() if online else _at_once_and_quietly():
             builder.download_and_prepare()
     except UserError:

@@ -120,7 +120,7 @@ def _train(run: RunDirectory, strategy: "tf.distribute.Strategy", *, chief: bool
 
 def _say(line: str, chief: bool) -> None:
     if chief:
-        print(line)
+        commandline.say(line)
 
 
 def _trainer(

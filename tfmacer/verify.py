@@ -33,6 +33,7 @@ from tfmacer.records.rows import Record
 from tfmacer.records.runs import RunDirectory
 from tfmacer.records.settings import LogSettings
 from tfmacer.records.verification import Redraw, Redrawn, verify_log
+from tfmacer.text import visible
 from tfmacer.votes.redraw import Images, redraw_from, redraw_served
 from tfmacer.wire.channel import ChannelFlags
 
@@ -115,9 +116,9 @@ def _verify(path: Path, redraw_of: Callable[[Log], Redraw] | None) -> str | None
         images = f"{len(missing)} images have no row, the first is idx {missing[0]}"
         if _COMPLETE.value:
             return f"{path}: unfinished: {images}"
-        print(f"{path}: unfinished: {images}")
+        commandline.say(f"{path}: unfinished: {images}")
     drawn = ", all votes drawn again" if redraw_of is not None else ""
-    print(f"{path}: {len(log.records)} records verified{drawn}")
+    commandline.say(f"{path}: {len(log.records)} records verified{drawn}")
     return None
 
 
@@ -132,11 +133,11 @@ def _verify_served(path: Path) -> None:
     if _REDRAW.value:
         commandline.load_tensorflow()
         redraw = redraw_served(_source(threads=1))
-    for entry in tqdm.tqdm(entries, desc=path.name, unit="certificate", disable=None):
+    for entry in tqdm.tqdm(entries, desc=visible(path.name), unit="certificate", disable=None):
         if (wrong := verify_entry(entry, redraw)) is not None:
             raise UserError(f"{path}: certificate {entry.certificate_id}: {wrong}")
     drawn = ", all votes drawn again" if redraw is not None else ""
-    print(f"{path}: {len(entries)} certificates verified{drawn}")
+    commandline.say(f"{path}: {len(entries)} certificates verified{drawn}")
 
 
 def _open() -> Callable[[Log], Redraw]:
@@ -158,7 +159,7 @@ def _open() -> Callable[[Log], Redraw]:
 
 def _shown(redraw: Redraw, log: Log) -> Redraw:
     """The same, with a progress bar where someone can see it."""
-    bar = tqdm.tqdm(total=len(log.records), desc=log.path.name, unit="image", disable=None)
+    bar = tqdm.tqdm(total=len(log.records), desc=visible(log.path.name), unit="image", disable=None)
 
     def counted(settings: LogSettings, record: Record) -> Redrawn:
         redrawn = redraw(settings, record)
@@ -190,7 +191,7 @@ def _note_environment(log: Log, settings: LogSettings) -> None:
     made = settings.environment.get("versions", {}).get("tensorflow")
     here = library_versions()["tensorflow"]
     if _SERVER.value is None and made != here:
-        print(
+        commandline.say(
             f"{log.path}: made with TensorFlow {made}, here {here}: "
             "votes may differ where two logits tie within rounding"
         )

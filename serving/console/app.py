@@ -40,6 +40,7 @@ PAGE = {
     "pad.js": ("pad.js", "text/javascript"),
     "stream.js": ("stream.js", "text/javascript"),
     "result.js": ("result.js", "text/javascript"),
+    "shown.js": ("shown.js", "text/javascript"),
     "favicon.svg": ("favicon.svg", "image/svg+xml"),
 }
 # Images decoded at once: each may take some 50 MB.

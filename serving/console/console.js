@@ -2,7 +2,8 @@
 
 import { Pad } from "/pad.js";
 import { Result, shownRadius } from "/result.js";
-import { Refused, events, refusal } from "/stream.js";
+import { visible } from "/shown.js";
+import { Refused, events, parsed, refusal } from "/stream.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -18,7 +19,7 @@ let running = null;
 async function main() {
   const answer = await fetch("/v1/model");
   if (!answer.ok) throw await refusal(answer);
-  const model = await answer.json();
+  const model = parsed(await answer.text());
   const [height, width, channels] = model.input_shape;
   byId("model").textContent =
     `${model.name}, version ${model.version}: ${model.num_classes} classes, ` +
@@ -58,7 +59,7 @@ function connectImage(pad, channels) {
       await pad.open(file);
       byId("problem").hidden = true;
     } catch {
-      result.fail(`${file.name} is not an image that this browser can read.`);
+      result.fail(`${visible(file.name)} is not an image that this browser can read.`);
     }
   };
   byId("clear").addEventListener("click", () => pad.clear());

@@ -3,6 +3,8 @@
 // The drawing has a whole number of dots for each of the model's pixels, so that averaging them is
 // exact, and a file of the model's own size passes through unchanged.
 
+import { visible } from "/shown.js";
+
 const SMALLEST_SIDE = 320;
 const LONG_STEP = 4;
 
@@ -48,11 +50,12 @@ export class Pad {
     this.brush.imageSmoothingQuality = "high";
     this.brush.drawImage(
       picture, (this.canvas.width - width) / 2, (this.canvas.height - height) / 2, width, height);
+    const name = visible(file.name);
     const size = `${picture.width} × ${picture.height} pixels`;
     picture.close();
     this.#drawn(
-      exact ? `${file.name}: ${size}, as it is.`
-        : `${file.name}: ${size}, resized to ${this.width} × ${this.height}. ` +
+      exact ? `${name}: ${size}, as it is.`
+        : `${name}: ${size}, resized to ${this.width} × ${this.height}. ` +
           "The certificate is about the resized pixels, not about the file.",
       false);
   }

@@ -1,5 +1,7 @@
 // The certificate on the page: numbers, curve, votes, words.
 
+import { down, up } from "/shown.js";
+
 const NORMS = { l2: "ℓ₂", linf: "ℓ∞" };
 const MOST_ROWS = 12;
 const SPEAK_EVERY = 2500;
@@ -7,9 +9,7 @@ const SVG = "http://www.w3.org/2000/svg";
 
 const byId = (id) => document.getElementById(id);
 
-// Rounded toward zero: what is shown is a promise too.
-const roundedDown = (value, digits) => (Math.floor(value * 10 ** digits) / 10 ** digits).toFixed(digits);
-export const shownRadius = (radius) => roundedDown(radius, 4);
+export const shownRadius = (radius) => down(radius, 4);
 const count = (number) => number.toLocaleString("en");
 const norm = (name) => NORMS[name] ?? name;
 
@@ -120,7 +120,7 @@ export class Result {
     const { statement, model, certificate_id, pixels_sha256, p_lower, bound, select_counts, n0 } = this.certificate;
     byId("statement").textContent = statement;
     const facts = {
-      "probability, at least": `${roundedDown(p_lower, 6)} (${bound})`,
+      "probability, at least": `${down(p_lower, 6)} (${bound})`,
       "class chosen by": `${count(Math.max(...select_counts))} of ${count(n0)} draws`,
       model: `${model.name}, version ${model.version}, digest ${model.digest}`,
       pixels: this.checked ?? pixels_sha256,
@@ -149,9 +149,9 @@ function meaning(predict, radius, name, shape) {
   const start = `No pixels at ${norm(name)} distance below ${shownRadius(radius)} from these are answered otherwise`;
   if (each === null) return `${start}.`;
   return name === "linf"
-    ? `${start}: every value may change by up to ${roundedDown(255 * each, 1)} of its 255 levels.`
+    ? `${start}: every value may change by up to ${down(each, 1, 255)} of its 255 levels.`
     : `${start}. To get that far, one has to change every value by ` +
-      `${(Math.ceil(2550 * each) / 10).toFixed(1)} of its 255 levels, say, or fewer of them by more.`;
+      `${up(each, 1, 255)} of its 255 levels, say, or fewer of them by more.`;
 }
 
 function svg(tag, attributes, text = "") {

@@ -1,4 +1,6 @@
-// Server-sent events of an answer to POST, which EventSource cannot send.
+// Answers of the server: JSON, and server-sent events of a POST, which EventSource cannot send.
+
+import { visible } from "/shown.js";
 
 export class Refused extends Error {
   constructor({ code, message, request_id }) {
@@ -34,9 +36,9 @@ export async function* events(path, body, signal) {
 export async function refusal(answer) {
   const text = await answer.text();
   try {
-    return new Refused(JSON.parse(text));
+    return new Refused(parsed(text));
   } catch {
-    return new Error(`The server answered ${answer.status}: ${text.slice(0, 200)}`);
+    return new Error(`The server answered ${answer.status}: ${visible(text.slice(0, 200))}`);
   }
 }
 
@@ -48,5 +50,10 @@ function parse(block) {
     if (line.startsWith("event:")) fields.event = value;
     if (line.startsWith("data:")) fields.data.push(value);
   }
-  return { kind: fields.event, data: JSON.parse(fields.data.join("\n")) };
+  return { kind: fields.event, data: parsed(fields.data.join("\n")) };
+}
+
+// JSON whose texts can be shown.
+export function parsed(text) {
+  return JSON.parse(text, (_, value) => (typeof value === "string" ? visible(value) : value));
 }

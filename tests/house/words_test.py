@@ -1,9 +1,11 @@
 """The project speaks of itself alone, and leaves nothing half done."""
 
+import ast
 import re
 import subprocess
 
 import pytest
+import source_tree
 from source_tree import ROOT
 
 # Each written so that this file does not match itself.
@@ -47,6 +49,21 @@ def test_nowhere(what):
     pattern = re.compile(FORBIDDEN[what], re.MULTILINE)
     found = {name: hit.group() for name, text in _texts().items() if (hit := pattern.search(text))}
     assert found == {}
+
+
+def test_commands_speak_in_one_place():
+    """`commandline.say`, `note` and `warn` show foreign text harmlessly; `print` does not."""
+    printing = {
+        f"{module.path}:{node.lineno}"
+        for module in source_tree.modules().values()
+        if module.path.parts[0] in ("tfmacer", "export", "serving")
+        and module.path.as_posix() != "tfmacer/commandline.py"
+        for node in ast.walk(ast.parse((ROOT / module.path).read_text("utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
+    }
+    assert printing == set()
 
 
 def test_files_are_small():

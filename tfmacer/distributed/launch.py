@@ -2,10 +2,10 @@
 
 import contextlib
 import functools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tfmacer import commandline
 from tfmacer.distributed.job import Job
 from tfmacer.distributed.parts import Parts
 from tfmacer.distributed.runners import WorkerLostError, run_pipeline
@@ -44,8 +44,8 @@ def certify_logs(job: Job, paths: Sequence[Path], runner: str, options: Sequence
         total = len(job.settings[0].indices)
         parts = Parts(job)
         if unwritten:
-            print(
-                f"{total} images in {len(job.blocks)} blocks, by Beam's {runner} runner", flush=True
+            commandline.say(
+                f"{total} images in {len(job.blocks)} blocks, by Beam's {runner} runner"
             )
             with Meter(total, []) as meter:
                 parts.on_part = functools.partial(_show, meter)
@@ -53,9 +53,9 @@ def certify_logs(job: Job, paths: Sequence[Path], runner: str, options: Sequence
                 make_parts(job, parts, runner, options)
             for number in unwritten:
                 join(list(parts.found.values()), number, job.settings[number], paths[number])
-            print(f"{', '.join(map(str, paths))}: done")
+            commandline.say(f"{', '.join(map(str, paths))}: done")
         else:
-            print(f"{paths[0]}: finished already, {total} images")
+            commandline.say(f"{paths[0]}: finished already, {total} images")
         parts.remove()
 
 
@@ -81,7 +81,7 @@ def make_parts(job: Job, parts: Parts, runner: str, options: Sequence[str]) -> N
             attempts = 1 if len(parts.missing) < before else attempts + 1
             if attempts == _ATTEMPTS:
                 raise UserError(f"--runner={runner}: {error}, {attempts} times at once") from error
-            print(f"{error}; what it had not finished is drawn again", file=sys.stderr, flush=True)
+            commandline.note(f"{error}; what it had not finished is drawn again")
         else:
             if parts.missing:
                 raise UserError(

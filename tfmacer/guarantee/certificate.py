@@ -1,11 +1,11 @@
 """From votes to a statement: the counts drawn, under a rule fixed before, become a certificate."""
 
 import dataclasses
-import decimal
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from tfmacer.decimals import down
 from tfmacer.errors import UserError
 from tfmacer.guarantee.bounds import (
     BOUNDS,
@@ -100,7 +100,7 @@ class Certificate:
         return (
             f"Except with probability {self.alpha!r} over the random draws, the smoothed "
             f"classifier answers class {self.predict} for these pixels and for all pixels at "
-            f"{self.norm} distance below {round_down(self.radius):.{RADIUS_DECIMALS}f} from them. "
+            f"{self.norm} distance below {down(self.radius, RADIUS_DECIMALS)} from them. "
             f"{subject} {basis} The probability is that of this image alone: among N certificates "
             f"up to {self.alpha!r} x N wrong ones are to be expected. Nothing is said about the "
             f"network without noise, or about whether the class is right; {caveat(self.family)}"
@@ -214,7 +214,7 @@ def largest_radius(rule: Rule, law: Law) -> float:
 
 
 def round_down(value: float, decimals: int = RADIUS_DECIMALS) -> float:
-    """Rounds a radius toward zero, by its exact decimal value.
+    """Rounds a radius toward zero, by its exact decimal value: what `down` shows, as a float.
 
     Args:
       value: a number of either sign, or an infinity, which stays.
@@ -223,10 +223,7 @@ def round_down(value: float, decimals: int = RADIUS_DECIMALS) -> float:
     Returns:
       A float that is exact when written with so many decimals, and not above a positive `value`.
     """
-    if not math.isfinite(value) or abs(value) >= 2**53:  # no digits after the point
-        return value
-    step = decimal.Decimal(1).scaleb(-decimals)
-    return float(decimal.Decimal(value).quantize(step, rounding=decimal.ROUND_DOWN))
+    return math.copysign(float(down(abs(value), decimals)), value)
 
 
 def check_reachable(rule: Rule, law: Law) -> None:
@@ -239,7 +236,7 @@ def check_reachable(rule: Rule, law: Law) -> None:
     if rule.stop.radius is not None and rule.stop.radius > largest:
         raise UserError(
             f"stop={rule.stop}: n = {rule.n} draws at alpha = {rule.alpha} certify a radius of "
-            f"{round_down(largest, 4)} at most, with sigma = {law.sigma}"
+            f"{down(largest, 4)} at most, with sigma = {law.sigma}"
         )
 
 

@@ -19,6 +19,7 @@ import rich.console
 from absl import flags
 
 from tfmacer import commandline
+from tfmacer.decimals import down, up
 from tfmacer.errors import UserError
 from tfmacer.records.falsifications import (
     Falsification,
@@ -180,7 +181,7 @@ def write_report(
     # The paired differences follow as lines; published rows are too many for a terminal.
     elsewhere = ("Paired", "Beside")
     _print([t for t in shown if not t.title.startswith(elsewhere)], pairs, cautions)
-    print(f"report: {out_dir / 'report.html'}, and the tables and plots beside it")
+    commandline.say(f"report: {out_dir / 'report.html'}, and the tables and plots beside it")
 
 
 def _tables(
@@ -214,7 +215,8 @@ def _print(printed: Sequence[Table], pairs: Sequence[Difference], cautions: Sequ
         if pair.acr is not None:
             console.print(
                 f"ACR of {pair.first.name} minus {pair.second.name}, {pair.images:,} images: "
-                f"{pair.acr.value:+.3f} ({pair.acr.low:+.3f} to {pair.acr.high:+.3f})"
+                f"{pair.acr.value:+.3f} ({down(pair.acr.low, 3, signed=True)} to "
+                f"{up(pair.acr.high, 3, signed=True)})"
             )
     for caution in cautions:
         console.print(f"warning: {caution}")

@@ -16,6 +16,7 @@ from tfmacer.errors import UserError
 from tfmacer.records.falsifications import Falsification
 from tfmacer.records.logs import Log, check_rows
 from tfmacer.report.summary import CONFIDENCE, NORMS, Estimate, Run, mean_estimate
+from tfmacer.text import one_line, visible
 
 # Two unrelated orders of ten classes agree on this many labels with probability 1e-20.
 _FEWEST_COMMON = 20
@@ -37,7 +38,7 @@ def name_runs(logs: Sequence[Log]) -> list[Run]:
     names = ["/".join(part[start : len(part) - end]) for part in parts]
     if len(set(names)) < len(names) or not all(names):
         names = [str(log.path) for log in logs]
-    return [Run(name, log) for name, log in zip(names, logs, strict=True)]
+    return [Run(visible(name), log) for name, log in zip(names, logs, strict=True)]
 
 
 def _parts(path: Path) -> list[str]:
@@ -208,7 +209,7 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     differing = [text for field in _COMPARED if (text := _values(runs, field))]
     if differing:
         found.append(f"compare with care: the runs differ in {'; '.join(differing)}")
-    return found
+    return [one_line(text) for text in found]
 
 
 def _values(runs: Sequence[Run], field: str) -> str:

@@ -27,6 +27,7 @@ _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.titlelocation": "left",
     "svg.hashsalt": "tfmacer",
+    "text.parse_math": False,  # a name may hold dollars
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import rich.table
 import rich.text
 
+from tfmacer import text
 from tfmacer.report.tables import DASH, MINUS, Cell, Table
 
 # What a name may be broken after; how narrow a column gets, and what is beside its text.
@@ -30,7 +31,7 @@ def document(tables: Sequence[Table], plots: Sequence[str], warnings: Sequence[s
     """The whole report in Markdown; the plots are PNG files beside it."""
     parts = ["# Certified robustness\n"]
     if warnings:
-        listed = "".join(f"- {warning}\n" for warning in warnings)
+        listed = "".join(f"- {text.markdown(warning)}\n" for warning in warnings)
         parts.append(f"**Before you compare**\n\n{listed}")
     parts += [markdown(table) for table in tables]
     parts += [f"![{name}]({name}.png)\n" for name in plots]
@@ -40,7 +41,7 @@ def document(tables: Sequence[Table], plots: Sequence[str], warnings: Sequence[s
 def markdown(table: Table) -> str:
     """The table in Markdown, with its title and note."""
     lines = [table.header, ["---"] * len(table.header)]
-    lines += [[joined(cell).replace("|", "\\|") for cell in row] for row in table.rows]
+    lines += [[text.markdown(joined(cell)) for cell in row] for row in table.rows]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"## {table.title}\n\n{body}\n\n{table.note}\n"
 

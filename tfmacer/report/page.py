@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jinja2
-import numpy as np
 
+from tfmacer.decimals import down, nearest, up
 from tfmacer.report.drawing import Plot, colour
 from tfmacer.report.summary import NORMS, Run
 from tfmacer.report.tables import Table
+from tfmacer.text import visible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,9 @@ def page(
       warnings: shown above everything else.
     """
     originals = [run for run in runs if not run.converted]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_visible
+    )
     template = importlib.resources.files("tfmacer.report").joinpath("page.html").read_text("utf-8")
     return environment.from_string(template).render(
         title=f"Certified robustness: {_names(originals)}",
@@ -70,6 +73,11 @@ def _settings(run: Run) -> dict[str, str]:
     return shown
 
 
+def _visible(value: Any) -> Any:
+    """What the template writes, texts without what changes how others are shown."""
+    return visible(value) if isinstance(value, str) else value
+
+
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -88,19 +96,27 @@ def _hover(plot: Plot) -> str:
     """What the page shows under the pointer, and where the axes lie in the picture."""
     axes = plot.figure.axes[0]
     box = axes.get_position()
+    end = axes.get_xlim()[1]
+    radii = [float(radius) for radius in plot.curves[0].radii]
     return json.dumps(
         {
             "left": box.x0,
             "top": 1 - box.y1,
             "width": box.width,
             "height": box.height,
-            "end": axes.get_xlim()[1],
-            "radii": [round(float(radius), 5) for radius in plot.curves[0].radii],
+            "places": [radius / end for radius in radii],
+            "radii": [down(radius, 5 if end < 0.5 else 3) for radius in radii],
             "runs": [
                 {
-                    "name": curve.run.name,
+                    "name": visible(curve.run.name),
                     "colour": curve.colour,
-                    "shares": np.stack([curve.shares, curve.low, curve.high], 1).round(4).tolist(),
+                    "shares": [
+                        f"{nearest(share, 1, times=100)} % ({down(low, 1, times=100)} to "
+                        f"{up(high, 1, times=100)})"
+                        for share, low, high in zip(
+                            curve.shares, curve.low, curve.high, strict=True
+                        )
+                    ],
                 }
                 for curve in plot.curves
             ],

@@ -4,12 +4,14 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from tfmacer.decimals import Rounding, down, nearest, up
 from tfmacer.report.comparison import Difference, Group
 from tfmacer.report.summary import NORMS, Estimate, Run
+from tfmacer.text import csv_cell
 
 # More columns do not fit on a page.
 _MOST_RADII = 17
@@ -175,7 +177,7 @@ def dataset_bounds(runs: Sequence[Run], radii: Sequence[float], risk: float = RI
                     words_cell(run.name),
                     _integer(len(run.radii)),
                     Cell(f"{run.settings.alpha:g}", order=run.settings.alpha),
-                    *(_number(None if b is None else 100 * b, 1) for b in bounds),
+                    *(_number(bound, 1, down, times=100) for bound in bounds),
                 )
             )
     return Table(
@@ -211,9 +213,9 @@ def attacks(runs: Sequence[Run]) -> Table:
                     _integer(len(attack.rows)),
                     _integer(len(attack.within)),
                     _integer(attack.allowed),
-                    _number(_median([r.radius for r in found]), 3),
-                    _number(_median([r.attack_radius for r in found]), 3),
-                    _number(_median(ratios), 2),
+                    _number(_median([r.radius for r in found]), 3, down),
+                    _number(_median([r.attack_radius for r in found]), 3, up),
+                    _number(_median(ratios), 2, up),
                     _integer(len(attack.rows) - len(found)),
                 )
             )
@@ -257,7 +259,7 @@ def results_csv(runs: Sequence[Run], radii: Sequence[float]) -> str:
         line = [run.name, str(run.log.path), run.norm, str(len(run.idx)), _digits(error)]
         line += [_digits(run.draws), _digits(run.seconds), *_ends(estimates)]
         bounds = [run.dataset_bound(r, RISK) if len(run.radii) else None for r in radii]
-        lines.append([*line, *map(_digits, bounds)])
+        lines.append([*line, *(_digits(bound, down) for bound in bounds)])
     return _csv(header, lines)
 
 
@@ -298,20 +300,21 @@ def differences_csv(pairs: Sequence[Difference], radii: Sequence[float]) -> str:
 
 def _csv(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *lines])
+    cells = ([csv_cell(cell) for cell in line] for line in [header, *lines])
+    csv.writer(text, lineterminator="\n").writerows(cells)
     return text.getvalue()
 
 
 def _ends(estimates: Sequence[Estimate | None]) -> list[str]:
-    return [
-        _digits(value)
-        for e in estimates
-        for value in ((None, None, None) if e is None else (e.value, e.low, e.high))
-    ]
+    cells = []
+    for e in estimates:
+        value, low, high = (None, None, None) if e is None else (e.value, e.low, e.high)
+        cells += [_digits(value), _digits(low, down), _digits(high, up)]
+    return cells
 
 
-def _digits(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.5f}"
+def _digits(value: float | None, rounded: Rounding = nearest) -> str:
+    return "" if value is None or math.isnan(value) else rounded(value, 5)
 
 
 def _decimals(radii: Sequence[float]) -> int:
@@ -328,37 +331,51 @@ def _integer(value: float | None) -> Cell:
     return Cell(ABSENT) if value is None else Cell(f"{value:,.0f}", order=value)
 
 
-def _number(value: float | None, decimals: int) -> Cell:
-    return Cell(ABSENT) if value is None else Cell(f"{value:.{decimals}f}", order=value)
+def _number(
+    value: float | None, decimals: int, rounded: Rounding = nearest, *, times: int = 1
+) -> Cell:
+    if value is None:
+        return Cell(ABSENT)
+    return Cell(rounded(value, decimals, times=times), order=value)
+
+
+def _ends_shown(
+    estimate: Estimate, decimals: int, *, times: int = 1, signed: bool = False
+) -> Iterator[str]:
+    """An estimate to the nearest, and the ends of its interval outward."""
+    values = (estimate.value, estimate.low, estimate.high)
+    for rounded, value in zip((nearest, down, up), values, strict=True):
+        yield rounded(value, decimals, times=times, signed=signed)
 
 
 def acr_cell(estimate: Estimate | None) -> Cell:
     """An average certified radius and its interval."""
     if estimate is None:
         return Cell(ABSENT)
-    interval = f"{estimate.low:.3f}{DASH}{estimate.high:.3f}"
-    return Cell(f"{estimate.value:.3f}", interval, estimate.value)
+    return _estimate(estimate, 3)
 
 
 def _percent(estimate: Estimate | None) -> Cell:
-    if estimate is None:
-        return Cell(ABSENT)
-    interval = f"{100 * estimate.low:.1f}{DASH}{100 * estimate.high:.1f}"
-    return Cell(f"{100 * estimate.value:.1f}", interval, estimate.value)
+    return Cell(ABSENT) if estimate is None else _estimate(estimate, 1, times=100)
 
 
-def signed_cell(estimate: Estimate | None, decimals: int, scale: float) -> Cell:
-    """A difference and its interval, both times `scale`."""
+def _estimate(estimate: Estimate, decimals: int, *, times: int = 1) -> Cell:
+    value, low, high = _ends_shown(estimate, decimals, times=times)
+    return Cell(value, f"{low}{DASH}{high}", estimate.value)
+
+
+def signed_cell(estimate: Estimate | None, decimals: int, times: int) -> Cell:
+    """A difference and its interval, all of them so many times."""
     if estimate is None:
         return Cell(ABSENT)
     value, low, high = (
-        f"{scale * x:+.{decimals}f}".replace("-", MINUS)
-        for x in (estimate.value, estimate.low, estimate.high)
+        text.replace("-", MINUS)
+        for text in _ends_shown(estimate, decimals, times=times, signed=True)
     )
     return Cell(value, f"{low} to {high}", estimate.value)
 
 
-def _spread(values: Sequence[float], decimals: int, scale: float) -> Cell:
+def _spread(values: Sequence[float], decimals: int, scale: int) -> Cell:
     if len(values) < 2:
         return Cell(ABSENT)
     mean, deviation = scale * np.mean(values), scale * np.std(values, ddof=1)

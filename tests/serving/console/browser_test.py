@@ -17,6 +17,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
+from shown import ROUNDED, VISIBLE
 
 pytestmark = pytest.mark.browser
 PATIENCE = 30.0
@@ -122,6 +123,24 @@ def _file(image, kind="PNG"):
 
 def _sha256(pixels):
     return hashlib.sha256((pixels / np.float32(255)).astype("<f4").tobytes()).hexdigest()
+
+
+def test_numbers_and_text_are_shown_as_in_python(page):
+    vectors = [[repr(value), digits, times] for value, digits, times, _, _ in ROUNDED]
+    answers = """
+        const [vectors, texts] = arguments;
+        const special = { inf: Infinity, "-inf": -Infinity, nan: NaN, "-0.0": -0 };
+        return import("/shown.js").then(({ down, up, visible }) => [
+          vectors.map(([text, digits, times]) => {
+            const value = special[text] ?? Number(text);
+            return [down(value, digits, times), up(value, digits, times)];
+          }),
+          texts.map(visible),
+        ]);
+        """
+    numbers, texts = page.run(answers, vectors, [text for text, _ in VISIBLE])
+    assert numbers == [[low, high] for *_, low, high in ROUNDED]
+    assert texts == [shown for _, shown in VISIBLE]
 
 
 def test_drawing_a_digit_and_watching_the_radius_grow(page):

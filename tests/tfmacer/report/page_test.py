@@ -33,6 +33,9 @@ def html(runs):
     return page(runs, shown, plots.draw_all(runs), ["n differs & matters"])
 
 
+NUMBERS = re.compile(r"([\d.]+) % \(([\d.]+) to ([\d.]+)\)")
+
+
 class Elements(HTMLParser):
     def __init__(self, text):
         super().__init__()
@@ -59,6 +62,18 @@ def test_names_and_warnings_are_text_not_markup(html):
     assert "n differs &amp; matters" in html
 
 
+def test_texts_cannot_turn_the_page_around(tmp_path):
+    log = made_logs.write(
+        tmp_path / "log.tsv", made_logs.settings(total=5, dataset="\u202egnp", split="a\x1b[2J")
+    )
+    (run,) = [Run("\u2066name\x07", log)]
+    made = page([run], [tables.results([run], [0.0])], plots.draw_all([run]), ["\u202ewarned"])
+    assert all(line.isprintable() for line in made.split("\n"))
+    (hover,) = [a["data-hover"] for _, a in Elements(made).found if "data-hover" in a]
+    assert json.loads(hover)["runs"][0]["name"] == "\\u2066name\\x07"
+    assert "\\u202egnp" in made
+
+
 def test_every_plot_is_there_with_words_for_who_cannot_see_it(html, runs):
     pictures = [a for tag, a in Elements(html).found if tag == "img"]
     assert [a["alt"] for a in pictures] == [plot.title for plot in plots.draw_all(runs)]
@@ -73,12 +88,17 @@ def test_hover_values_are_the_certified_accuracies(html, runs):
     assert [run["name"] for run in data["runs"]] == ["plain", "<b>bold</b>"]
     for run, shown in zip(runs, data["runs"], strict=True):
         for i in (0, 111, 399):
-            assert shown["shares"][i][0] == pytest.approx(
-                run.certified(data["radii"][i]).value, abs=0.03
-            )
+            value, low, high = map(float, NUMBERS.fullmatch(shown["shares"][i]).groups())
+            certified = run.certified(float(data["radii"][i]))
+            assert value == pytest.approx(100 * certified.value, abs=3)
+            curve = plots.curves(runs)[runs.index(run)]
+            assert 0 <= 100 * curve.low[i] - low < 0.1
+            assert 0 <= high - 100 * curve.high[i] < 0.1
+            assert 0 <= curve.radii[i] - float(data["radii"][i]) < 0.001
     assert 0 < data["left"] < data["left"] + data["width"] < 1
     assert 0 < data["top"] < data["top"] + data["height"] < 1
-    assert data["end"] > data["radii"][-1]
+    assert data["places"][0] == 0
+    assert 0.9 < data["places"][-1] < 1
 
 
 def test_settings_that_differ_are_marked(runs):

@@ -10,8 +10,8 @@ from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.logs import Log, Record
 from tfmacer.report import formats, tables
-from tfmacer.report.comparison import Group, paired_differences
-from tfmacer.report.summary import Run
+from tfmacer.report.comparison import Group, name_runs, paired_differences
+from tfmacer.report.summary import Estimate, Run
 from tfmacer.report.tables import DASH, MINUS, Cell, Table
 
 
@@ -75,8 +75,8 @@ def test_results_by_hand():
         ["one", "40", "0.450", "0.054", "75.0", "50.0", "0.0", "25.0", DASH, DASH],
         ["two & a half", "40", "0.434", "0.081", "50.0", "50.0", "25.0", "50.0", DASH, DASH],
     ]
-    # Clopper-Pearson for 30 of 40.
-    assert table.rows[0][4].interval == f"58.8{DASH}87.3"
+    # Clopper-Pearson for 30 of 40, 0.58804 to 0.87307, rounded outward.
+    assert table.rows[0][4].interval == f"58.8{DASH}87.4"
 
 
 def test_radii_with_more_digits_keep_them():
@@ -139,7 +139,7 @@ TABLE = Table(
 def test_markdown():
     assert formats.markdown(TABLE) == (
         f"## A title\n\n| run | 50% |\n| --- | --- |\n| a_b\\|c | 1.0 (0.5{DASH}1.5) |\n"
-        f"| [d] | {MINUS}2.0 |\n\nA note.\n"
+        f"| \\[d\\] | {MINUS}2.0 |\n\nA note.\n"
     )
 
 
@@ -148,6 +148,53 @@ def test_a_document_opens_with_its_warnings_and_shows_the_plots():
     assert text.index("- beware") < text.index("## A title")
     assert "![radius_accuracy](radius_accuracy.png)" in text
     assert "Before you compare" not in formats.document([TABLE], [], [])
+
+
+def test_ends_of_intervals_are_rounded_outward_and_estimates_to_the_nearest():
+    estimate = Estimate(0.66666, 0.6619999, 0.6621)
+    assert tables.acr_cell(Estimate(0.66666, 0.3, 0.7000001)) == Cell(
+        "0.667", f"0.299{DASH}0.701", 0.66666
+    )
+    assert tables.signed_cell(estimate, 1, 100) == Cell("+66.7", "+66.1 to +66.3", 0.66666)
+    negative = Estimate(-0.0104, -0.0204, 0.0001)
+    assert tables.signed_cell(negative, 3, 1).interval == f"{MINUS}0.021 to +0.001"
+
+
+def test_a_dataset_bound_is_never_printed_above_itself(tmp_path, monkeypatch):
+    """397 of 600 are 66.1666..., which is 66.2 to the nearest."""
+    ours = Run("ours", made_logs.write(tmp_path / "a.tsv", made_logs.settings(total=3)))
+    monkeypatch.setattr(Run, "dataset_bound", lambda *_: 397 / 600)
+    assert texts(tables.dataset_bounds([ours], [0.0]))[0][3] == "66.1"
+    (line,) = csv.DictReader(io.StringIO(tables.results_csv([ours], [0.0])))
+    assert line["dataset_bound_0"] == "0.66166"
+    low, value, high = (float(line[f"abstention{end}"]) for end in ("_low", "", "_high"))
+    assert low <= ours.abstention.low <= value <= ours.abstention.high <= high
+
+
+HOSTILE = '=cmd|x <img src=x onerror=alert(1)> [l](javascript:0) $a$ \x1b]0;t\x07 \u202egnp.exe\n| a |'
+
+
+def test_names_of_runs_are_shown_and_not_obeyed(tmp_path):
+    """In every format; the name comes from the file's."""
+    path = tmp_path / f"{HOSTILE.replace('/', '')}.tsv"
+    (run,) = name_runs([made_logs.write(path, made_logs.settings(total=5))])
+    table = tables.results([run], [0.0])
+    texts = [
+        formats.document([table], [], [f"{run.name}: altered"]),
+        formats.latex(table),
+        on_terminal(table, 200),
+        tables.results_csv([run], [0.0]),
+        tables.differences_csv([], [0.0]),
+    ]
+    for text in texts:
+        assert all(line.isprintable() for line in text.split("\n"))
+    document = texts[0]
+    assert "<img" not in document
+    assert "&lt;img src=x onerror=alert(1)&gt; \\[l\\]" in document
+    assert len([line for line in document.splitlines() if line.startswith("| ")]) == 3
+    (line,) = csv.DictReader(io.StringIO(texts[3]))
+    assert line["run"].startswith("'=cmd")
+    assert line["acr"] == f"{run.acr.value:.5f}"
 
 
 def test_latex_is_booktabs_and_escaped():
