@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import grpc
 import pytest
@@ -71,6 +72,27 @@ def test_what_follows_two_dashes_is_no_flag(values):
     seen = []
     assert run_with_arguments(seen.append, values, ["--", "--count=2"]) == 0
     assert seen == [["--count=2"]]
+
+
+def test_what_is_said_is_one_harmless_line_each(values, capsys):
+    def main():
+        commandline.say("a\x1b[2J", Path("b\nc"))
+        commandline.warn("d\u202e\udcff")
+        raise UserError(f"e\x07\n f {'g' * 5000!r}")
+
+    assert run(main, values, []) == 1
+    out, err = capsys.readouterr()
+    assert out == "a\\x1b[2J\nb\\nc\n"
+    assert err.splitlines() == [
+        "warning: d\\u202e\\udcff",
+        f"error: e\\x07 f '{'g' * 199}…'",
+    ]
+
+
+def test_flags_that_cannot_be_parsed_are_a_harmless_line_too(values, capsys):
+    assert run(lambda: None, values, ["--count=\x1b[2J\n7"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

@@ -8,6 +8,7 @@ alone.
 import dataclasses
 import re
 
+from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.records.logs import Log
 from tfmacer.records.runs import RunDirectory
@@ -98,7 +99,7 @@ class ImageFlags:
         dataset = self.dataset_of(recorded[0], origin=origin, run=run)
         split = self.split_of(recorded[1], origin=origin)
         if recorded[0] is not None and (dataset, split) != recorded:
-            print(
+            commandline.say(
                 f"{origin}: records {recorded[0]!r}, {recorded[1]!r}; read are {dataset}, {split}"
             )
         return dataset, split

@@ -171,7 +171,9 @@ def test_a_dataset_bound_is_never_printed_above_itself(tmp_path, monkeypatch):
     assert low <= ours.abstention.low <= value <= ours.abstention.high <= high
 
 
-HOSTILE = '=cmd|x <img src=x onerror=alert(1)> [l](javascript:0) $a$ \x1b]0;t\x07 \u202egnp.exe\n| a |'
+HOSTILE = (
+    "=cmd|x <img src=x onerror=alert(1)> [l](javascript:0) $a$ \x1b]0;t\x07 \u202egnp.exe\n| a |"
+)
 
 
 def test_names_of_runs_are_shown_and_not_obeyed(tmp_path):
