@@ -2,9 +2,14 @@
 
 First dimension the batch everywhere and no scalars, so that TensorFlow Serving may batch requests
 of every signature. Only core TensorFlow ops.
+
+What comes in is checked in the graph, since no server checks a request against a signature: a
+tensor of another shape would be broadcast to nonsense, or end the process in some kernel. Pixels
+outside [0, 1] are answered, as a certificate speaks of them too; those that are not finite are not.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -13,6 +18,14 @@ from tfmacer.records.runs import Smoothing
 from tfmacer.votes.counting import count_votes, inference
 
 Tensors = dict[str, tf.Tensor]
+
+# Rows that `tfmacer_info` answers: a value repeated millions of times takes a few bytes to send.
+MAX_PROBES = 1024
+# One pixel as PNG; of the wrong size by its header for whoever it stands in for.
+_STRANGER = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
+    "0000000a49444154789c636000000002000148afa4710000000049454e44ae426082"
+)
 
 
 class SmoothedClassifier(tf.Module):
@@ -48,7 +61,11 @@ class SmoothedClassifier(tf.Module):
             return tf.TensorSpec([None, *shape], dtype, name=name)
 
         def function(body: Callable[..., Tensors], *inputs: tf.TensorSpec) -> Any:
-            return tf.function(body, input_signature=inputs, autograph=False)
+            @functools.wraps(body)
+            def checked(*tensors: tf.Tensor) -> Tensors:
+                return body(*map(_in_shape, tensors, inputs))
+
+            return tf.function(checked, input_signature=inputs, autograph=False)
 
         return {
             "serving_default": function(self.serving_default, images),
@@ -75,6 +92,7 @@ class SmoothedClassifier(tf.Module):
           `classes` int64 `[B]`, `counts` int64 `[B, K]`, `probabilities` float32 `[B, K]` (mean
           softmax over the draws).
         """
+        (images,) = _after([_finite(images=images)], images)
         rows = tf.shape(images)[0]
         # The one source of randomness with no seed to bake in: `tf.random` replays the same
         # noise in every process once whoever exported had set a global seed.
@@ -104,7 +122,8 @@ class SmoothedClassifier(tf.Module):
     ) -> Tensors:
         """Votes of a reproducible stretch of draws; see `tfmacer.votes.counting.count_votes`."""
         rows = tf.shape(images)[0]
-        checks = [
+        checks = [_finite(images=images, beta=beta)]
+        checks += [
             tf.debugging.assert_equal(
                 tf.shape(values)[0], rows, f"{name} must have as many rows as images"
             )
@@ -123,15 +142,14 @@ class SmoothedClassifier(tf.Module):
             checks.append(
                 tf.debugging.Assert(inside, [f"{name} must lie in [0, {limit}], got", values])
             )
-        with tf.control_dependencies([check for check in checks if check is not None]):
-            images = tf.identity(images)
-        counts, sums, square_sums = count_votes(
-            self._network, self._smoothing, images, seeds, offsets, num_samples, beta
-        )
+        # All of them: a loop begins with those of its inputs that are there.
+        inputs = _after(checks, images, seeds, offsets, num_samples, beta)
+        counts, sums, square_sums = count_votes(self._network, self._smoothing, *inputs)
         return {"counts": counts, "sums": sums, "square_sums": square_sums}
 
     def logits(self, images: tf.Tensor) -> Tensors:
         """`logits` float32 `[B, K]` of the base network, without noise."""
+        (images,) = _after([_finite(images=images)], images)
         return {"logits": tf.cast(self._network(images), tf.float32)}
 
     def encoded(self, encoded_images: tf.Tensor) -> Tensors:
@@ -142,10 +160,13 @@ class SmoothedClassifier(tf.Module):
         shape = self._smoothing.input_shape
 
         def decode(data: tf.Tensor) -> tf.Tensor:
+            # By its header, before anything is decoded; a small stranger stands in for a large one.
+            right = tf.reduce_all(tf.equal(_declared_size(data), shape[:2]))
+            data = tf.where(right, data, _STRANGER)
             pixels = tf.io.decode_image(data, channels=shape[2], expand_animations=False)
-            message = f"encoded_images must be {shape[0]} x {shape[1]} pixels (H x W)"
-            right = tf.debugging.assert_equal(tf.shape(pixels), shape, message)
-            with tf.control_dependencies([right]):
+            message = f"encoded_images must be PNG or JPEG of {shape[0]} x {shape[1]} pixels"
+            same = tf.reduce_all(tf.equal(tf.shape(pixels), shape))
+            with tf.control_dependencies([tf.debugging.Assert(right & same, [message])]):
                 # Through a slice, since an identity would be optimised away with its dependency.
                 floats = tf.cast(pixels[: shape[0], : shape[1]], tf.float32) / 255.0
             return tf.ensure_shape(floats, shape)
@@ -155,4 +176,50 @@ class SmoothedClassifier(tf.Module):
 
     def tfmacer_info(self, probe: tf.Tensor) -> Tensors:
         """`smoothing` string `[B]`: the text of `smoothing.json`, one copy a row of `probe`."""
+        few = tf.size(probe) <= MAX_PROBES
+        message = f"probe must have at most {MAX_PROBES} rows"
+        (probe,) = _after([tf.debugging.Assert(few, [message])], probe)
         return {"smoothing": tf.fill(tf.shape(probe), self._text)}
+
+
+def _in_shape(tensor: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
+    """The tensor, or INVALID_ARGUMENT with both shapes."""
+    return tf.ensure_shape(tensor, spec.shape)
+
+
+def _finite(**tensors: tf.Tensor) -> Any:
+    """A check, which XLA leaves out where it compiles."""
+    finite = [tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors.values()]
+    message = f"{' and '.join(tensors)} must be finite"
+    return tf.debugging.Assert(tf.reduce_all(finite), [message])
+
+
+def _after(checks: Sequence[Any], *tensors: tf.Tensor) -> list[tf.Tensor]:
+    """The tensors, once the checks have passed."""
+    # Eagerly, a check has passed or raised by now, and is None.
+    with tf.control_dependencies([check for check in checks if check is not None]):
+        return [tf.identity(tensor) for tensor in tensors]
+
+
+def _declared_size(data: tf.Tensor) -> tf.Tensor:
+    """Height and width int32 `[2]` that a PNG or a JPEG claims to have; -1 for anything else."""
+    head = tf.strings.substr(data, 0, 24)
+    # An empty string would have no byte to look at.
+    octets = tf.io.decode_raw(head, tf.uint8, fixed_length=24)
+
+    def png() -> tf.Tensor:
+        width_height = tf.reshape(tf.cast(octets[16:24], tf.int64), [2, 4])
+        sizes = tf.reduce_sum(width_height * [2**24, 2**16, 2**8, 1], axis=1)
+        return tf.cast(tf.reverse(tf.minimum(sizes, 2**31 - 1), [0]), tf.int32)
+
+    def starts_with(magic: bytes) -> tf.Tensor:
+        return tf.equal(tf.strings.substr(data, 0, len(magic)), magic)
+
+    return tf.case(
+        [
+            (starts_with(b"\x89PNG\r\n\x1a\n"), png),
+            (starts_with(b"\xff\xd8\xff"), lambda: tf.io.extract_jpeg_shape(data)[:2]),
+        ],
+        default=lambda: tf.constant([-1, -1]),
+        exclusive=True,
+    )

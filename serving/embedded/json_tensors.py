@@ -241,8 +241,8 @@ def _leaf(value: Any, dtype: Any) -> Any:
         low, high = _INTEGERS[dtype]
         if not number or not isinstance(value, int) or not low <= value <= high:
             raise _type_error(value, dtype)
-        limits = dtype.limits
-        if not limits[0] <= value <= limits[1]:  # narrower than the JSON reader's own check
+        limits = np.iinfo(dtype.as_numpy_dtype)
+        if not limits.min <= value <= limits.max:  # narrower than the JSON reader's own check
             raise _type_error(value, dtype)
         return value
     if dtype == tf.bool:

@@ -49,6 +49,15 @@ def test_columns() -> None:
     np.testing.assert_array_equal(inputs["a"], [[True], [False]])
 
 
+@pytest.mark.parametrize(
+    "dtype", [tf.int8, tf.int16, tf.int32, tf.int64, tf.uint8, tf.uint32, tf.uint64]
+)
+def test_every_integer_of_its_dtype_is_taken(dtype: tf.DType) -> None:
+    limits = np.iinfo(dtype.as_numpy_dtype)
+    inputs, _ = _parse({"inputs": [limits.min, limits.max]}, x=dtype)
+    assert inputs["x"].tolist() == [limits.min, limits.max]
+
+
 def test_bytes_come_in_base64() -> None:
     inputs, _ = _parse({"instances": [{"b64": "AP8="}, "text"]}, s=tf.string)
     assert list(inputs["s"]) == [b"\x00\xff", b"text"]
@@ -112,6 +121,8 @@ def test_not_a_number_is_a_number() -> None:
         ),
         ({"inputs": 2**31}, {"x": tf.int32}, "is not of expected type: int32"),
         ({"inputs": 300}, {"x": tf.uint8}, "is not of expected type: uint8"),
+        ({"inputs": -1}, {"x": tf.uint8}, "is not of expected type: uint8"),
+        ({"inputs": -129}, {"x": tf.int8}, "is not of expected type: int8"),
         ({"inputs": True}, {"x": tf.float32}, "Type: True is not of expected type: float"),
         ({"inputs": "1"}, {"x": tf.float32}, "Type: String is not of expected type: float"),
         ({"inputs": None}, {"x": tf.string}, "Type: Null is not of expected type: string"),
