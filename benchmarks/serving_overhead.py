@@ -1,9 +1,11 @@
-"""What asking the sidecar costs over certifying in this process, on the same export.
+"""What asking the sidecar, and what an export's checks of its inputs, cost over certifying here.
 
   python -m benchmarks.serving_overhead
 
-The two take turns, so that a change of the machine's pace meets both, and the medians of the turns
-are compared. Both servers run on this machine, with as many threads as the process has.
+In this process, in this process without the checks, and from the sidecar take turns, so that a
+change of the machine's pace meets all, and the medians of the turns are compared; of the checks the
+processor time, which others on the machine disturb less. Both servers run on this machine, with as
+many threads as the process has.
 """
 
 import contextlib
@@ -52,35 +54,46 @@ def serving(module: str, *arguments: str) -> Iterator[None]:
             process.terminate()
 
 
-def export(folder: Path) -> None:
-    """An untrained LeNet as version 1 below `folder`."""
+def export(folder: Path, *, checked: bool = True) -> None:
+    """An untrained LeNet as version 1 below `folder`; its votes without checks where asked for."""
     import tensorflow as tf
 
     from export.signatures import SmoothedClassifier
     from tfmacer.records.runs import Smoothing
     from tfmacer.training import networks
+    from tfmacer.votes.counting import count_votes, inference
 
     smoothing = Smoothing(sigma=SIGMA, num_classes=10, input_shape=SHAPE, model_digest="0" * 64)
-    module = SmoothedClassifier(networks.lenet(SHAPE, 10), smoothing, 100)
-    tf.saved_model.save(module, str(folder / "1"), signatures=module.signatures())
+    network = networks.lenet(SHAPE, 10)
+    module = SmoothedClassifier(network, smoothing, 100)
+    signatures = module.signatures()
+    if not checked:
+        infer, specs = inference(network), signatures["sample_under_noise"].input_signature
+
+        def bare(*rows: tf.Tensor) -> dict[str, tf.Tensor]:
+            votes = count_votes(infer, smoothing, *rows)
+            return dict(zip(("counts", "sums", "square_sums"), votes, strict=True))
+
+        signatures["sample_under_noise"] = tf.function(bare, input_signature=specs)
+    tf.saved_model.save(module, str(folder / "1"), signatures=signatures)
 
 
-def in_process(folder: Path, image: npt.NDArray[np.float32]) -> Iterator[float]:
-    """Seconds of one certificate from the export loaded here, again and again."""
+def in_process(folder: Path, image: npt.NDArray[np.float32]) -> Iterator[tuple[float, float]]:
+    """Seconds, by the clock and of the processors, of one certificate after another, drawn here."""
     from tfmacer.certification import smoothing_law
     from tfmacer.votes.local import SavedModelVotes
 
     source = SavedModelVotes(folder)
     rule = Rule(n0=100, n=_N.value, block_size=source.smoothing.block_size)
     while True:
-        started = time.perf_counter()
+        started, spent = time.perf_counter(), time.process_time()
         deque(
             draw_certificates(
                 source, [Task.seeded(1, 0, image)], rule, smoothing_law(source.smoothing)
             ),
             maxlen=0,
         )
-        yield time.perf_counter() - started
+        yield time.perf_counter() - started, time.process_time() - spent
 
 
 def over_grpc(target: str, image: npt.NDArray[np.float32]) -> Iterator[float]:
@@ -103,19 +116,28 @@ def _main() -> None:
     image = np.random.default_rng(0).random(SHAPE).astype(np.float32)
     model_port, port = portpicker.pick_unused_port(), portpicker.pick_unused_port()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+        folder, unchecked = Path(temporary, "checked"), Path(temporary, "unchecked")
         export(folder)
+        export(unchecked, checked=False)
         server = (f"--model_base_path={folder}", "--model_name=m", f"--port={model_port}")
         sidecar = (f"--backend=127.0.0.1:{model_port}", "--model_name=m", f"--port={port}")
         with (
             serving("serving.model_server", *server),
             serving("serving.sidecar", *sidecar, "--metrics_port=0", "--seed=1"),
         ):
-            local, remote = in_process(folder, image), over_grpc(f"127.0.0.1:{port}", image)
-            turns = [(next(local), next(remote)) for _ in range(WARM_UP + _TURNS.value)][WARM_UP:]
-    here, there = (statistics.median(column) for column in zip(*turns, strict=True))
+            ways = (
+                in_process(folder, image),
+                in_process(unchecked, image),
+                over_grpc(f"127.0.0.1:{port}", image),
+            )
+            rounds = range(WARM_UP + _TURNS.value)
+            turns = [tuple(next(way) for way in ways) for _ in rounds][WARM_UP:]
+    here = statistics.median(checked[0] for checked, _, _ in turns)
+    there = statistics.median(seconds for _, _, seconds in turns)
+    checks = statistics.median(checked[1] / bare[1] for checked, bare, _ in turns) - 1
     print(f"n = {_N.value}, {_TURNS.value} turns each, medians")
     print(f"in this process: {here:.3f} s, {_N.value / here:,.0f} draws a second")
+    print(f"of which the checks of what comes in: {checks:+.1%} of processor time")
     print(f"from the sidecar: {there:.3f} s, {_N.value / there:,.0f} draws a second")
     print(f"overhead: {there / here - 1:+.1%}")
 

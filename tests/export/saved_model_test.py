@@ -138,7 +138,7 @@ def test_encoded_images_are_predicted_and_a_wrong_size_is_refused(exported):
     answer = model.signatures["encoded"](encoded_images=tf.stack([png, jpeg]))
     assert answer["counts"].shape == (2, 4)
     small = tf.io.encode_png(pixels[:4])
-    with pytest.raises(tf.errors.InvalidArgumentError, match="encoded_images must be 8 x 8"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="PNG or JPEG of 8 x 8 pixels"):
         model.signatures["encoded"](encoded_images=small[tf.newaxis])
 
 
