@@ -74,7 +74,7 @@ def export(folder: Path, *, checked: bool = True) -> None:
             votes = count_votes(infer, smoothing, *rows)
             return dict(zip(("counts", "sums", "square_sums"), votes, strict=True))
 
-        signatures["sample_under_noise"] = tf.function(bare, input_signature=specs)
+        signatures["sample_under_noise"] = tf.function(bare, input_signature=specs, autograph=False)
     tf.saved_model.save(module, str(folder / "1"), signatures=signatures)
 
 
