@@ -69,6 +69,8 @@ class LockedFile:
     def open(self, header: str | None = None) -> str | None:
         """Opens the file or makes it, and cuts off a line that a kill interrupted.
 
+        Once more where it is open: whatever is at the path now is what lines are appended to.
+
         Args:
           header: first line of a file that was empty; None for one without a header.
 
@@ -78,8 +80,11 @@ class LockedFile:
         Raises:
           UserError: the disk refuses.
         """
+        self._close_file()
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, self._mode)
+            if not stat.S_ISREG(os.fstat(self._file).st_mode):
+                raise UserError(f"{self.path}: not a regular file")
             last = _drop_torn_line(self._file)
             self._size = os.fstat(self._file).st_size
         except (OSError, UnicodeDecodeError) as error:
@@ -115,6 +120,28 @@ class LockedFile:
             ) from error
         self._size = size
 
+    @property
+    def size(self) -> int:
+        """Bytes of all lines."""
+        return self._size
+
+    def rotate(self, to: Path) -> None:
+        """Renames the file and goes on in a new one at its path.
+
+        Args:
+          to: its new name, in the same folder, which nothing may have yet.
+
+        Raises:
+          UserError: something has that name, or the disk refuses.
+        """
+        if os.path.lexists(to):
+            raise UserError(f"{to}: is there already")
+        try:
+            os.rename(self.path, to)
+        except OSError as error:
+            raise _refusal(to, error) from error
+        self.open()
+
     def check(self) -> None:
         """Makes sure that the path still leads to what was written.
 
@@ -140,12 +167,15 @@ class LockedFile:
 
     def close(self) -> None:
         """Closes the file and lets others have it."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        self._close_file()
         # While still held: who waits for the removed file finds it without a link and tries again.
         Path(self._lock.lock_file).unlink(missing_ok=True)
         self._lock.release()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
     def __enter__(self) -> "LockedFile":
         return self

@@ -114,3 +114,40 @@ def test_a_file_that_is_not_there_any_more_is_noticed(tmp_path, change, message)
                 attempt()
         assert (path.read_text() if path.exists() else None) == before
     assert not path.with_name("file.lock").exists()
+
+
+def test_a_file_is_rotated_under_its_lock(tmp_path):
+    path, aside = tmp_path / "file", tmp_path / "file.1"
+    with LockedFile(path, mode=0o600) as file:
+        file.open()
+        file.append("one")
+        assert file.size == 4
+        file.rotate(aside)
+        assert file.size == 0
+        with pytest.raises(UserError, match="another process is writing this file"):
+            LockedFile(path)
+        file.append("two")
+        with pytest.raises(UserError, match=r"file\.1: is there already"):
+            file.rotate(aside)
+        file.append("three")
+    assert (aside.read_text(), path.read_text()) == ("one\n", "two\nthree\n")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_opened_once_more_it_goes_on_with_what_is_there(tmp_path):
+    path = tmp_path / "file"
+    with LockedFile(path) as file:
+        file.open()
+        file.append("one")
+        with path.open("a") as other:
+            other.write("two\nto")
+        assert file.open() == "two"
+        file.append("three")
+        path.unlink()
+        assert file.open() is None
+        file.append("four")
+        assert path.read_text() == "four\n"
+        path.unlink()
+        path.symlink_to("/dev/null")
+        with pytest.raises(UserError, match="not a regular file"):
+            file.open()
