@@ -1,5 +1,6 @@
 """A gRPC server as both of ours need one: bounded, draining, on one address, failing clearly."""
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -7,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from tfmacer.errors import UserError
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:  # generic in the type stubs, not in the library
 else:
     Interceptor = grpc.ServerInterceptor
 
+# That a connection has for its TLS handshake, and to say that it speaks HTTP/2.
+HANDSHAKE_MS = 10_000
 # Seconds left to health checks and the like after the drain.
 LAST_WORDS = 0.5
 
@@ -83,6 +87,61 @@ class Drain(Interceptor):
             self._changed.notify_all()
 
 
+class Parsing(Interceptor):
+    """Answers bytes that are no message with INVALID_ARGUMENT.
+
+    grpc itself answers INTERNAL, as if the fault were the server's, and logs a traceback.
+    """
+
+    def __init__(self, on_broken: Callable[[str], None]) -> None:
+        """Only keeps its argument.
+
+        Args:
+          on_broken: told the full name of the method that was to be called.
+        """
+        self._on_broken = on_broken
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Any],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wraps a call's handler."""
+        handler = continuation(handler_call_details)
+        if handler is None or handler.request_deserializer is None:
+            return handler
+        parse = handler.request_deserializer
+
+        def parse_or_note(data: bytes) -> Any:
+            try:
+                return parse(data)
+            except DecodeError as error:
+                return error
+
+        def check(request: Any, context: grpc.ServicerContext) -> Any:
+            if isinstance(request, DecodeError):
+                self._on_broken(handler_call_details.method)
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request cannot be parsed")
+            return request
+
+        streamed = "stream" if handler.request_streaming else "unary"
+        kind = f"{streamed}_{'stream' if handler.response_streaming else 'unary'}"
+        behavior = getattr(handler, kind)
+
+        # With it come the marks of handlers that need no thread, who take one argument more.
+        @functools.wraps(behavior)
+        def answer(request: Any, context: grpc.ServicerContext, *more: Any) -> Any:
+            if handler.request_streaming:
+                return behavior((check(each, context) for each in request), context, *more)
+            return behavior(check(request, context), context, *more)
+
+        return getattr(grpc, f"{kind}_rpc_method_handler")(
+            answer,
+            request_deserializer=parse_or_note,
+            response_serializer=handler.response_serializer,
+        )
+
+
 def make_server(
     *,
     threads: int,
@@ -90,6 +149,7 @@ def make_server(
     max_message_bytes: int,
     drain: Drain | None = None,
     interceptors: Sequence[Interceptor] = (),
+    on_broken: Callable[[str], None] = lambda method: None,
 ) -> grpc.Server:
     """A server that is not bound yet.
 
@@ -100,16 +160,19 @@ def make_server(
       max_message_bytes: larger requests are refused with RESOURCE_EXHAUSTED.
       drain: knows the calls under way, for an orderly end.
       interceptors: further ones, before it.
+      on_broken: see `Parsing`.
     """
     return grpc.server(
         ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
-        interceptors=[*interceptors, *([drain] if drain else [])],
+        interceptors=[Parsing(on_broken), *interceptors, *([drain] if drain else [])],
         maximum_concurrent_rpcs=max_concurrent_rpcs,
         options=[
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
             # Otherwise a second server on a port in use would start and take half of its calls.
             ("grpc.so_reuseport", 0),
+            # A connection that says nothing keeps its descriptor for so long, not two minutes.
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ],
     )
 

@@ -1,9 +1,14 @@
 """An HTTP server as both of ours need one: on a thread of its own, draining, failing clearly."""
 
 import asyncio
+import errno
+import logging
+import math
+import resource
 import socket
 import threading
 from collections.abc import Collection
+from typing import Any
 
 import grpc
 import uvicorn
@@ -13,6 +18,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from serving.guard import LOOPBACK, Guard, Refusal, described
 from serving.tls import Tls, subject
 from tfmacer.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # As google.rpc.Code has them.
 HTTP_STATUS = {
@@ -34,6 +41,9 @@ HTTP_STATUS = {
 HEAD_SECONDS = 10.0
 # Connections beyond these are answered with 503, and of one address more than half are closed.
 MAX_CONNECTIONS = 256
+# That wait to be accepted.
+BACKLOG = 128
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 MAX_BODY_BYTES = 64 * 2**20
 # What a request's state says of who asks, under mutual TLS.
 TLS_SUBJECT = "tls_subject"
@@ -91,6 +101,24 @@ class _Connection(H11Protocol):
             self._waiting = None
 
 
+class _Accepting:
+    """What is said of an event loop's troubles: of descriptors that have run out, once a second.
+
+    asyncio reports one such trouble for each connection that waits, and goes on a second later.
+    """
+
+    def __init__(self) -> None:
+        self._said = -math.inf
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in _EXHAUSTED):
+            loop.default_exception_handler(context)
+        elif loop.time() - self._said >= 1:
+            self._said = loop.time()
+            logger.error("no further connection is accepted for now: %s", error)
+
+
 class HttpServer:
     """Serves an ASGI application on a thread of its own, behind the guard.
 
@@ -125,12 +153,13 @@ class HttpServer:
           refusal: the JSON of what the guard refuses.
           tls: for HTTPS; None for HTTP.
           max_connections: more are answered with 503, and of one address more than half of them
-            are closed.
+            are closed; fewer where the process may not have four times as many descriptors.
           head_seconds: how long a connection may be open without a request's head.
 
         Raises:
           UserError: the address is taken or cannot be used, or the TLS files cannot.
         """
+        max_connections = min(max_connections, _affordable_connections())
         host = host.strip("[]")  # as gRPC wants IPv6 addresses written
         bracketed = f"[{host}]" if ":" in host else host
         self.url = f"{'https' if tls else 'http'}://{bracketed}:{port}/"
@@ -152,6 +181,7 @@ class HttpServer:
             proxy_headers=False,
             server_header=False,
             limit_concurrency=max_connections,
+            backlog=BACKLOG,
             **(tls.http_options() if tls else {}),
         )
         try:
@@ -160,13 +190,18 @@ class HttpServer:
             self._socket.close()
             raise UserError(f"--{flag}={port}: the TLS files cannot be used: {error}") from error
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._socket]}, name=flag, daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name=flag, daemon=True)
 
     def start(self) -> None:
         """Starts answering."""
         self._thread.start()
+
+    def _run(self) -> None:
+        async def serve() -> None:
+            asyncio.get_running_loop().set_exception_handler(_Accepting())
+            await self._server.serve([self._socket])
+
+        asyncio.run(serve())
 
     def stop(self, grace: float) -> None:
         """Ends after the calls under way, or after `grace` seconds."""
@@ -174,6 +209,12 @@ class HttpServer:
         self._server.should_exit = True
         self._thread.join()
         self._socket.close()
+
+
+def _affordable_connections() -> int:
+    """A quarter of the descriptors that this process may have, so that others find theirs."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(2, soft // 4)
 
 
 def _connection(head_seconds: float, max_connections: int) -> type[H11Protocol]:

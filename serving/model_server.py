@@ -188,7 +188,8 @@ _BATCHING = flags.DEFINE_bool(
     "enable_batching", False, "Not supported here; refused.", flag_values=FLAGS
 )
 
-MAX_MESSAGE_BYTES = 2**31 - 1
+# Of what comes in and of what goes out, once it is not compressed any more.
+MAX_MESSAGE_BYTES = 2**28
 
 
 def _check_flags() -> None:
@@ -314,6 +315,7 @@ def _grpc(
         max_concurrent_rpcs=_MAX_RPCS.value,
         max_message_bytes=MAX_MESSAGE_BYTES,
         drain=drain,
+        on_broken=calls.metrics.broken,
     )
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
         PredictionService(calls, enforce_timeout=_ENFORCE_TIMEOUT.value), server

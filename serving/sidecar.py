@@ -228,7 +228,7 @@ def _main() -> None:
         tracing=traces,
     )
     drain = grpc_server.Drain()
-    server = _server(certifier, checks, drain, server_tls, traces)
+    server = _server(certifier, checks, drain, server_tls, traces, metrics)
     console = _console(server, limits, server_tls) if _HTTP_PORT.value else None
     scraped = _scraped(metrics) if _METRICS_PORT.value else None
     server.start()
@@ -322,6 +322,7 @@ def _server(
     drain: grpc_server.Drain,
     server_tls: tls.Tls | None,
     traces: tracing.Tracing,
+    metrics: Metrics,
 ) -> grpc.Server:
     threads = _MAX_CERTIFICATIONS.value + SPARE_THREADS
     server = grpc_server.make_server(
@@ -330,6 +331,7 @@ def _server(
         max_message_bytes=_MAX_MESSAGE_BYTES.value,
         drain=drain,
         interceptors=traces.interceptors,
+        on_broken=metrics.broken,
     )
     certification_pb2_grpc.add_CertifierServicer_to_server(certifier, server)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

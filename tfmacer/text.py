@@ -34,7 +34,7 @@ def visible(text: str) -> str:
 
 def one_line(text: str) -> str:
     """A message as one visible line, in which quoted values of more than 200 characters are cut."""
-    return _cut(_with_short_values(visible(" ".join(text.split()))), LONGEST_MESSAGE)
+    return cut(_with_short_values(visible(" ".join(text.split()))), LONGEST_MESSAGE)
 
 
 def markdown(text: str) -> str:
@@ -65,13 +65,14 @@ def _with_short_values(line: str) -> str:
             break
         value = line[opening.end() : closing.end() - 1]
         if not line[closing.end() : closing.end() + 1].isalnum():
-            value = _cut(value, LONGEST_VALUE)
+            value = cut(value, LONGEST_VALUE)
         kept += [line[place : opening.end()], value, opening[1]]
         place = closing.end()
     return "".join([*kept, line[place:]])
 
 
-def _cut(value: str, length: int) -> str:
+def cut(value: str, length: int = LONGEST_VALUE) -> str:
+    """The text, or its beginning where it is longer."""
     return value if len(value) <= length else f"{value[: length - 1]}…"
 
 

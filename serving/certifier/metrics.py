@@ -85,6 +85,12 @@ class Metrics:
             registry=self.registry,
         ).set_function(waiting)
 
+    def broken(self, method: str) -> None:
+        """Counts a request that is no message, by the full name of its method."""
+        service, _, name = method.removeprefix("/").partition("/")
+        if service == CERTIFIER.full_name:
+            self.requests.labels(name, grpc.StatusCode.INVALID_ARGUMENT.name).inc()
+
     def app(self) -> Any:
         """What answers scrapes, at any path: an ASGI application."""
         return make_asgi_app(self.registry)

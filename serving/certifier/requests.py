@@ -12,6 +12,7 @@ from serving.certifier.limits import Limits
 from tfmacer.errors import UserError
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
+from tfmacer.text import LONGEST_VALUE, cut
 
 DEFAULT_N0 = 100
 DEFAULT_N = 10_000
@@ -44,9 +45,11 @@ def read_image(pixels: pb.Pixels, input_shape: tuple[int, int, int]) -> Image:
       UserError: no values, another shape than the model's, a length that does not fit it, or a
         value outside [0, 1].
     """
-    shape = tuple(pixels.shape)
-    if shape != input_shape:
-        raise UserError(f"pixels.shape is {list(shape)}, the model takes {list(input_shape)}")
+    if tuple(pixels.shape) != input_shape:
+        # Of millions of numbers in a few bytes, compressed, the first ones are enough.
+        found = cut(str(list(pixels.shape[:LONGEST_VALUE])))
+        raise UserError(f"pixels.shape is {found}, the model takes {list(input_shape)}")
+    shape = input_shape
     kind = pixels.WhichOneof("values")
     if kind is None:
         raise UserError("pixels.values is missing: give uint8 or float32")

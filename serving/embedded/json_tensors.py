@@ -17,9 +17,12 @@ import tensorflow as tf
 
 from serving.embedded.encoding import to_proto
 from serving.embedded.status import StatusError, invalid
+from tfmacer.text import LONGEST_VALUE, cut
 
 Array = npt.NDArray[Any]
 
+# Of a body, counted by its brackets and commas before it is read: each takes up to 90 bytes.
+MAX_VALUES = 2**22
 MAX_RANK = 32  # TensorFlow knows no ops for more, NumPy no arrays beyond 64
 
 _INT32 = (-(2**31), 2**31 - 1)
@@ -56,15 +59,15 @@ def parse_request(
     signature = document.get("signature_name", "")
     if not isinstance(signature, str):
         raise invalid(
-            f"JSON Value: {json.dumps(document)} not formatted correctly. "
+            f"JSON Value: {_quoted(document)} not formatted correctly. "
             "'signature_name' key must be a string value."
         )
     infos = inputs_of(signature)
     if not infos:
-        raise invalid(f"Failed to get input map for signature: {signature or 'DEFAULT'}")
+        raise invalid(f"Failed to get input map for signature: {cut(signature) or 'DEFAULT'}")
     if "instances" in document and "inputs" in document:
         raise invalid(
-            f"JSON Value: {json.dumps(document)} Not formatted correctly expecting only one of "
+            f"JSON Value: {_quoted(document)} Not formatted correctly expecting only one of "
             "'inputs' or 'instances' keys to exist "
         )
     if "instances" in document:
@@ -106,6 +109,12 @@ def format_response(outputs: Mapping[str, Array], *, rows: bool) -> str:
 def _parse(body: bytes) -> dict[str, Any]:
     if not body:
         raise invalid("JSON Parse error: The document is empty")
+    values = sum(map(body.count, (b",", b"[", b"{")))
+    if values > MAX_VALUES:
+        raise StatusError(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            f"the body has some {values} values, at most {MAX_VALUES} are read",
+        )
     try:
         document = json.loads(body)
     except json.JSONDecodeError as error:
@@ -113,35 +122,74 @@ def _parse(body: bytes) -> dict[str, Any]:
     except (UnicodeDecodeError, RecursionError) as error:
         raise invalid(f"JSON Parse error: {error}") from error
     if not isinstance(document, dict):
-        raise invalid(f"JSON Value: {json.dumps(document)} Is not object")
+        raise invalid(f"JSON Value: {_quoted(document)} Is not object")
     return document
 
 
 def _rows(document: dict[str, Any], infos: Mapping[str, Any]) -> dict[str, Any]:
     instances = document["instances"]
     if not isinstance(instances, list):
-        raise invalid(
-            f"JSON Value: {json.dumps(document)} Excepting 'instances' to be an list/array"
-        )
+        raise invalid(f"JSON Value: {_quoted(document)} Excepting 'instances' to be an list/array")
     if not instances:
-        raise invalid(f"JSON Value: {json.dumps(document)} No values in 'instances' array")
+        raise invalid(f"JSON Value: {_quoted(document)} No values in 'instances' array")
     if not isinstance(instances[0], dict) and len(infos) > 1:
         raise invalid(
             "instances is a plain list, but expecting list of objects as multiple input tensors "
             "required as per tensorinfo_map"
         )
     named = _is_object(instances[0])
-    rows = [_row(item, number, named, infos) for number, item in enumerate(instances)]
-    tensors = {}
-    for name in infos:
-        arrays = [row[name] for row in rows]
-        for array in arrays:
-            if array.size != arrays[0].size:
-                raise invalid(f"Expecting tensor size: {arrays[0].size} but got: {array.size}")
-            if array.shape != arrays[0].shape:
-                raise invalid(f"Expecting shape {_shape(arrays[0])} but got: {_shape(array)}")
-        tensors[name] = to_proto(np.stack(arrays))
-    return tensors
+    stacks = {name: _Stack(info.dtype) for name, info in infos.items()}
+    for number, item in enumerate(instances):
+        for name, array in _row(item, number, named, infos).items():
+            stacks[name].add(array)
+    return {name: to_proto(stack.whole()) for name, stack in stacks.items()}
+
+
+class _Stack:
+    """Rows of one input, kept as their bytes: an array for each takes many times as much."""
+
+    def __init__(self, data_type: int) -> None:
+        self._dtype = _numpy_dtype(tf.as_dtype(data_type))
+        self._shape: tuple[int, ...] | None = None
+        self._rows = 0
+        self._bytes = bytearray()
+        self._objects: list[Any] = []
+        self._other: Array | None = None
+
+    def add(self, array: Array) -> None:
+        """One row more."""
+        if self._shape is None:
+            self._shape = array.shape
+        if array.shape != self._shape:
+            self._other = self._other if self._other is not None else array
+        elif self._dtype == np.dtype(object):
+            self._objects.extend(array.ravel())
+        else:
+            self._bytes += array.tobytes()
+        self._rows += 1
+
+    def whole(self) -> Array:
+        """All rows.
+
+        Raises:
+          StatusError: they are not of one shape.
+        """
+        shape = self._shape or ()
+        if (other := self._other) is not None:
+            size = math.prod(shape)
+            if other.size != size:
+                raise invalid(f"Expecting tensor size: {size} but got: {other.size}")
+            raise invalid(f"Expecting shape {_shape(shape)} but got: {_shape(other.shape)}")
+        if self._dtype == np.dtype(object):
+            flat = np.empty(len(self._objects), object)
+            flat[:] = self._objects
+        else:
+            flat = np.frombuffer(self._bytes, self._dtype)
+        return flat.reshape(self._rows, *shape)
+
+
+def _numpy_dtype(dtype: Any) -> np.dtype[Any]:
+    return np.dtype(object if dtype == tf.string else dtype.as_numpy_dtype)
 
 
 def _row(item: Any, number: int, named: bool, infos: Mapping[str, Any]) -> dict[str, Array]:
@@ -160,15 +208,15 @@ def _row(item: Any, number: int, named: bool, infos: Mapping[str, Any]) -> dict[
     for name, value in item.items():
         try:
             if name not in infos:
-                raise invalid(f"JSON object: does not have named input: {name}")
+                raise invalid(f"JSON object: does not have named input: {cut(name)}")
             row[name] = _array(value, infos[name].dtype)
         except StatusError as error:
             raise invalid(
-                f"{where} key: {name} of 'instances' list. Error: {_status(error)}"
+                f"{where} key: {cut(name)} of 'instances' list. Error: {_status(error)}"
             ) from error
     if set(row) != set(infos):
         raise invalid(
-            f"{where} of 'instances' list. JSON object: {json.dumps(item)} "
+            f"{where} of 'instances' list. JSON object: {_quoted(item)} "
             f"keys must be equal to: {','.join(sorted(infos))}"
         )
     return row
@@ -201,8 +249,7 @@ def _array(value: Any, data_type: int) -> Array:
         raise invalid(f"Encountered list at unexpected level: {MAX_RANK} expected < {MAX_RANK}")
     leaves: list[Any] = []
     _flatten(value, 0, shape, dtype, leaves)
-    numpy_dtype = object if dtype == tf.string else dtype.as_numpy_dtype
-    array = np.empty(len(leaves), numpy_dtype)
+    array = np.empty(len(leaves), _numpy_dtype(dtype))
     array[:] = leaves
     return array.reshape(shape)
 
@@ -211,7 +258,7 @@ def _flatten(value: Any, level: int, shape: list[int], dtype: Any, leaves: list[
     if not isinstance(value, list):
         if level != len(shape):
             raise invalid(
-                f"JSON Value: {json.dumps(value)} found at incorrect level: {level + 1} "
+                f"JSON Value: {_quoted(value)} found at incorrect level: {level + 1} "
                 f"in the JSON DOM. Expected at level: {len(shape)}"
             )
         leaves.append(_leaf(value, dtype))
@@ -255,7 +302,7 @@ def _leaf(value: Any, dtype: Any) -> Any:
         return value.encode()
     raise StatusError(
         grpc.StatusCode.UNIMPLEMENTED,
-        f"Conversion of JSON Value: {json.dumps(value)} to type: {_name(dtype)}",
+        f"Conversion of JSON Value: {_quoted(value)} to type: {_name(dtype)}",
     )
 
 
@@ -267,14 +314,14 @@ def _lossless(value: float, dtype: Any) -> float:
         fits = not math.isfinite(value) or abs(value) <= float(dtype.max)
     if not fits:
         raise invalid(
-            f"Cannot convert JSON value: {json.dumps(value)} to {name} without loss of precision."
+            f"Cannot convert JSON value: {_quoted(value)} to {name} without loss of precision."
         )
     return float(value)
 
 
 def _from_base64(value: dict[str, Any]) -> bytes:
     if not _is_base64(value):
-        raise invalid(f"JSON Value: {json.dumps(value)} not formatted correctly for base64 data")
+        raise invalid(f"JSON Value: {_quoted(value)} not formatted correctly for base64 data")
     text = value["b64"].rstrip("=")
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
@@ -315,6 +362,16 @@ def _single_or_object(texts: Mapping[str, str]) -> str:
     return "{" + ", ".join(f"{json.dumps(name)}: {text}" for name, text in texts.items()) + "}"
 
 
+def _quoted(value: Any) -> str:
+    """The beginning of a value's JSON; the rest is not even written."""
+    text = ""
+    for part in json.JSONEncoder().iterencode(value):
+        text += part[: LONGEST_VALUE + 1]
+        if len(text) > LONGEST_VALUE:
+            break
+    return cut(text)
+
+
 def _is_object(value: Any) -> bool:
     return isinstance(value, dict) and not _is_base64(value)
 
@@ -328,7 +385,7 @@ def _type_error(value: Any, dtype: Any) -> StatusError:
     if isinstance(value, bool):
         kind = str(value)
     return invalid(
-        f"JSON Value: {json.dumps(value)} Type: {kind} is not of expected type: {_name(dtype)}"
+        f"JSON Value: {_quoted(value)} Type: {kind} is not of expected type: {_name(dtype)}"
     )
 
 
@@ -336,8 +393,8 @@ def _name(dtype: Any) -> str:
     return {tf.float32: "float", tf.float64: "double"}.get(dtype, str(dtype.name))
 
 
-def _shape(array: Array) -> str:
-    return "[" + ",".join(map(str, array.shape)) + "]"
+def _shape(shape: tuple[int, ...]) -> str:
+    return "[" + ",".join(map(str, shape)) + "]"
 
 
 def _status(error: StatusError) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import Metric
@@ -79,6 +80,11 @@ class Metrics:
         self._requests.add(model, "OK")
         micros = 1e6 * (time.perf_counter() - started)
         self._request_latency.labels(model, api, entrypoint).observe(micros)
+
+    def broken(self, method: str) -> None:
+        """Counts a request that is no message, by the full name of its method."""
+        if method.endswith("/Predict"):
+            self._requests.add("", grpc.StatusCode.INVALID_ARGUMENT.name)
 
     def ran(self, model: str, seconds: float) -> None:
         """Times one run of the graph."""

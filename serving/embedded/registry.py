@@ -1,8 +1,10 @@
 """All models that are served: configured, polled on disk, resolved for a request."""
 
 import logging
+import math
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +15,12 @@ from serving.embedded.discovery import Discovery
 from serving.embedded.servable import Servable
 from serving.embedded.status import StatusError, invalid
 from serving.embedded.versions import LoadPolicy, Versions, VersionStatus, not_found
+from tfmacer.text import cut
 
 logger = logging.getLogger(__name__)
+
+# Between two looks at whether somebody still waits.
+_LOOK_SECONDS = 0.2
 
 
 class Registry:
@@ -52,27 +58,34 @@ class Registry:
         if self._poll_seconds > 0:
             self._poller.start()
 
-    def configure(self, config: Any, *, timeout: float | None = None) -> None:
+    def configure(
+        self,
+        config: Any,
+        *,
+        timeout: float | None = None,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Makes a ModelServerConfig the whole truth: absent models go, the others come.
 
         Args:
           config: the configuration.
           timeout: seconds to wait until each model has a version available; None for as long
             as it takes a version to appear on disk.
+          wanted: asked now and then while waiting; once it says no, the wait ends.
 
         Raises:
           StatusError: the configuration is wrong, a label names a version that is not available,
-            or a model has no version that loads.
+            or a model has no version that loads, or none in time.
         """
-        wanted = models(config)
+        listed = models(config)
         with self._lock:
-            self._check_labels(wanted)
-            gone = self._replace(wanted)
-            served = [self._versions[name] for name in wanted]
+            self._check_labels(listed)
+            gone = self._replace(listed)
+            served = [self._versions[name] for name in listed]
         for versions in gone:
             versions.stop()
         self._look()
-        _wait(served, timeout)
+        _wait(served, timeout, wanted)
 
     def stop(self) -> None:
         """Unloads everything, after the calls under way."""
@@ -107,15 +120,16 @@ class Registry:
         Raises:
           StatusError: NOT_FOUND.
         """
+        name = cut(model_spec.name)
         with self._lock:
             versions = self._versions.get(model_spec.name)
         found = versions.statuses() if versions is not None else []
         if model_spec.HasField("version"):
             number = model_spec.version.value
             found = [status for status in found if status.version == number]
-            text = f"Could not find version {number} of model {model_spec.name}"
+            text = f"Could not find version {number} of model {name}"
         else:
-            text = f"Could not find any versions of model {model_spec.name}"
+            text = f"Could not find any versions of model {name}"
         if not found:
             raise StatusError(grpc.StatusCode.NOT_FOUND, text)
         return found
@@ -128,7 +142,7 @@ class Registry:
             return None
         model = self._models.get(model_spec.name)
         if model is None or model_spec.version_label not in model.labels:
-            raise invalid(f"Unrecognized servable version label: {model_spec.version_label}")
+            raise invalid(f"Unrecognized servable version label: {cut(model_spec.version_label)}")
         return model.labels[model_spec.version_label]
 
     def _check_labels(self, wanted: dict[str, Model]) -> None:
@@ -174,8 +188,18 @@ class Registry:
                     self._versions[model.name].aspire(found)
 
 
-def _wait(served: list[Versions], timeout: float | None) -> None:
-    failed = [versions for versions in served if not versions.wait_available(timeout)]
+def _wait(served: list[Versions], timeout: float | None, wanted: Callable[[], bool]) -> None:
+    """Returns when each has a version; the limit is that of all together."""
+    limit = math.inf if timeout is None else time.monotonic() + timeout
+    failed = []
+    for versions in served:
+        available = False
+        while not available and wanted() and (remaining := limit - time.monotonic()) > 0:
+            available = versions.wait_available(min(remaining, _LOOK_SECONDS))
+            if not available and versions.settled():
+                break
+        if not available:
+            failed.append(versions)
     if not failed:
         return
     reasons = ", ".join(

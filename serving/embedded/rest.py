@@ -1,16 +1,19 @@
 """The REST paths of TensorFlow Serving: predict, status, metadata, metrics."""
 
+import functools
 import json
 import re
+import zlib
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
+import anyio
+import anyio.to_thread
 import grpc
 import tensorflow as tf
 from google.protobuf import json_format
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -26,8 +29,12 @@ from serving.embedded.json_tensors import format_response, parse_request
 from serving.embedded.servable import DEFAULT_SIGNATURE
 from serving.embedded.services import SIGNATURE_DEF, Calls
 from serving.embedded.status import StatusError, invalid
-from serving.http_server import HTTP_STATUS
+from serving.http_server import HTTP_STATUS, MAX_BODY_BYTES
+from tfmacer.text import cut
 
+# A body beyond these is read beside one other at most: its values take many times its size.
+LARGE_BODY_BYTES = 2**20
+LARGE_BODIES = 2
 _VERSION = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _POST = re.compile(
     rf"/v1/models/(?P<name>[^/:]+){_VERSION}:(?P<method>classify|regress|predict)", re.IGNORECASE
@@ -43,16 +50,18 @@ def make_app(calls: Calls, *, timeout_ms: int, metrics_path: str | None) -> Star
       timeout_ms: limit of one run of the graph.
       metrics_path: where Prometheus metrics are; None for nowhere.
     """
+    large = anyio.CapacityLimiter(LARGE_BODIES)
 
     async def metrics(request: Request) -> Response:
         del request
         return Response(calls.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def models(request: Request) -> Response:
-        body = await request.body()
+        body = _inflated(await request.body(), request.headers.get("content-encoding", ""))
         path = request.scope["raw_path"].decode("ascii", errors="replace")
-        status, text = await run_in_threadpool(
-            _process, calls, timeout_ms, request.method, path, body
+        status, text = await anyio.to_thread.run_sync(
+            functools.partial(_process, calls, timeout_ms, request.method, path, body),
+            limiter=large if len(body) > LARGE_BODY_BYTES else None,
         )
         return Response(text, status, media_type="application/json")
 
@@ -61,6 +70,28 @@ def make_app(calls: Calls, *, timeout_ms: int, metrics_path: str | None) -> Star
         routes.insert(0, Route(metrics_path, metrics))
     handlers = {HTTPException: _http_error, ClientDisconnect: _gone}
     return Starlette(routes=routes, exception_handlers=handlers)
+
+
+def _inflated(body: bytes, encoding: str) -> bytes:
+    """The body as it was before it was compressed.
+
+    Raises:
+      HTTPException: an unknown encoding, bytes that are not of it, or too many of them.
+    """
+    if encoding.lower() in ("", "identity"):
+        return body
+    if encoding.lower() not in ("gzip", "x-gzip"):
+        raise HTTPException(415, f"Content-Encoding {cut(encoding)} is not supported, only gzip")
+    inflater = zlib.decompressobj(wbits=31)
+    try:
+        inflated = inflater.decompress(body, MAX_BODY_BYTES)
+    except zlib.error as error:
+        raise HTTPException(400, "the body is not gzip") from error
+    if inflater.unconsumed_tail:
+        raise HTTPException(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+    if not inflater.eof:
+        raise HTTPException(400, "the body is not gzip: it ends too early")
+    return inflated
 
 
 def refusal(code: grpc.StatusCode, reason: str, request_id: str) -> dict[str, str]:
@@ -91,7 +122,7 @@ def _process(calls: Calls, timeout_ms: int, method: str, path: str, body: bytes)
             return 200, _post(calls, timeout_ms, post, body)
         if method == "GET" and get:
             return 200, _get(calls, get)
-        raise invalid(f"Malformed request: {method} {path}")
+        raise invalid(f"Malformed request: {method} {cut(path)}")
     except StatusError as error:
         return HTTP_STATUS.get(error.code, 500), _error(error.message)
 
@@ -111,7 +142,7 @@ def _predict(calls: Calls, timeout_ms: int, spec: Any, body: bytes) -> str:
         with calls.registry.use(spec) as (_, servable):
             name = signature_name or DEFAULT_SIGNATURE
             if name not in servable.signature_defs:
-                raise invalid(f'Serving signature name: "{name}" not found in signature def')
+                raise invalid(f'Serving signature name: "{cut(name)}" not found in signature def')
             return dict(servable.signature_defs[name].inputs)
 
     signature, inputs, rows = parse_request(body, inputs_of)

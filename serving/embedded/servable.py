@@ -22,11 +22,13 @@ from tensorflow.python.client import pywrap_tf_session
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from serving.embedded.status import StatusError, invalid, runtime_errors
+from tfmacer.text import cut
 
 DEFAULT_SIGNATURE = "serving_default"
 WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
 MAX_WARMUP_RECORDS = 1000
-MAX_FILLED_ELEMENTS = 2**24
+# That one value may stand for, in all inputs of a request.
+MAX_FILLED_ELEMENTS = 2**20
 _METHODS = tuple(f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress"))
 
 Array = npt.NDArray[Any]
@@ -81,7 +83,8 @@ class Servable:
         name = name or DEFAULT_SIGNATURE
         if name not in self.signature_defs:
             raise StatusError(
-                grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.'
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f'Serving signature key "{cut(name)}" not found.',
             )
         return self.signature_defs[name]
 
@@ -178,11 +181,12 @@ def _feeds(signature: Any, inputs: Mapping[str, Any]) -> dict[str, Array]:
     if len(sent) > len(needed) or (len(sent) < len(needed) and not signature.defaults):
         raise invalid(
             f"input size does not match signature: {len(sent)}!={len(needed)} "
-            f"len({_names(sent)}) != len({_names(needed)}). "
-            f"Sent extra: {_names(sent - needed)}. "
+            f"len({cut(_names(sent))}) != len({_names(needed)}). "
+            f"Sent extra: {cut(_names(sent - needed))}. "
             f"Missing but required: {_names(needed - sent)}."
         )
     feeds = {}
+    filled = 0
     for alias in sorted(needed):
         name = signature.inputs[alias].name
         if alias in inputs:
@@ -195,27 +199,28 @@ def _feeds(signature: Any, inputs: Mapping[str, Any]) -> dict[str, Array]:
                 f"default value provided. Inputs expected to be in the request {_names(needed)}, "
                 f"or default input alias set: {','.join(sorted(signature.defaults))}"
             )
+        filled += _filled(tensor)
+        if filled > MAX_FILLED_ELEMENTS:
+            raise invalid(f"tensor parsing error: {alias}: more elements than were sent")
         feeds[name] = _array(alias, tensor)
     return feeds
 
 
 def _array(alias: str, tensor: Any) -> Array:
     try:
-        _check_size(tensor)
         array: Array = tf.make_ndarray(tensor)
     except (TypeError, ValueError, KeyError) as error:
         raise invalid(f"tensor parsing error: {alias}") from error
     return np.ascontiguousarray(array).reshape(array.shape)
 
 
-def _check_size(tensor: Any) -> None:
-    """Refuses a shape much larger than what was sent for it, before it is allocated.
+def _filled(tensor: Any) -> int:
+    """How many elements one value stands for, beyond those that were sent.
 
-    A single value may stand for all, so the shape alone could otherwise ask for any memory.
+    The shape alone could otherwise ask for any memory, before anything is computed.
     """
-    elements = math.prod(dim.size for dim in tensor.tensor_shape.dim)
-    if elements > MAX_FILLED_ELEMENTS and elements > tensor.ByteSize():
-        raise ValueError(f"{elements} elements in {tensor.ByteSize()} bytes")
+    elements: int = math.prod(dim.size for dim in tensor.tensor_shape.dim)
+    return max(0, elements - int(tensor.ByteSize()))
 
 
 def _wanted(signature: Any, output_filter: list[str]) -> list[str]:
@@ -223,11 +228,11 @@ def _wanted(signature: Any, output_filter: list[str]) -> list[str]:
     for alias in output_filter:
         if alias not in signature.outputs:
             raise invalid(
-                f"output tensor alias not found in signature: {alias} "
+                f"output tensor alias not found in signature: {cut(alias)} "
                 f"Outputs expected to be in the set {_names(signature.outputs)}."
             )
         if alias in seen:
-            raise invalid(f"duplicate output tensor alias: {alias}")
+            raise invalid(f"duplicate output tensor alias: {cut(alias)}")
         seen.add(alias)
     return output_filter or sorted(signature.outputs)
 

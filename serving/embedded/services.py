@@ -1,5 +1,6 @@
 """PredictionService and ModelService over gRPC, on the registry."""
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,9 +21,12 @@ from serving.embedded.metrics import Metrics
 from serving.embedded.registry import Registry
 from serving.embedded.servable import DEFAULT_SIGNATURE
 from serving.embedded.status import StatusError, abort, invalid
+from tfmacer.text import cut
 
 SIGNATURE_DEF = "signature_def"
 MAX_SECONDS = 1e6
+# That a reload waits for the versions of its models, whatever the caller's patience.
+RELOAD_SECONDS = 300.0
 
 
 class Calls:
@@ -34,6 +38,7 @@ class Calls:
         self.registry = registry
         self.metrics = metrics
         self._tensor_content = tensor_content
+        self._reloading = threading.Lock()
 
     def predict(self, request: Any, *, timeout_ms: int) -> Any:
         """PredictResponse to a PredictRequest; the run is aborted after `timeout_ms` (0 never)."""
@@ -62,7 +67,7 @@ class Calls:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
         for field in request.metadata_field:
             if field != SIGNATURE_DEF:
-                raise invalid(f"Metadata field {field} is not supported")
+                raise invalid(f"Metadata field {cut(field)} is not supported")
         response = get_model_metadata_pb2.GetModelMetadataResponse()
         signatures = get_model_metadata_pb2.SignatureDefMap()
         with self.registry.use(request.model_spec) as (version, servable):
@@ -86,14 +91,27 @@ class Calls:
             status.status.error_message = found.error.message if found.error else ""
         return response
 
-    def reload(self, request: Any, *, timeout: float | None) -> Any:
-        """ReloadConfigResponse: another configuration, loaded before this returns."""
+    def reload(self, request: Any, *, timeout: float | None, wanted: Callable[[], bool]) -> Any:
+        """ReloadConfigResponse: another configuration, loaded before this returns.
+
+        Args:
+          request: a ReloadConfigRequest.
+          timeout: seconds to wait for versions, and no more than `RELOAD_SECONDS`.
+          wanted: whether the caller still waits.
+        """
         if request.config.WhichOneof("config") != "model_config_list":
             raise invalid(
                 "ServerModelConfig type not supported by HandleReloadConfigRequest. "
                 "Only ModelConfigList is currently supported"
             )
-        self.registry.configure(request.config, timeout=timeout)
+        if not self._reloading.acquire(blocking=False):
+            # Each would wait on a thread that other calls need.
+            raise StatusError(grpc.StatusCode.UNAVAILABLE, "another configuration is being loaded")
+        try:
+            limit = RELOAD_SECONDS if timeout is None else min(timeout, RELOAD_SECONDS)
+            self.registry.configure(request.config, timeout=limit, wanted=wanted)
+        finally:
+            self._reloading.release()
         return model_management_pb2.ReloadConfigResponse()
 
 
@@ -138,7 +156,10 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore
     def HandleReloadConfigRequest(self, request: Any, context: grpc.ServicerContext) -> Any:
         """See `Calls.reload`."""
         timeout = _remaining(context)
-        return _answer(context, lambda: self._calls.reload(request, timeout=timeout))
+        return _answer(
+            context,
+            lambda: self._calls.reload(request, timeout=timeout, wanted=context.is_active),
+        )
 
 
 def _remaining(context: grpc.ServicerContext) -> float | None:

@@ -16,6 +16,8 @@ class StatusError(Exception):
     """A refusal or failure: the gRPC status code and TensorFlow Serving's text for it."""
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        if len(message) > _MAX_CHARS:
+            message = message[:_MAX_CHARS] + "...TRUNCATED"
         super().__init__(message)
         self.code = code
         self.message = message
@@ -37,8 +39,5 @@ def runtime_errors() -> Iterator[None]:
 
 def abort(context: grpc.ServicerContext, error: StatusError) -> NoReturn:
     """Ends a gRPC call with the error's status."""
-    text = error.message
-    if len(text) > _MAX_CHARS:
-        text = text[:_MAX_CHARS] + "...TRUNCATED"
-    ended: Any = context.abort(error.code, text)
+    ended: Any = context.abort(error.code, error.message)
     raise AssertionError(f"abort returned {ended}")

@@ -17,6 +17,7 @@ import grpc
 
 from serving.embedded.servable import Servable
 from serving.embedded.status import StatusError
+from tfmacer.text import cut
 
 logger = logging.getLogger(__name__)
 
@@ -112,15 +113,16 @@ class Versions:
           True once there is one, False when every aspired version has failed to load, or after
           `timeout` seconds.
         """
+        with self._changed:
+            self._changed.wait_for(self.settled, timeout)
+            return self._serving(None) is not None
 
-        def settled() -> bool:
+    def settled(self) -> bool:
+        """Whether a version is available, or every aspired one has failed to load."""
+        with self._changed:
             aspired = [self._versions.get(number) for number in self._aspired]
             failed = bool(aspired) and all(v is not None and v.error for v in aspired)
             return failed or self._serving(None) is not None or self._stopping
-
-        with self._changed:
-            self._changed.wait_for(settled, timeout)
-            return self._serving(None) is not None
 
     @contextmanager
     def use(self, version: int | None) -> Iterator[tuple[int, Servable]]:
@@ -237,6 +239,7 @@ class Versions:
 
 def not_found(name: str, version: int | None) -> StatusError:
     """TensorFlow Serving's answer where nothing can be served for a request."""
+    name = cut(name)
     asked = f"Latest({name})" if version is None else f"Specific({name}, {version})"
     return StatusError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {asked}")
 

@@ -1,7 +1,11 @@
 """What a server of ours allows a connection that asks for nothing, or for one place too many."""
 
+import asyncio
 import contextlib
+import errno
 import http.client
+import logging
+import resource
 import socket
 import ssl
 import time
@@ -11,7 +15,7 @@ import pytest
 import trustme
 from authority import issue
 
-from serving.http_server import TLS_SUBJECT, HttpServer
+from serving.http_server import TLS_SUBJECT, HttpServer, _Accepting
 from serving.tls import Tls
 
 PATIENCE = 60.0
@@ -156,3 +160,26 @@ def test_answers_wait_for_no_acknowledgement() -> None:
         assert _answer(line) is not None
     server.stop(1)
     assert delays == [False]
+
+
+def test_descriptors_that_run_out_are_said_once_a_second(caplog) -> None:
+    handler, loop = _Accepting(), asyncio.new_event_loop()
+    trouble = {"message": "out of system resource", "exception": OSError(errno.EMFILE, "too many")}
+    with caplog.at_level(logging.ERROR):
+        for _ in range(1000):
+            handler(loop, trouble)
+        assert len(caplog.records) == 1
+        handler(loop, {"message": "another", "exception": ValueError("x")})
+        assert len(caplog.records) == 2
+    loop.close()
+
+
+def test_fewer_places_where_descriptors_are_few(monkeypatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    port = portpicker.pick_unused_port()
+    server = HttpServer(_app, "127.0.0.1", port, "http_port")
+    server.start()
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.stop, 1)
+        lines = [stack.enter_context(_connect(port)) for _ in range(9)]
+        assert [_answer(line) for line in lines] == [b"nobody"] * 8 + [None]

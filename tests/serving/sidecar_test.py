@@ -1,6 +1,9 @@
 """The sidecar as a process: start, health, reflection, drain; and its flags."""
 
+import contextlib
 import json
+import resource
+import socket
 import subprocess
 import sys
 import time
@@ -116,6 +119,32 @@ def test_metrics_are_for_no_page_of_others(backend, tmp_path: Path) -> None:
             answer = requests.get(url, headers=headers, timeout=60)
             assert answer.status_code == status, headers
             assert ("tfmacer_model_available 1" in answer.text) == (status == 200)
+
+
+def test_silent_connections_leave_descriptors_for_others(backend, tmp_path: Path) -> None:
+    port, metrics, log = (
+        portpicker.pick_unused_port(),
+        portpicker.pick_unused_port(),
+        tmp_path / "l",
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))  # the sidecar inherits it
+        try:
+            flags = _flags(backend, port, f"--metrics_port={metrics}")
+            stack.enter_context(serving("serving.sidecar", *flags, stderr=log))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for number in range(243):
+            source = (f"127.0.0.{2 + number % 8}", 0)
+            where = ("127.0.0.1", metrics)
+            line = socket.create_connection(where, timeout=60, source_address=source)
+            stack.enter_context(line)
+        time.sleep(1.0)
+        channel = stack.enter_context(open_channel(f"127.0.0.1:{port}"))
+        request = pb.CertifyRequest(pixels=PIXELS, n=500)
+        assert CertifierStub(channel).Certify(request, timeout=60).n == 500
+    assert log.stat().st_size < 20_000
 
 
 def test_a_backend_on_this_machine_is_asked_through_no_proxy(

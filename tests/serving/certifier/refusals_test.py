@@ -1,6 +1,7 @@
 """What is refused, with which status, and that the message names field, value and limit."""
 
 import dataclasses
+import logging
 import threading
 
 import grpc
@@ -24,6 +25,22 @@ def _refused(call, request, **kwargs) -> tuple[str, str]:
     with pytest.raises(grpc.RpcError) as caught:
         list(call(request, **kwargs))  # a stream fails where it is read, the others at the call
     return caught.value.code().name, caught.value.details()
+
+
+def test_what_was_sent_is_quoted_in_part(start, caplog) -> None:
+    """Four kilobytes of gzip that are a shape of millions of numbers."""
+    sidecar = start(max_message_bytes=2**23)
+    pixels = pb.Pixels(shape=[1] * 4_000_000, uint8=b"x")
+    with caplog.at_level(logging.INFO):
+        code, text = _refused(
+            sidecar.stub.CertifyStream,
+            pb.CertifyRequest(pixels=pixels),
+            compression=grpc.Compression.Gzip,
+        )
+        sidecar.server.stop(30).wait()
+    assert (code, text[:27]) == ("INVALID_ARGUMENT", "pixels.shape is [1, 1, 1, 1")
+    assert text.endswith("the model takes [4, 4, 1]")
+    assert max(len(record.getMessage()) for record in caplog.records) < 300
 
 
 @pytest.mark.parametrize(

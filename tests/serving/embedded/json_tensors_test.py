@@ -1,12 +1,14 @@
 """REST's JSON, both ways: values, formats, refusals."""
 
 import json
+import tracemalloc
 
+import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from serving.embedded.json_tensors import format_response, parse_request
+from serving.embedded.json_tensors import MAX_VALUES, format_response, parse_request
 from serving.embedded.status import StatusError
 
 
@@ -208,3 +210,40 @@ def test_rows_need_one_batch_size() -> None:
         StatusError, match=r"^Tensor name: z has inconsistent batch size: 1 expecting: 2$"
     ):
         format_response({"y": np.zeros(2), "z": np.zeros(1)}, rows=True)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        ["x" * 10**6],
+        {"inputs": "x" * 10**6},
+        {"inputs": [[1], "y" * 10**6]},
+        {"instances": "z" * 10**6},
+        {"instances": [{"a" * 10**6: 1}]},
+        {"signature_name": [1] * 10**6, "inputs": 1},
+        {"inputs": {"b64": 1, "c": [0] * 10**6}},
+    ],
+)
+def test_what_was_sent_is_quoted_in_part(document) -> None:
+    with pytest.raises(StatusError) as caught:
+        _parse(document, x=tf.float32)
+    assert len(caught.value.message) < 600
+
+
+def test_the_number_of_values_is_bounded_before_they_are_read() -> None:
+    body = b'{"instances": [' + b"0," * MAX_VALUES + b"0]}"
+    with pytest.raises(StatusError, match="at most 4194304 are read") as caught:
+        parse_request(body, _infos(x=tf.float32))
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("item", [b"0", b"[0]", b'{"x": 0}'])
+def test_reading_takes_no_more_memory_than_the_values_need(item: bytes) -> None:
+    rows = 100_000
+    body = b'{"instances": [' + b",".join([item] * rows) + b"]}"
+    tracemalloc.start()
+    _, inputs, _ = parse_request(body, _infos(x=tf.float32))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert tf.make_ndarray(inputs["x"]).size == rows
+    assert peak < rows * 350

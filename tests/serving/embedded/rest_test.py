@@ -1,6 +1,7 @@
 """The REST paths over HTTP."""
 
 import contextlib
+import gzip
 import http.client
 import json
 import socket
@@ -211,3 +212,38 @@ def test_a_port_in_use_is_named(url: str, calls: Calls) -> None:
     app = rest.make_app(calls, timeout_ms=500, metrics_path=None)
     with pytest.raises(UserError, match=r"--rest_api_port=\d+: cannot listen"):
         HttpServer(app, "127.0.0.1", int(url.rpartition(":")[2]), "rest_api_port")
+
+
+def _post(url: str, body: bytes, encoding: str) -> requests.Response:
+    headers = {"content-encoding": encoding}
+    return requests.post(f"{url}/v1/models/halves:predict", data=body, headers=headers, timeout=60)
+
+
+def test_bodies_may_be_gzip(url: str) -> None:
+    body = json.dumps({"instances": [2.0, 4.0]}).encode()
+    answer = _post(url, gzip.compress(body), "gzip")
+    assert (answer.status_code, answer.json()) == (200, {"predictions": [3.0, 4.0]})
+    assert _post(url, body, "identity").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "status", "text"),
+    [
+        (b"{}", "gzip", 400, "the body is not gzip"),
+        (gzip.compress(b"{}")[:-6], "gzip", 400, "the body is not gzip: it ends too early"),
+        (gzip.compress(b" " * (MAX_BODY_BYTES + 1)), "gzip", 413, "is larger than 67108864 bytes"),
+        (b"{}", "br" * 500, 415, "is not supported, only gzip"),
+    ],
+)
+def test_bodies_that_cannot_be_unpacked(url: str, body, encoding, status, text) -> None:
+    answer = _post(url, body, encoding)
+    assert answer.status_code == status
+    assert text in answer.json()["error"]
+    assert len(answer.text) < 400
+
+
+def test_errors_quote_a_part_of_the_body(url: str) -> None:
+    body = {"inputs": "x" * 5_000_000}
+    answer = requests.post(f"{url}/v1/models/halves:predict", json=body, timeout=60)
+    assert answer.status_code == 400
+    assert len(answer.text) < 600

@@ -118,9 +118,29 @@ def test_a_tensor_that_contradicts_itself_is_named(servable: Servable, broken) -
 
 def test_a_declared_shape_is_not_allocated(servable: Servable) -> None:
     proto = tf.make_tensor_proto(np.zeros(1, np.float32))
-    proto.tensor_shape.dim[0].size = 2**50
-    with pytest.raises(StatusError, match="tensor parsing error: x"):
-        servable.predict("", {"x": proto})
+    for size in (2**50, 2**21):
+        proto.tensor_shape.dim[0].size = size
+        with pytest.raises(StatusError, match="tensor parsing error: x"):
+            servable.predict("", {"x": proto})
+
+
+def test_one_value_may_stand_for_many(servable: Servable) -> None:
+    proto = tf.make_tensor_proto(2.0, tf.float32, [2**20])
+    assert proto.ByteSize() < 40
+    answer = servable.predict("", {"x": proto})["y"]
+    assert answer.shape == (2**20,)
+    assert set(answer) == {3.0}
+
+
+def test_names_of_the_caller_are_cut(servable: Servable) -> None:
+    for signature, inputs, filters in (
+        ("s" * 10**6, {"x": X}, []),
+        ("", {"x" * 10**6: X, "x": X}, []),
+        ("", {"x": X}, ["y" * 10**6]),
+    ):
+        with pytest.raises(StatusError) as caught:
+            servable.predict(signature, inputs, filters)
+        assert len(caught.value.message) < 600
 
 
 def test_a_run_is_aborted_at_its_deadline(servable: Servable) -> None:
