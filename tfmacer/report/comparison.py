@@ -1,6 +1,7 @@
 """Several runs side by side: their names, paired differences, groups, and what to be wary of."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -10,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import optimize, stats
 
 from tfmacer.errors import UserError
 from tfmacer.records.falsifications import Falsification
 from tfmacer.records.logs import Log, check_rows
-from tfmacer.report.summary import CONFIDENCE, NORMS, Estimate, Run, mean_estimate
+from tfmacer.report.summary import NORMS, Estimate, Run, mean_difference
 from tfmacer.text import one_line, visible
 
 # Two unrelated orders of ten classes agree on this many labels with probability 1e-20.
@@ -25,6 +26,8 @@ _SEED = re.compile(r"[-_.]?seed[-_=]?\d+", re.IGNORECASE)
 _COMPARED = ("dataset", "split", "n", "n0", "alpha", "sigma", "noise_family", "noise_params",
              "bound", "bilateral", "stop", "precision")  # fmt: skip
 _FEW_IMAGES = 10_000
+# Whose normal quantile makes score intervals of at least 95 %.
+_SCORE_CONFIDENCE = 0.97
 
 
 def name_runs(logs: Sequence[Log]) -> list[Run]:
@@ -102,7 +105,7 @@ def _difference(first: Run, second: Run, radii: Sequence[float]) -> Difference |
         len(common),
         None
         if first.acr is None or second.acr is None
-        else mean_estimate(first.radii[mine] - second.radii[theirs]),
+        else mean_difference(first.radii[mine] - second.radii[theirs]),
         {
             r: None
             if first.certified(r) is None or second.certified(r) is None
@@ -116,19 +119,37 @@ def _difference(first: Run, second: Run, radii: Sequence[float]) -> Difference |
 
 
 def paired_shares(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> Estimate:
-    """Difference of two shares of the same images, first minus second.
+    """Difference of two shares of the same images, first minus second, with its interval."""
+    gained, lost = int(np.sum(first & ~second)), int(np.sum(second & ~first))
+    low = _least_difference(gained, lost, len(first))
+    high = -_least_difference(lost, gained, len(first))
+    return Estimate((gained - lost) / len(first), low, high)
 
-    The interval is Wald's with half an image added to each of the four cells (Agresti & Min,
-    Statistics in Medicine 2005), so that it has a width also where the two never differ.
+
+@functools.cache
+def _least_difference(gained: int, lost: int, total: int) -> float:
+    """Lower end of Tango's score interval for the difference of two paired shares.
+
+    The differences d at which (gained - lost - n d)^2 is no more than z^2 times its variance
+    n (2 q + d (1 - d)), with q the likeliest share of images lost among those at which the share
+    gained is q + d (Tango, Statistics in Medicine 1998). At the normal quantile of 95 % this covers
+    as little as 93 %, where a few images differ; at that of 97 %, taken here, never less than
+    95 % from ten images on, counted over all outcomes.
     """
-    gained = float(np.sum(first & ~second)) + 0.5
-    lost = float(np.sum(second & ~first)) + 0.5
-    total = len(first) + 2.0
-    middle = (gained - lost) / total
-    variance = (gained + lost) / total - middle**2
-    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt(variance / total)
-    value = float(np.mean(first) - np.mean(second))
-    return Estimate(value, middle - half, middle + half)
+    z = float(stats.norm.ppf((1 + _SCORE_CONFIDENCE) / 2))
+
+    def excess(d: float) -> float:
+        b = (2 * total - gained + lost) * d - gained - lost
+        root = math.sqrt(max(b * b + 8 * total * lost * d * (1 - d), 0.0))
+        q = (root - b) / (4 * total)
+        variance = total * max(2 * q + d * (1 - d), 0.0)
+        return float((gained - lost - total * d) ** 2 - z * z * variance)
+
+    found = (gained - lost) / total
+    if found == -1:
+        return -1.0
+    # Just below what was found: there the variance is not 0.
+    return float(optimize.brentq(excess, -1.0, found - 1e-9, xtol=1e-12))
 
 
 def _same_images(first: Run, second: Run, common: int) -> bool:

@@ -108,7 +108,7 @@ class Run:
     @property
     def acr(self) -> Estimate | None:
         """Average certified radius; None where radii were cut short by `stop=decide`."""
-        return None if self.decides is not None else mean_estimate(self.radii)
+        return None if self.decides is not None else mean_radius(self.radii)
 
     @property
     def standard_error(self) -> float:
@@ -233,12 +233,32 @@ def share_interval(counts: npt.NDArray[np.int64], total: int) -> tuple[Floats, F
     return np.where(counts > 0, low, 0.0), np.where(counts < total, high, 1.0)
 
 
-def mean_estimate(values: Floats) -> Estimate | None:
-    """A mean with its Student interval; None without values."""
+def mean_radius(radii: Floats) -> Estimate | None:
+    """An average certified radius with its interval; None without radii."""
+    found = _mean(radii, 0.0, float(np.max(radii, initial=0.0)))
+    return found and dataclasses.replace(found, low=max(found.low, 0.0))
+
+
+def mean_difference(differences: Floats) -> Estimate | None:
+    """A mean of differences of radii on the same images, likewise."""
+    largest = float(np.max(np.abs(differences), initial=0.0))
+    return _mean(differences, -largest, largest)
+
+
+def _mean(values: Floats, low: float, high: float) -> Estimate | None:
+    """A mean with an interval that holds for few and skewed values; none for one value.
+
+    Student's interval takes most of its width from rare values, a few wrong images among many that
+    all reach the largest radius, and few images may show none: in place of 95 % it was seen to
+    cover 58 % of the time at 20 images and 91 % at 200. With two further values, the ends of what
+    was seen, it holds, as docs/method.md has it; what they add fades with the number of images.
+    """
     if not len(values):
         return None
     mean = float(np.mean(values))
     if len(values) < 2:
         return Estimate(mean, float("nan"), float("nan"))
-    half = float(stats.sem(values) * stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    return Estimate(mean, mean - half, mean + half)
+    more = np.append(values, [low, high])
+    middle = float(np.mean(more))
+    half = float(stats.sem(more) * stats.t.ppf((1 + CONFIDENCE) / 2, len(more) - 1))
+    return Estimate(mean, middle - half, middle + half)

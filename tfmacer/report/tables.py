@@ -96,8 +96,9 @@ def results(runs: Sequence[Run], radii: Sequence[float]) -> Table:
         "Certified accuracy",
         "Certified accuracy (%) is the share of images whose certified class is the true one with "
         f"a certified {_norms(runs)} radius of at least r; ACR is the mean of radius x correct. "
-        "The intervals are of 95 %, for the choice of images: Clopper-Pearson for shares, Student "
-        "for ACR."
+        "The intervals are of 95 %, for the choice of images, their ends rounded outward: "
+        "Clopper-Pearson for shares, Student's with two further values for ACR, which holds from "
+        "10 images on."
         + (_DECIDES if any(run.decides is not None for run in runs) else "")
         + (_CONVERTED if any(run.converted for run in runs) else ""),
         (
@@ -129,8 +130,9 @@ def differences(pairs: Sequence[Difference], radii: Sequence[float]) -> Table:
     return Table(
         "Paired differences",
         "A run minus one named before it, on the images that both certified: ACR, and certified "
-        "accuracy in percentage points. A paired 95 % interval (Student for ACR, Agresti-Min for "
-        "shares) without 0 is a difference that the choice of images does not explain.",
+        "accuracy in percentage points. A paired 95 % interval (Student's with two further values "
+        "for ACR, which holds from 200 images on, Tango's score interval for shares) without 0 is "
+        "a difference that the choice of images does not explain.",
         (
             "run",
             "minus",
@@ -184,7 +186,7 @@ def dataset_bounds(runs: Sequence[Run], radii: Sequence[float], risk: float = RI
         "Dataset-level lower bound",
         "Each certificate is wrong with probability at most alpha. With probability "
         f"{1 - risk:.1%} over the noise, the smoothed classifier's certified accuracy (%) on "
-        "exactly these images is at least this.",
+        "exactly these images is at least this, rounded down.",
         (
             "run",
             "images",

@@ -3,7 +3,7 @@ from pathlib import Path
 import made_logs
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, special, stats
 
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
@@ -58,8 +58,10 @@ def test_differences_are_paired_by_image(tmp_path):
         run.name: [r.radius * r.correct for r in run.log.records if r.idx in common]
         for run in (first, second)
     }
-    test = stats.ttest_rel(radius["second"], radius["first"])
-    interval = test.confidence_interval(0.95)
+    by_image = np.subtract(radius["second"], radius["first"])
+    # Student's interval with two more images: the largest difference in either direction.
+    more = [*by_image, max(abs(by_image)), -max(abs(by_image))]
+    interval = stats.ttest_1samp(more, 0).confidence_interval(0.95)
     assert difference.acr.value == pytest.approx(
         np.mean(radius["second"]) - np.mean(radius["first"])
     )
@@ -108,15 +110,41 @@ def test_decide_runs_are_compared_at_their_radius_alone(tmp_path):
     assert pair.certified[0.3] is not None
 
 
-def test_paired_shares_by_hand():
-    """Agresti and Min's interval for 10 images, 3 gained, 1 lost: cells 3.5 and 1.5 of 12."""
-    first = np.array([1, 1, 1, 1, 1, 1, 1, 0, 0, 0], bool)
-    second = np.array([1, 1, 1, 1, 0, 0, 0, 1, 0, 0], bool)
-    found = paired_shares(first, second)
-    assert found.value == pytest.approx(0.2)
-    middle = 2 / 12
-    half = 1.959964 * np.sqrt((5 / 12 - middle**2) / 12)
-    assert (found.low, found.high) == pytest.approx((middle - half, middle + half), rel=1e-6)
+def shares(gained, lost, total):
+    """As many images as that, of which the first run alone certifies some and the second some."""
+    first = np.arange(total) < gained
+    second = (np.arange(total) >= gained) & (np.arange(total) < gained + lost)
+    return paired_shares(first, second)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "total"), [(3, 1, 10), (0, 0, 50), (12, 2, 50), (0, 7, 20), (80, 95, 2000)]
+)
+def test_paired_shares_have_score_intervals(gained, lost, total):
+    """At each end d, the score statistic is the quantile, with the likeliest q found by search."""
+    found = shares(gained, lost, total)
+    assert found.value == pytest.approx((gained - lost) / total)
+
+    def statistic(d):
+        def cost(q):
+            return -(
+                special.xlogy(gained, q + d)
+                + special.xlogy(lost, q)
+                + special.xlogy(total - gained - lost, 1 - 2 * q - d)
+            )
+
+        span = (max(0.0, -d), (1 - d) / 2)
+        q = optimize.minimize_scalar(cost, bounds=span, options={"xatol": 1e-13}).x
+        return (gained - lost - total * d) / np.sqrt(total * (2 * q + d - d**2))
+
+    quantile = stats.norm.ppf(0.985)
+    assert statistic(found.low) == pytest.approx(quantile, rel=1e-4)
+    assert statistic(found.high) == pytest.approx(-quantile, rel=1e-4)
+
+
+def test_paired_shares_at_the_ends():
+    assert 0 < shares(10, 0, 10).low < shares(10, 0, 10).high == 1
+    assert -1 == shares(0, 10, 10).low < shares(0, 10, 10).high < 0
 
 
 def test_paired_shares_that_never_differ_still_have_a_width():
@@ -127,18 +155,26 @@ def test_paired_shares_that_never_differ_still_have_a_width():
     assert found.high > 0.01
 
 
-def test_paired_shares_cover_the_truth():
-    """P(first only) = 0.15, P(second only) = 0.05: the truth is +0.1; 95 % of 2000 intervals.
-
-    The binomial standard deviation of the coverage is 0.5 %; four of them are allowed.
-    """
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(2000):
-        outcome = rng.choice(4, 100, p=[0.15, 0.05, 0.5, 0.3])
-        found = paired_shares(np.isin(outcome, (0, 2)), np.isin(outcome, (1, 2)))
-        covered += found.low <= 0.1 <= found.high
-    assert covered / 2000 > 0.93
+@pytest.mark.parametrize("total", [10, 20, 50, 100])
+def test_paired_shares_cover_the_truth(total):
+    """Exactly, over all outcomes, at shares of every size; Agresti-Min's cover down to 0.862."""
+    outcomes = [(b, c) for b in range(total + 1) for c in range(total + 1 - b)]
+    ends = np.array([(e.low, e.high) for e in (shares(b, c, total) for b, c in outcomes)])
+    b, c = np.array(outcomes).T
+    few = np.array([0.05, 0.2, 0.5, 1, 1.5, 2, 3, 4, 5, 6.5, 8, 10]) / total
+    values = np.unique(np.concatenate([few[few < 0.5], np.linspace(0.05, 0.9, 12)]))
+    covered = []
+    for gained in values:
+        for lost in values[values <= gained]:
+            if gained + lost <= 1:
+                cells = np.array([gained, lost, max(1 - gained - lost, 0.0)])
+                table = np.stack([b, c, total - b - c], 1)
+                chance = stats.multinomial.pmf(table, total, cells / cells.sum())
+                truth = gained - lost
+                inside = (ends[:, 0] <= truth + 1e-12) & (truth <= ends[:, 1] + 1e-12)
+                covered.append(chance[inside].sum())
+    assert min(covered) >= 0.95
+    assert np.median(covered) < 0.985  # and is not much wider than it must be
 
 
 def test_runs_that_differ_in_a_seed_alone_are_grouped(tmp_path):
