@@ -109,7 +109,7 @@ def table(study: Study, runs: Mapping[str, Run]) -> Table:
 
 
 def _cells(measure: Measure, is_acr: bool) -> tuple[Cell, Cell]:
-    decimals, scale = (3, 1.0) if is_acr else (1, 100.0)
+    decimals, scale = (3, 1) if is_acr else (1, 100)
     theirs = "below" if measure.below else ABSENT
     if measure.theirs is not None:
         theirs = f"{scale * measure.theirs:+.{decimals}f}".replace("-", MINUS)
