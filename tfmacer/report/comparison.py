@@ -16,6 +16,7 @@ from scipy import optimize, stats
 from tfmacer.errors import UserError
 from tfmacer.records.falsifications import Falsification
 from tfmacer.records.logs import Log, check_rows
+from tfmacer.report.copies import repeated, repetitions
 from tfmacer.report.summary import NORMS, Estimate, Run, mean_difference
 from tfmacer.text import one_line, visible
 
@@ -81,12 +82,13 @@ class Difference:
 def paired_differences(runs: Sequence[Run], radii: Sequence[float]) -> list[Difference]:
     """Differences between every two runs that certified the same images, later minus earlier.
 
-    Radii in different norms have no difference.
+    Radii in different norms have no difference, and a run has none from its own copy.
     """
     return [
         difference
         for second, first in itertools.combinations(runs, 2)
-        if (difference := _difference(first, second, radii)) is not None
+        if not repeated(first, second)
+        and (difference := _difference(first, second, radii)) is not None
     ]
 
 
@@ -181,16 +183,23 @@ def seed_groups(runs: Sequence[Run]) -> list[Group]:
     """Groups the runs that differ only in a seed.
 
     Those are logs of one model drawn with other seeds, and logs whose paths differ in nothing but
-    a part like `seed1` and whose settings in nothing but the model.
+    a part like `seed1` and whose settings in nothing but the model. A copy of a log is no further
+    seed.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(_without_seed(run), []).append(run)
+    distinct = (_without_copies(members) for members in groups.values())
     return [
         Group(_SEED.sub("", members[0].name).strip("/-_.") or members[0].name, tuple(members))
-        for members in groups.values()
+        for members in distinct
         if len(members) > 1
     ]
+
+
+def _without_copies(runs: Sequence[Run]) -> list[Run]:
+    copied = {id(each.run) for each in repetitions(runs)}
+    return [run for run in runs if id(run) not in copied]
 
 
 def _without_seed(run: Run) -> str:
@@ -212,6 +221,12 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     both_norms = any(run.converted for run in runs)
     runs = [run for run in runs if not run.converted]
     texts: dict[str, list[str]] = {}
+    for each in repetitions(runs):
+        text = (
+            f"repeats {each.of.name} on {each.images:,} images (the same rows, or the same draws): "
+            "no further seed, and not compared with it"
+        )
+        texts.setdefault(text, []).append(each.run.name)
     for run in runs:
         for text in _run_warnings(run):
             texts.setdefault(text, []).append(run.name)

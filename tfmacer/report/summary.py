@@ -26,6 +26,9 @@ CONFIDENCE = 0.95
 NORMS = {"l2": "l2", "linf": "l-infinity"}
 
 Floats = npt.NDArray[np.float64]
+_ROW = np.dtype(
+    [("idx", "i8"), ("label", "i8"), ("predict", "i8"), ("radius", "f8"), ("correct", "?")]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +82,12 @@ class Run:
         )
         name = f"{self.name}, l2 / sqrt(d)"
         return Run(name, dataclasses.replace(self.log, records=records), converted=True)
+
+    @functools.cached_property
+    def rows(self) -> npt.NDArray[np.void]:
+        """All records, by idx, in the columns that published logs have but for the time."""
+        kept = [(r.idx, r.label, r.predict, r.radius, r.correct) for r in self.log.records]
+        return np.array(kept, _ROW)
 
     @functools.cached_property
     def idx(self) -> npt.NDArray[np.int64]:
