@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tensorflow.core.framework import graph_pb2, node_def_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
-from tensorflow.python.framework import op_def_registry
+
+from tfmacer.votes.admission import objections
 
 # Stateful random ops replay their stream in every process once a seed is baked in; generator ops
 # do so always.
@@ -14,13 +15,6 @@ _SEED_ATTRIBUTES = ("seed", "seed2")
 _GENERATOR_OP = re.compile(
     r"^(Rng|StatefulRandom|StatefulUniform|StatefulStandardNormal|StatefulTrunc)"
 )
-# Ops that reach outside the graph, or need code that a model server does not have. The saver's
-# own reading and writing of variables is exempt by name.
-_DENIED = re.compile(
-    r"^(PyFunc\w*|EagerPyFunc|ReadFile|WriteFile|Print\w*|XlaCallModule|Save\w*|Restore\w*|"
-    r"TensorArray\w*Write2File|Immutable\w*)$"
-)
-_SAVER = {"SaveV2", "RestoreV2", "ShardedFilename", "MergeV2Checkpoints"}
 _SAVER_FUNCTION = re.compile(r"^__inference__traced_(save|restore)_")
 
 
@@ -37,7 +31,8 @@ def lint(directory: Path, num_variables: int) -> list[str]:
     saved = saved_model_pb2.SavedModel()
     saved.ParseFromString((directory / "saved_model.pb").read_bytes())
     meta = saved.meta_graphs[0]
-    findings = [f for node in _nodes(meta.graph_def) for f in _node_findings(node)]
+    findings = objections(directory)
+    findings += [f for node in _nodes(meta.graph_def) for f in _node_findings(node)]
     pinned = [node for node in _movable(meta.graph_def) if node.device]
     if pinned:
         first = f"{pinned[0].name} to {pinned[0].device}"
@@ -68,10 +63,6 @@ def _node_findings(node: node_def_pb2.NodeDef) -> Iterator[str]:
     is_random = node.op.startswith("Random") or node.op in ("Multinomial", "TruncatedNormal")
     if is_random and any(node.attr[name].i for name in _SEED_ATTRIBUTES if name in node.attr):
         yield f"{node.name}: {node.op} has a seed baked in"
-    if _DENIED.match(node.op) and node.op not in _SAVER:
-        yield f"{node.name}: {node.op} does not run in a model server"
-    if op_def_registry.get(node.op) is None and not node.op.startswith("__inference"):
-        yield f"{node.name}: {node.op} is not a core TensorFlow op"
 
 
 def _signature_findings(name: str, signature: meta_graph_pb2.SignatureDef) -> Iterator[str]:

@@ -30,7 +30,8 @@ def log_lines(level: int = logging.INFO) -> None:
     """Sends every logger's records to standard error, as lines."""
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler])
+    # Whatever was imported may have set up its own before.
+    logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 class Stop:

@@ -124,6 +124,13 @@ _WARMUP = flags.DEFINE_bool(
     "Replay assets.extra/tf_serving_warmup_requests at load.",
     flag_values=FLAGS,
 )
+_ANY_OPS = flags.DEFINE_bool(
+    "allow_any_ops",
+    False,
+    "Load graphs that do more than compute: such a graph reads and writes files, and runs code, as "
+    "this process. Only for models of people whose programs you would run.",
+    flag_values=FLAGS,
+)
 _INTRA = flags.DEFINE_integer(
     "tensorflow_intra_op_parallelism",
     1,
@@ -285,7 +292,9 @@ def _registry() -> "Registry":
     )
 
     def load(path: Path) -> Servable:
-        servable = Servable(path, threads)
+        if _ANY_OPS.value:
+            logger.warning("--allow_any_ops: %s is loaded whatever it does", path)
+        servable = Servable(path, threads, any_ops=_ANY_OPS.value)
         if _WARMUP.value:
             try:
                 servable.warm_up(path)

@@ -22,7 +22,9 @@ from tensorflow.python.client import pywrap_tf_session
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from serving.embedded.status import StatusError, invalid, runtime_errors
+from tfmacer.errors import UserError
 from tfmacer.text import cut
+from tfmacer.votes.admission import check_saved_model
 
 DEFAULT_SIGNATURE = "serving_default"
 WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
@@ -45,14 +47,25 @@ class Threads:
 class Servable:
     """A SavedModel version ready to answer. Thread-safe; `close` only when no call is under way."""
 
-    def __init__(self, path: Path, threads: Threads) -> None:
+    def __init__(self, path: Path, threads: Threads, *, any_ops: bool = False) -> None:
         """Loads the SavedModel's `serve` graph, restores its variables and runs its init op.
 
+        Args:
+          path: the version directory.
+          threads: of the session.
+          any_ops: whether the graph may do more than compute, such as read and write files.
+
         Raises:
-          StatusError: TensorFlow refuses it.
-          OSError: `saved_model.pb` is missing or cannot be parsed.
+          StatusError: FAILED_PRECONDITION, it would do more than compute, or cannot be read; or
+            TensorFlow refuses it.
+          OSError: what it needs is missing.
           ValueError: there is no graph tagged `serve`.
         """
+        if not any_ops:
+            try:
+                check_saved_model(path)
+            except UserError as error:
+                raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from error
         graph = tf.Graph()
         config = tf.compat.v1.ConfigProto(
             intra_op_parallelism_threads=threads.intra_op,

@@ -141,6 +141,27 @@ def test_a_broken_export_fails_the_start_with_its_reason(tmp_path: Path) -> None
     )
 
 
+def test_a_graph_that_writes_files_is_served_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    import models_that_write
+
+    models_that_write.initializing(tmp_path / "m" / "1", str(tmp_path / "theirs"))
+    log = tmp_path / "log"
+    flags = [f"--model_base_path={tmp_path / 'm'}", "--model_name=m", "--max_num_load_retries=0"]
+    flags.append(f"--port={portpicker.pick_unused_port()}")
+    with (
+        pytest.raises(AssertionError),
+        serving("serving.model_server", *flags, stderr=log),
+    ):
+        pass
+    line = log.read_text().splitlines()[-1]
+    assert "a model may only compute: SaveV2 outside the saver (function __infer" in line
+    assert not list(tmp_path.glob("theirs*"))
+    with serving("serving.model_server", *flags, "--allow_any_ops", stderr=log):
+        pass
+    assert f"WARNING --allow_any_ops: {tmp_path}/m/1 is loaded whatever it does" in log.read_text()
+    assert list(tmp_path.glob("theirs*"))
+
+
 @pytest.mark.parametrize(
     ("flags", "status", "text"),
     [

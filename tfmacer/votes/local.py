@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfmacer.errors import UserError
 from tfmacer.records.runs import Smoothing
 from tfmacer.votes import noise
+from tfmacer.votes.admission import check_saved_model
 from tfmacer.votes.counting import count_votes, inference
 from tfmacer.votes.models import load_run
 from tfmacer.votes.source import Images, Seeds, Votes
@@ -120,16 +121,26 @@ class SavedModelVotes(_LocalVotes):
     """Votes of an exported model, through its own signatures."""
 
     def __init__(self, directory: str | Path) -> None:
+        """Loads the model, after it was seen that it only computes.
+
+        Args:
+          directory: a version directory, or its parent (newest).
+
+        Raises:
+          UserError: there is none, it may not be loaded, or it is no export of tfmacer.
+        """
         self._directory = newest_version(Path(directory))
-        self._model = tf.saved_model.load(str(self._directory))
-        missing = {"sample_under_noise", "logits", "tfmacer_info"} - set(self._model.signatures)
-        if missing:
-            raise UserError(
-                f"{self._directory}: not an export of tfmacer, "
-                f"it has no signature {', '.join(sorted(missing))}"
-            )
-        info = self._model.signatures["tfmacer_info"](probe=tf.zeros([1], tf.int32))
-        text = info["smoothing"].numpy()[0].decode()
+        check_saved_model(self._directory)
+        try:
+            self._model = tf.saved_model.load(str(self._directory))
+            missing = {"sample_under_noise", "logits", "tfmacer_info"} - set(self._model.signatures)
+            if missing:
+                raise UserError(f"it has no signature {', '.join(sorted(missing))}")
+            info = self._model.signatures["tfmacer_info"](probe=tf.zeros([1], tf.int32))
+            text = info["smoothing"].numpy()[0].decode()
+        # What a file can make TensorFlow raise has no end; the remedy is the same.
+        except Exception as error:
+            raise UserError(f"{self._directory}: not an export of tfmacer: {error}") from error
         super().__init__(Smoothing.from_json(text, origin=str(self._directory)))
 
     def sample(
