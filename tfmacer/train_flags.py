@@ -61,15 +61,24 @@ _float("lambda", None, "Weight of the robustness term (smoothmix: its paper's et
 _enum(
     "lambda_schedule",
     None,
-    ["constant", "deferred", "linear"],
-    "deferred: 0 until the first rate decay; linear: grows over --lambda_warmup_epochs.",
+    ["constant", "deferred", "linear", "by_epoch"],
+    "deferred: 0 until the first rate decay; linear, by_epoch: grows over --lambda_warmup_epochs, "
+    "step by step from 0 or once an epoch from a first share.",
 )
-_float("lambda_warmup_epochs", None, "Length of --lambda_schedule=linear.")
+_float("lambda_warmup_epochs", None, "Length of --lambda_schedule=linear or by_epoch.")
 _float("gamma", None, "macer: hinge on the difference of the two quantiles.")
 _float("beta", None, "macer: inverse temperature of the robustness term.")
 _float("eta", None, "consistency: weight of the entropy.")
 _enum("consistency_loss", None, ["default", "kl", "mse"], "consistency: form of the term.")
 _enum("attack", None, ["pgd", "ddn"], "smoothadv: how adversarial images are looked for.")
+_enum(
+    "attack_code",
+    None,
+    ["salman", "jeong"],
+    "smoothadv: whose code pgd follows. salman: pixels are clipped to [0, 1] before the change is "
+    "projected, steps are of full length; jeong: after it, and steps are shorter the surer an "
+    "image is. Default: salman; of smoothadv_consistency, jeong.",
+)
 _integer("attack_steps", None, "smoothadv, smoothmix: steps of the attack.", 1)
 _float("attack_step_size", None, "smoothmix: l2 length of a step of the attack (alpha).")
 _float(
@@ -78,7 +87,7 @@ _float(
     "smoothadv: l2 bound on the attack, for pixels in [0, 1]; smoothmix: on its one-step adversary "
     "in place of the image, 0 for the image.",
 )
-_float("epsilon_warmup_epochs", None, "Epochs in which epsilon grows from 0.")
+_float("epsilon_warmup_epochs", None, "Epochs in which epsilon grows, once in each.")
 _string("augmentation", None, "none, crop, crop_flip or resized_crop_flip.")
 _integer("epochs", 90, "Epochs in all.", 1)
 _integer("batch_size", 64, "Images in a step.", 1)
@@ -137,6 +146,7 @@ OBJECTIVE_FLAGS = {
     "eta": "eta",
     "consistency_loss": "form",
     "attack": "attack",
+    "attack_code": "code",
     "attack_steps": "steps",
     "attack_step_size": "step_size",
     "epsilon": "epsilon",
@@ -271,7 +281,7 @@ def _epsilon(steps: int) -> Any:
     from tfmacer.training import schedules
 
     _fill("epsilon_warmup_epochs", EPSILON_WARMUP_EPOCHS)
-    return schedules.linear(get("epsilon"), round(get("epsilon_warmup_epochs") * steps))
+    return schedules.by_epoch(get("epsilon"), get("epsilon_warmup_epochs"), steps)
 
 
 def _weight(objective: str, steps: int) -> Any:
@@ -285,10 +295,15 @@ def _weight(objective: str, steps: int) -> Any:
         if get("lambda_schedule") == published.schedule:
             _fill("lambda_warmup_epochs", published.warmup_epochs)
     kind = FLAGS["lambda_schedule"].value = get("lambda_schedule") or "constant"
-    if (kind == "linear") != (get("lambda_warmup_epochs") is not None):
-        raise UserError("--lambda_warmup_epochs goes with --lambda_schedule=linear, and only there")
+    length = get("lambda_warmup_epochs")
+    if (kind in ("linear", "by_epoch")) != (length is not None):
+        raise UserError(
+            "--lambda_warmup_epochs goes with --lambda_schedule=linear or by_epoch, and only there"
+        )
     if kind == "linear":
-        return schedules.linear(get("lambda"), round(get("lambda_warmup_epochs") * steps))
+        return schedules.linear(get("lambda"), round(length * steps))
+    if kind == "by_epoch":
+        return schedules.by_epoch(get("lambda"), length, steps)
     if kind == "constant":
         return schedules.constant(get("lambda"))
     if not decay_epochs():

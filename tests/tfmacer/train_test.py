@@ -353,6 +353,7 @@ def test_two_processes_never_train_in_one_directory(tiny, tmp_path, capsys):
         (["--epsilon=-1"], "--epsilon must be 0 or more and finite, got -1.0"),
         (["--epsilon_warmup_epochs=nan"], "--epsilon_warmup_epochs must be 0 or more"),
         (["--attack=fgsm"], "attack"),
+        (["--attack_code=jeong"], "--attack_code has no meaning for --objective=macer"),
         (["--attack_steps=0"], "attack_steps"),
         (["--attack_step_size=0"], "--attack_step_size must be positive"),
         (["--dataset=mnist5k", "--train_split=tain"], "must be train or test for mnist5k.*'tain'"),
@@ -453,9 +454,10 @@ def test_smoothadv_as_published(file, sigma, epsilon, steps, copies, weight, mon
         _, found, values = _resolved(
             [f"--flagfile={file}", f"--objective={name}", f"--sigma={sigma}"]
         )
-        assert [float(found.epsilon(i)) for i in (0, 50, 100, 999)] == pytest.approx(
-            [0.0, epsilon / 2, epsilon, epsilon]
+        assert [float(found.epsilon(i)) for i in (0, 9, 50, 100, 999)] == pytest.approx(
+            [0.1 * epsilon, 0.1 * epsilon, 0.6 * epsilon, epsilon, epsilon]
         )
+        assert found.code == ("salman" if name == "smoothadv" else "jeong")
         assert (found.attack, found.steps, values["num_noise"]) == ("pgd", steps, copies)
         expected = 0.0 if name == "smoothadv" else weight
         assert float(found.weight_at(0)) == expected
@@ -471,7 +473,7 @@ def test_smoothmix_as_published(file, sigma, steps, size, copies, monkeypatch):
     arguments = [f"--flagfile={file}", "--objective=smoothmix", f"--sigma={sigma}"]
     _, found, values = _resolved(arguments)
     assert (found.steps, found.step_size, values["num_noise"]) == (steps, size, copies)
-    assert [float(found.weight_at(i)) for i in (0, 50, 100, 999)] == [0.0, 2.5, 5.0, 5.0]
+    assert [float(found.weight_at(i)) for i in (0, 50, 100, 999)] == [0.5, 3.0, 5.0, 5.0]
     assert float(found.epsilon(999)) == 0.0
     _, found, _ = _resolved([*arguments, "--lambda_schedule=constant"])
     assert float(found.weight_at(0)) == 5.0

@@ -43,18 +43,29 @@ def pgd(
     steps: int,
     seed: tf.Tensor,
     clip: bool = True,
+    clip_first: bool = False,
+    damped: bool = False,
 ) -> tf.Tensor:
     """Projected gradient descent: `steps` steps of length 2 epsilon / steps, projected after each.
 
-    Salman et al.'s first attack. Where pixels meet the ends of [0, 1], the ball comes first, as
-    in Jeong and Shin's code; in Salman et al.'s it comes last.
+    Salman et al.'s first attack. In their code steps are of full length and pixels are clipped
+    before the change is projected (`clip_first`); in Jeong and Shin's steps are `damped`, and
+    pixels are clipped after it.
+
+    `clip_first`, beside the arguments of all attacks, says which of the two comes first, where
+    there is any clipping. `damped`: the slope of the cross-entropy, meant over the images, is
+    divided by its norm + 1e-8; where the classifier is so sure that the slope is of that size,
+    steps are short. Full steps there follow a slope that the authors' code loses to rounding.
     """
     epsilon = tf.cast(epsilon, images.dtype)
 
     def step(i: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor]:
-        _, slope = _slope(network, x, labels, noise)
-        x += 2 * epsilon / steps * _unit(slope, seed, i)
-        return (project(x, images, epsilon, clip=clip),)
+        _, slope, factor = _slope(network, x, labels, noise)
+        factor /= tf.cast(tf.shape(x)[0], x.dtype)
+        x += 2 * epsilon / steps * (_damped(slope, factor) if damped else _unit(slope, seed, i))
+        if clip_first:
+            x = _in_range(x, clip)
+        return (project(x, images, epsilon, clip=clip and not clip_first),)
 
     return tf.stop_gradient(_repeat(step, steps, images)[0])
 
@@ -77,7 +88,7 @@ def pgd_linf(
     epsilon = tf.cast(epsilon, images.dtype)
 
     def step(i: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor]:
-        _, slope = _slope(network, x, labels, noise)
+        _, slope, _ = _slope(network, x, labels, noise)
         x += 2 * epsilon / steps * tf.sign(_unit(slope, seed, i))
         x = tf.clip_by_value(x, images - epsilon, images + epsilon)
         return (_in_range(x, clip),)
@@ -116,14 +127,15 @@ def ddn(
         farthest = tf.fill(tf.shape(farthest), tf.as_dtype(images.dtype).max)
 
     def step(i: tf.Tensor, x: tf.Tensor, norm: tf.Tensor, best: tf.Tensor, least: tf.Tensor) -> Any:
-        logits, slope = _slope(network, x, labels, noise)
+        logits, slope, _ = _slope(network, x, labels, noise)
         fooled = tf.reshape(_majority(logits) != tf.cast(labels, tf.int64), tf.shape(norm))
         change = x - images
         better = fooled & (_norm(change) < least)
         best, least = tf.where(better, x, best), tf.where(better, _norm(change), least)
-        norm = tf.minimum(norm * tf.where(fooled, 1 - gamma, 1 + gamma), farthest)
-        # From 1 down to 0.01.
-        rate = 0.01 + 0.99 * (1 + tf.cos(math.pi / steps * tf.cast(i, x.dtype))) / 2
+        change_of_norm = 1 + gamma * tf.where(fooled, -tf.ones_like(norm), tf.ones_like(norm))
+        norm = tf.minimum(norm * change_of_norm, farthest)
+        # From 1 down to 0.01, which the last step has: the code takes its rate before each step.
+        rate = 0.01 + 0.99 * (1 + tf.cos(math.pi / steps * tf.cast(i + 1, x.dtype))) / 2
         x = images + norm * _unit(change + rate * _unit(slope, seed, i), seed, i)
         x = x if levels is None else tf.round(x * (levels - 1)) / (levels - 1)
         return _in_range(x, clip), norm, best, least
@@ -141,16 +153,17 @@ def ascend(
     *,
     step_size: float,
     steps: int,
-    seed: tf.Tensor,
 ) -> tf.Tensor:
     """Steps of length `step_size` along the slope, within [0, 1] but as far as they lead.
 
-    SmoothMix's search for an adversary (Jeong et al., NeurIPS 2021, Algorithm 1).
+    SmoothMix's search for an adversary (Jeong et al., NeurIPS 2021, Algorithm 1). As in their code,
+    the slope of each cross-entropy is divided by its norm + 1e-8, so that steps of an image of
+    which the classifier is sure are short.
     """
 
     def step(i: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor]:
-        _, slope = _slope(network, x, labels, noise)
-        return (tf.clip_by_value(x + step_size * _unit(slope, seed, i), 0.0, 1.0),)
+        _, slope, factor = _slope(network, x, labels, noise)
+        return (_in_range(x + step_size * _damped(slope, factor), clip=True),)
 
     return tf.stop_gradient(_repeat(step, steps, images)[0])
 
@@ -182,19 +195,23 @@ def _repeat(step: Callable[..., Any], steps: int, *state: tf.Tensor) -> tuple[tf
 
 def _slope(
     network: Network, x: tf.Tensor, labels: tf.Tensor, noise: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Logits `[B, k, K]` of x under noise, and the direction of each cross-entropy's slope in x.
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Logits `[B, k, K]` of x under noise, a slope in x and the factor to the cross-entropy's.
 
-    The slope is that of the log-odds: the cross-entropy's own, of a sure image, is lost to
-    rounding.
+    The slope is that of the log-odds of 1 - p, which has the cross-entropy's direction: the
+    cross-entropy's own, 1 - p times it, is lost to rounding where an image is sure. The factors
+    `[B, 1, 1, 1]` are 1 - p, and 0 where p is below 1e-20: the code takes p for 1e-20 there.
     """
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
         views = x[:, tf.newaxis] + noise
         logits = network(tf.reshape(views, [-1, *x.shape[1:]]))
         logits = tf.reshape(logits, [*tf.unstack(tf.shape(noise)[:2]), logits.shape[-1]])
-        odds = tf.reduce_sum(smoothed_log_odds(logits, labels))
-    return logits, tape.gradient(odds, x)
+        odds = smoothed_log_odds(logits, labels)
+        total = tf.reduce_sum(odds)
+    factor = tf.where(odds > -math.log(1e-20), tf.zeros_like(odds), tf.sigmoid(odds))
+    factor = tf.reshape(tf.cast(factor, x.dtype), [-1] + [1] * (len(x.shape) - 1))
+    return logits, tape.gradient(total, x), factor
 
 
 def _majority(logits: tf.Tensor) -> tf.Tensor:
@@ -209,6 +226,12 @@ def _unit(slope: tf.Tensor, seed: tf.Tensor, i: tf.Tensor) -> tf.Tensor:
     anywhere = tf.random.stateless_normal(tf.shape(slope), seed, dtype=slope.dtype, alg="philox")
     slope = tf.where(_norm(slope) > 0, slope, anywhere)
     return slope / _norm(slope)
+
+
+def _damped(slope: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """`factor` times each image's slope, divided by its norm + 1e-8: of norm 1 or less."""
+    norm = _norm(slope)
+    return slope * tf.math.divide_no_nan(factor, factor * norm + 1e-8)
 
 
 def _norm(x: tf.Tensor) -> tf.Tensor:

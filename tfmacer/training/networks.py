@@ -272,7 +272,8 @@ def _conv(x: Tensor, filters: int, size: int, stride: int = 1, name: str = "") -
 
 
 def _batch_norm(x: Tensor, name: str = "conv") -> Tensor:
-    # PyTorch's momentum (0.1 of the new) and epsilon.
+    # PyTorch's momentum (0.1 of the new) and epsilon. The moving variance is of the N values of a
+    # batch as they are, where PyTorch's is multiplied by N / (N - 1).
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
 
 

@@ -6,10 +6,12 @@ shows other images to. A new one is one class here and one line in `OBJECTIVES`.
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple, Protocol
+import functools
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import tensorflow as tf
 
+from tfmacer.errors import UserError
 from tfmacer.training import attacks
 from tfmacer.training.attacks import Network
 from tfmacer.training.losses import (
@@ -58,28 +60,33 @@ class Losses(NamedTuple):
     noisy_logits: tf.Tensor
 
 
+# Groups of views, one at least.
+Views: TypeAlias = tuple[tf.Tensor, ...]
+
+
 class Objective(Protocol):
     """A training objective.
 
     Attributes:
       num_noise: noisy copies of each image in the papers' configurations.
-      sees_copies_only: whether the views are the noisy copies, each a function of its own noise:
-        what can be shown to the network a few copies at a time.
+      sees_copies_only: whether the views are the noisy copies in one group, each a function of its
+        own noise: what can be shown to the network a few copies at a time.
     """
 
     num_noise: ClassVar[int]
     sees_copies_only: ClassVar[bool]
 
-    def views(self, network: Network, batch: Batch) -> tf.Tensor:
-        """What the network must see of a batch: `[B, v, H, W, C]`.
+    def views(self, network: Network, batch: Batch) -> Views:
+        """What the network must see of a batch, in groups `[B, v, H, W, C]`.
 
-        Computed outside the gradient tape; `network` (noisy images `[N, H, W, C]` to logits
-        `[N, K]`, in inference mode) is for objectives that look before they choose.
+        Each group is one forward pass, and batch statistics are a group's. Computed outside the
+        gradient tape; `network` (noisy images `[N, H, W, C]` to logits `[N, K]`, in inference
+        mode) is for objectives that look before they choose.
         """
         ...
 
     def losses(self, logits: tf.Tensor, batch: Batch) -> Losses:
-        """What the logits `[B, v, K]` of the views cost."""
+        """What the logits `[B, v, K]` cost; v counts the views of all groups, one after another."""
         ...
 
     def weight_at(self, step: tf.Tensor) -> tf.Tensor:
@@ -119,9 +126,9 @@ class _OnNoise(_Unattacked):
 
     sees_copies_only: ClassVar[bool] = True
 
-    def views(self, network: Network, batch: Batch) -> tf.Tensor:
+    def views(self, network: Network, batch: Batch) -> Views:
         """The noisy copies."""
-        return noisy_views(batch)
+        return (noisy_views(batch),)
 
 
 class _Attacked:
@@ -193,9 +200,6 @@ class Macer(_OnNoise, _Weighted):
 class Stability(_Unattacked, _Weighted):
     """Stability training (Li et al., NeurIPS 2019) as Jeong and Shin's code runs it.
 
-    The clean image and its noisy copies pass through the network as one batch, so that batch
-    statistics are of both together.
-
     Attributes:
       weight: lambda; a number, 0 or more, or a schedule of the step.
     """
@@ -204,9 +208,9 @@ class Stability(_Unattacked, _Weighted):
 
     weight: float | Schedule = 2.0
 
-    def views(self, network: Network, batch: Batch) -> tf.Tensor:
+    def views(self, network: Network, batch: Batch) -> Views:
         """The clean image first, then its noisy copies."""
-        return tf.concat([batch.images[:, tf.newaxis], noisy_views(batch)], axis=1)
+        return batch.images[:, tf.newaxis], noisy_views(batch)
 
     def losses(self, logits: tf.Tensor, batch: Batch) -> Losses:
         """Cross-entropy of the clean image, and `stability`."""
@@ -251,6 +255,8 @@ class SmoothAdv(_Attacked):
     Attributes:
       objective: what attacked images cost; one that sees noisy copies.
       attack: `pgd` or `ddn`.
+      code: whose code `pgd` follows: `salman` (Salman et al.) or `jeong` (Jeong and Shin), see
+        `attacks.pgd`. `ddn` is `salman`'s.
       steps: of the attack; each passes the copies forward and backward.
       epsilon: bound on the l2 norm of the change, in units of pixels in [0, 1]; a number, 0 or
         more, or a schedule of the step.
@@ -260,12 +266,19 @@ class SmoothAdv(_Attacked):
 
     objective: Objective = Gaussian()
     attack: str = "pgd"
+    code: str = "salman"
     steps: int = 10
     epsilon: float | Schedule = 1.0
 
-    def views(self, network: Network, batch: Batch) -> tf.Tensor:
+    def __post_init__(self) -> None:
+        """Refuses an attack that nobody's code has."""
+        if (self.attack, self.code) not in ATTACKS:
+            known = ", ".join(f"{attack} of {code}" for attack, code in ATTACKS)
+            raise UserError(f"the attack must be {known}, got {self.attack} of {self.code}")
+
+    def views(self, network: Network, batch: Batch) -> Views:
         """The objective's views of the attacked images."""
-        found = ATTACKS[self.attack](
+        found = ATTACKS[self.attack, self.code](
             network,
             batch.images,
             batch.labels,
@@ -286,15 +299,16 @@ class SmoothAdv(_Attacked):
         return self.objective.weight_at(step)
 
 
-ATTACKS = {"pgd": attacks.pgd, "ddn": attacks.ddn}
+ATTACKS: dict[tuple[str, str], Any] = {
+    ("pgd", "salman"): functools.partial(attacks.pgd, clip_first=True),
+    ("pgd", "jeong"): functools.partial(attacks.pgd, damped=True),
+    ("ddn", "salman"): attacks.ddn,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SmoothMix(_Attacked, _Weighted):
     """SmoothMix (Jeong et al., NeurIPS 2021, Algorithm 1).
-
-    Image and mixed image pass through the network as one batch, so that batch statistics are of
-    both together.
 
     Attributes:
       weight: eta; a number, 0 or more, or a schedule of the step.
@@ -311,18 +325,16 @@ class SmoothMix(_Attacked, _Weighted):
     step_size: float = 1.0
     epsilon: float | Schedule = 0.0
 
-    def views(self, network: Network, batch: Batch) -> tf.Tensor:
+    def views(self, network: Network, batch: Batch) -> Views:
         """The images under noise, then those mixed with their adversaries under the same."""
         _, labels, noise, step, _ = batch
-        first_seed, rest_seed, _ = _seeds(batch)
         shared: dict[str, Any] = {"labels": labels, "noise": noise, "step_size": self.step_size}
-        first = attacks.ascend(network, batch.images, **shared, steps=1, seed=first_seed)
-        far = attacks.ascend(network, first, **shared, steps=self.steps - 1, seed=rest_seed)
+        first = attacks.ascend(network, batch.images, **shared, steps=1)
+        far = attacks.ascend(network, first, **shared, steps=self.steps - 1)
         near = attacks.project(first, batch.images, self.epsilon_at(step))
         share = tf.reshape(_share(batch), [-1] + [1] * (near.shape.rank - 1))
         mixed = near + share * (far - near)
-        both = (noisy_views(batch._replace(images=images)) for images in (near, mixed))
-        return tf.concat(list(both), axis=1)
+        return tuple(noisy_views(batch._replace(images=images)) for images in (near, mixed))
 
     def losses(self, logits: tf.Tensor, batch: Batch) -> Losses:
         """Cross-entropy of the images, and `mixed_divergence`."""
@@ -332,15 +344,10 @@ class SmoothMix(_Attacked, _Weighted):
         return Losses(cross_entropy(plain, batch.labels), robustness, plain)
 
 
-def _seeds(batch: Batch) -> list[tf.Tensor]:
-    """SmoothMix's: of its first step, of the others, of the mixing."""
-    return tf.unstack(tf.random.split(batch.seed, 3, alg="philox"))
-
-
 def _share(batch: Batch) -> tf.Tensor:
     """The adversary's share of each mixed image, uniform in [0, 1/2): `[B]`."""
     shape = tf.shape(batch.labels)
-    return tf.random.stateless_uniform(shape, _seeds(batch)[2], maxval=0.5, alg="philox")
+    return tf.random.stateless_uniform(shape, batch.seed, maxval=0.5, alg="philox")
 
 
 # What each name is composed of, outermost first.
@@ -353,16 +360,20 @@ OBJECTIVES: dict[str, tuple[Any, ...]] = {
     "smoothadv_consistency": (SmoothAdv, Consistency),
     "smoothmix": (SmoothMix,),
 }
+# Where a composition has another default than its parts: each follows the code that its published
+# rows were trained by.
+DEFAULTS: dict[str, dict[str, Any]] = {"smoothadv_consistency": {"code": "jeong"}}
 
 
 def options(name: str) -> dict[str, Any]:
     """The options of all parts of a registered objective, with their defaults."""
-    return {
+    found = {
         field.name: field.default
         for part in OBJECTIVES[name]
         for field in dataclasses.fields(part)
         if field.name != "objective"
     }
+    return found | DEFAULTS.get(name, {})
 
 
 def compose(name: str, **values: Any) -> Objective:
@@ -373,6 +384,7 @@ def compose(name: str, **values: Any) -> Objective:
     """
     if unknown := set(values) - set(options(name)):
         raise TypeError(f"{name} has no {', '.join(sorted(unknown))}")
+    values = DEFAULTS.get(name, {}) | values
     held: dict[str, Any] = {}
     for part in reversed(OBJECTIVES[name]):
         own = {field.name for field in dataclasses.fields(part)}

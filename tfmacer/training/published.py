@@ -12,7 +12,7 @@ from tfmacer.errors import UserError
 
 
 class Weight(NamedTuple):
-    """lambda, and how it gets there: `constant`, `deferred` to the first rate drop, or `linear`."""
+    """lambda, and how it gets there, as `--lambda_schedule` has it."""
 
     value: float
     schedule: str = "constant"
@@ -21,7 +21,7 @@ class Weight(NamedTuple):
 
 Table = dict[tuple[str, str], dict[float, Weight]]
 
-_SMOOTHMIX = Weight(5.0, "linear", 10.0)
+_SMOOTHMIX = Weight(5.0, "by_epoch", 10.0)
 
 # M uses 16 on MNIST at sigma = 1 too; C could not train with it and used 6, nor without deferring.
 _MNIST: Table = {
@@ -110,10 +110,10 @@ def published_options(dataset: str, objective: str, sigma: float) -> Options:
     return by_sigma.get(sigma, {})
 
 
-# C on CIFAR-10 and ImageNet; M's code on SVHN, where a mirrored digit is no digit.
+# C on CIFAR-10 and ImageNet; M's code on SVHN, which mirrors digits too.
 AUGMENTATIONS = {
     "cifar10": "crop_flip",
-    "svhn_cropped": "crop",
+    "svhn_cropped": "crop_flip",
     "imagenet2012": "resized_crop_flip",
 }
 

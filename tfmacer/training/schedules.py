@@ -4,6 +4,7 @@ Each is a stock Keras schedule, a function of the optimizer's iteration count al
 resumed run is where an uninterrupted one would be.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import keras
@@ -29,6 +30,19 @@ def linear(value: float, length: int) -> Schedule:
     if length <= 0:
         return constant(value)
     return keras.optimizers.schedules.PolynomialDecay(0.0, length, end_learning_rate=value)
+
+
+def by_epoch(value: float, epochs: float, steps: int) -> Schedule:
+    """In epoch e = 0, 1, ... of `steps` steps the share (e + 1) / `epochs` of `value`, at most it.
+
+    How the code of Salman et al., Jeong and Shin and SmoothMix warms up.
+    """
+    ends = range(1, math.ceil(epochs))
+    if not ends:
+        return constant(value)
+    return keras.optimizers.schedules.PiecewiseConstantDecay(
+        [end * steps - 1 for end in ends], [*(value * end / epochs for end in ends), value]
+    )
 
 
 def piecewise(value: float, boundaries: Sequence[int], factor: float = 0.1) -> Schedule:

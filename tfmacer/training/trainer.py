@@ -258,8 +258,9 @@ class SmoothedTrainer(keras.Model):
         batch = self.draw(images, labels, TRAIN, step)
         views = self.objective.views(self.call, batch)
         with tf.GradientTape() as tape:
-            losses = self.objective.losses(self.logits(views, training=True), batch)
-            loss = _mean(losses) + self._penalty()
+            logits, penalties = zip(*map(self._pass, views), strict=True)
+            losses = self.objective.losses(tf.concat(logits, axis=1), batch)
+            loss = _mean(losses) + tf.add_n(penalties) / len(views)
             scaled = scale * loss
         return Slopes(self._gradients(tape, scaled), loss, losses)
 
@@ -313,8 +314,8 @@ class SmoothedTrainer(keras.Model):
 
         def body(i: tf.Tensor, penalties: tf.Tensor, *sums: tf.Tensor) -> tuple[tf.Tensor, ...]:
             with tf.GradientTape() as tape:
-                logits = self.logits(self._chunk(batch, seeds[i]), training=True)
-                penalty = self._penalty() / chunks
+                logits, penalty = self._pass(self._chunk(batch, seeds[i]))
+                penalty /= chunks
                 carried = tf.reduce_sum(logits * slopes[i])
                 carried += scale * penalty
             parts = self._gradients(tape, carried)
@@ -330,11 +331,13 @@ class SmoothedTrainer(keras.Model):
     def _chunk(self, batch: Batch, seeds: tf.Tensor) -> tf.Tensor:
         """The views of the copies of these seeds."""
         drawn = batch._replace(noise=self._copies(batch.images, seeds))
-        return self.objective.views(self.call, drawn)
+        (views,) = self.objective.views(self.call, drawn)
+        return views
 
-    def _penalty(self) -> tf.Tensor:
-        """The network's own regularisation, of its last forward pass."""
-        return tf.add_n([*self.network.losses, tf.zeros(())])
+    def _pass(self, views: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """One forward pass in training: logits `[B, v, K]`, and the network's regularisation."""
+        logits = self.logits(views, training=True)
+        return logits, tf.add_n([*self.network.losses, tf.zeros(())])
 
     def _gradients(self, tape: tf.GradientTape, target: tf.Tensor) -> list[tf.Tensor]:
         return tape.gradient(

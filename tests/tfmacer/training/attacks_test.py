@@ -16,7 +16,9 @@ ALL = {
     "pgd": lambda *a, **k: attacks.pgd(*a, **(PGD | {"seed": SEED} | k)),
     "ddn": lambda *a, **k: attacks.ddn(*a, **(PGD | {"seed": SEED} | k)),
     "pgd_linf": lambda *a, **k: attacks.pgd_linf(*a, **(PGD | {"seed": SEED} | k)),
-    "ascend": lambda *a, **k: attacks.ascend(*a, step_size=0.2, steps=4, seed=SEED),
+    "ascend": lambda *a, **k: attacks.ascend(*a, step_size=0.2, steps=4),
+    "clip_first": lambda *a, **k: ALL["pgd"](*a, **k, clip_first=True),
+    "damped": lambda *a, **k: ALL["pgd"](*a, damped=True, **k),
 }
 
 
@@ -164,7 +166,7 @@ def test_a_step_follows_the_slope_of_the_soft_smoothed_classifier():
     ])  # fmt: skip
     expected = slopes / np.linalg.norm(slopes, axis=1, keepdims=True)
     network = _linear(weights, bias)
-    found = attacks.ascend(network, images, labels, noise, step_size=0.1, steps=1, seed=SEED)
+    found = attacks.ascend(network, images, labels, noise, step_size=0.1, steps=1)
     np.testing.assert_allclose(_flat(found) - _flat(images), 0.1 * expected, atol=1e-6)
 
 
@@ -173,9 +175,7 @@ def test_ascent_goes_as_far_as_its_steps_lead_and_ends_at_the_pixels():
     images, _, noise = _data()
     labels = np.zeros(6, int)
     for size, steps in ((0.05, 4), (0.5, 8)):
-        found = attacks.ascend(
-            _linear(weights), images, labels, noise, step_size=size, steps=steps, seed=SEED
-        )
+        found = attacks.ascend(_linear(weights), images, labels, noise, step_size=size, steps=steps)
         expected = np.clip(_flat(images) + size * steps * direction, 0, 1)
         np.testing.assert_allclose(_flat(found), expected, atol=1e-6)
     assert {0.0, 1.0} <= set(np.unique(found))
@@ -191,14 +191,49 @@ def test_images_however_sure_keep_their_direction(margin):
     np.testing.assert_allclose(_flat(found), _flat(images) + 0.3 * direction, atol=1e-6)
 
 
+def test_damped_steps_are_short_where_the_classifier_is_sure():
+    """Of norm 2 epsilon n / (n + 1e-8), n = (1 - p) |w| / 6 the norm of the mean loss's slope."""
+    weights, direction = _two_classes()
+    gap = weights[:, 1] - weights[:, 0]
+    images, _, noise = _data(sigma=0.0)
+    shares = {}
+    for margin in (-15.0, 15.0, 22.0, 23.0, 24.0, 40.0):
+        found = attacks.pgd(
+            _linear(weights, [margin, 0.0]), images, np.zeros(6, int), noise,
+            epsilon=0.3, steps=1, seed=SEED, damped=True,
+        )  # fmt: skip
+        norm = special.expit(_flat(images) @ gap - margin) * np.linalg.norm(gap) / 6
+        shares[margin] = norm / (norm + 1e-8)
+        expected = np.minimum(0.6 * shares[margin], 0.3)
+        np.testing.assert_allclose((_flat(found) - _flat(images)) @ direction, expected, atol=1e-5)
+    assert shares[15.0].min() > 0.95
+    assert shares[40.0].max() < 1e-3
+    assert any(((share > 0.05) & (share < 0.45)).any() for share in shares.values())
+
+
+def test_clipped_first_a_change_may_end_off_the_ends_of_the_pixels_but_in_the_ball():
+    """Clipped last it may end short of the ball: the two orders differ where pixels are cut."""
+    weights, direction = _two_classes()
+    images, _, noise = _data(low=0.0, high=1.0)
+    found = {}
+    for name in ("pgd", "clip_first"):
+        found[name] = _flat(ALL[name](_linear(weights), images, np.zeros(6, int), noise, steps=1,
+                                      epsilon=1.5))  # fmt: skip
+    stepped = np.clip(_flat(images) + 3.0 * direction, 0, 1) - _flat(images)
+    norms = np.linalg.norm(stepped, axis=1, keepdims=True)
+    expected = _flat(images) + stepped * np.minimum(1, 1.5 / norms)
+    np.testing.assert_allclose(found["clip_first"], expected, atol=1e-6)
+    assert np.abs(found["clip_first"] - found["pgd"]).max() > 0.05
+
+
 def test_where_there_is_no_slope_a_random_direction_is_taken():
     """Of the whole length, another for each image, step and seed, with no preference."""
     images, labels, noise = _data(size=200, copies=1)
     changes = []
     for seed in ([5, 6], [5, 7], [5, 6]):
-        found = attacks.ascend(
+        found = attacks.pgd(
             _linear(np.zeros((PIXELS, 2))), images, labels, noise,
-            step_size=0.1, steps=1, seed=tf.constant(seed, tf.int64),
+            epsilon=0.1, steps=1, seed=tf.constant(seed, tf.int64),
         )  # fmt: skip
         changes.append(_flat(found) - _flat(images))
     np.testing.assert_allclose(np.linalg.norm(changes[0], axis=1), 0.1, rtol=1e-5)
@@ -312,7 +347,7 @@ def test_attacks_raise_the_loss_and_stay_where_they_may(name, epsilon):
     assert found.max() <= 1.0
     norm = np.inf if name == "pgd_linf" else 2
     norms = np.linalg.norm(_flat(found) - _flat(images), axis=1, ord=norm)
-    if name in ("pgd", "pgd_linf"):
+    if name in ("pgd", "pgd_linf", "clip_first", "damped"):
         assert norms.min() > 0.5 * min(epsilon, 1.0)
     if name != "ascend":
         assert norms.max() <= epsilon * (1 + 1e-5)
@@ -322,7 +357,7 @@ def test_attacks_raise_the_loss_and_stay_where_they_may(name, epsilon):
         assert after.mean() > before.mean() + 1e-3
 
 
-@pytest.mark.parametrize("name", ["pgd", "ddn", "pgd_linf"])
+@pytest.mark.parametrize("name", sorted(set(ALL) - {"ascend"}))
 def test_epsilon_0_changes_nothing(name):
     network = _inference(_network())
     images, labels, noise = _data(classes=5)
@@ -330,7 +365,7 @@ def test_epsilon_0_changes_nothing(name):
     np.testing.assert_array_equal(found, images)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sorted(set(ALL) - {"damped"}))
 def test_each_image_is_attacked_as_if_it_were_alone(name):
     network = _inference(_network())
     images, labels, noise = _data(sigma=0.25, classes=5)
@@ -359,7 +394,14 @@ def test_attacks_touch_no_variable_and_let_no_gradient_through(name):
 
 @pytest.mark.parametrize(
     ("name", "compiled"),
-    [("pgd", False), ("ddn", False), ("ascend", False), ("pgd_linf", False), ("ddn", True)],
+    [
+        ("pgd", False),
+        ("ddn", False),
+        ("ascend", False),
+        ("pgd_linf", False),
+        ("damped", True),
+        ("ddn", True),
+    ],
 )
 def test_in_a_graph_attacks_find_the_same(name, compiled):
     """Of a batch whose size is not known beforehand, and compiled."""

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from scipy import special, stats
 
+from tfmacer.errors import UserError
 from tfmacer.training import attacks, losses, schedules
 from tfmacer.training import objectives as o
 
@@ -74,19 +75,18 @@ def test_consistency_forms_weigh_their_terms(monkeypatch, form, expected):
 def test_copy_j_of_image_b_is_image_b_whole_under_its_jth_noise(objective):
     """With pixels all distinct: tiling the channel axis instead was seen to pass other tests."""
     batch = _batch(3, copies=4)
-    views = objective.views(None, batch).numpy()
+    (views,) = objective.views(None, batch)
     assert views.shape == (3, 4, 2, 3, 2)
     for b, j in itertools.product(range(3), range(4)):
         expected = batch.images.numpy()[b] + 1000 * (4 * b + j + 1)
         np.testing.assert_array_equal(views[b, j], expected)
 
 
-def test_stability_sees_the_clean_image_first():
+def test_stability_sees_the_clean_image_first_and_apart():
     batch = _batch(2, copies=3)
-    views = o.Stability().views(None, batch).numpy()
-    assert views.shape == (2, 4, 2, 3, 2)
-    np.testing.assert_array_equal(views[:, 0], batch.images)
-    np.testing.assert_array_equal(views[:, 1:], o.noisy_views(batch))
+    clean, noisy = o.Stability().views(None, batch)
+    np.testing.assert_array_equal(clean[:, 0], batch.images)
+    np.testing.assert_array_equal(noisy, o.noisy_views(batch))
     logits = tf.random.stateless_normal([2, 4, 5], [1, 2])
     found = o.Stability(weight=2.0).losses(logits, batch)
     np.testing.assert_allclose(found.classification, losses.cross_entropy(logits[:, :1], [0, 0]))
@@ -129,14 +129,18 @@ def test_bfloat16_logits_are_computed_in_float32(name):
 
 
 def test_compose_gives_each_part_its_options():
-    made = o.compose("smoothadv_consistency", weight=3.0, form="kl", epsilon=0.5, attack="ddn")
+    made = o.compose("smoothadv_consistency", weight=3.0, form="kl", epsilon=0.5, steps=3)
     inner = o.Consistency(weight=3.0, form="kl")
-    assert made == o.SmoothAdv(objective=inner, epsilon=0.5, attack="ddn")
+    assert made == o.SmoothAdv(objective=inner, epsilon=0.5, steps=3, code="jeong")
     assert o.compose("smoothadv") == o.SmoothAdv(objective=o.Gaussian())
     assert o.compose("macer", sigma=1.0) == o.Macer(sigma=1.0)
     assert set(o.options("smoothadv_consistency")) == {
-        "attack", "steps", "epsilon", "weight", "eta", "form",
+        "attack", "code", "steps", "epsilon", "weight", "eta", "form",
     }  # fmt: skip
+    assert (o.options("smoothadv")["code"], o.options("smoothadv_consistency")["code"]) == (
+        "salman",
+        "jeong",
+    )
     with pytest.raises(TypeError, match="smoothadv has no weight"):
         o.compose("smoothadv", weight=1.0)
 
@@ -175,18 +179,26 @@ def _logits(network, views):
     return tf.reshape(flat, [*views.shape[:2], -1])
 
 
-@pytest.mark.parametrize("attack", ["pgd", "ddn"])
-def test_smoothadv_shows_attacked_images_under_the_noise_of_the_attack(attack):
+def test_an_attack_of_nobodys_code_is_refused():
+    with pytest.raises(UserError, match="got ddn of jeong"):
+        o.SmoothAdv(attack="ddn", code="jeong")
+
+
+@pytest.mark.parametrize(
+    ("attack", "code"), [("pgd", "salman"), ("pgd", "jeong"), ("ddn", "salman")]
+)
+def test_smoothadv_shows_attacked_images_under_the_noise_of_the_attack(attack, code):
     """And each copy the same image, which costs more than the one it was made of."""
     network, _ = _linear(classes=4)
     batch = _drawn(classes=4)
-    objective = o.SmoothAdv(attack=attack, steps=3, epsilon=0.4)
-    views = objective.views(network, batch)
+    objective = o.SmoothAdv(attack=attack, code=code, steps=3, epsilon=0.4)
+    (views,) = objective.views(network, batch)
     seen = _seen(views, batch)
     np.testing.assert_allclose(seen, seen[:, :1].repeat(3, axis=1), atol=1e-6)
     seed = tf.random.experimental.stateless_fold_in(batch.seed, 1, alg="philox")
+    options = {"pgd": {"clip_first": code == "salman", "damped": code == "jeong"}, "ddn": {}}
     expected = getattr(attacks, attack)(
-        network, *batch[:3], epsilon=tf.constant(0.4), steps=3, seed=seed
+        network, *batch[:3], epsilon=tf.constant(0.4), steps=3, seed=seed, **options[attack]
     )
     np.testing.assert_allclose(seen[:, 0], expected.numpy().reshape(-1, PIXELS), atol=1e-6)
     attacked, plain = (
@@ -201,7 +213,8 @@ def test_epsilon_follows_its_schedule(step, bound):
     network, direction = _linear()
     batch = _drawn(step=step)
     objective = o.SmoothAdv(epsilon=schedules.linear(0.4, 10))
-    change = _seen(objective.views(network, batch), batch) - _seen(o.noisy_views(batch), batch)
+    (views,) = objective.views(network, batch)
+    change = _seen(views, batch) - _seen(o.noisy_views(batch), batch)
     sign = np.where(batch.labels == 0, 1, -1)[:, np.newaxis]
     np.testing.assert_allclose(change[:, 0], bound * sign * direction, atol=1e-6)
 
@@ -211,8 +224,8 @@ def test_consistency_on_top_of_smoothadv_is_consistency_of_the_attacked():
     batch = _drawn(classes=4)
     inner = o.Consistency(weight=3.0, eta=0.2)
     plain, both = o.SmoothAdv(), o.SmoothAdv(objective=inner)
-    views = both.views(network, batch)
-    np.testing.assert_array_equal(views, plain.views(network, batch))
+    (views,) = both.views(network, batch)
+    np.testing.assert_array_equal(views, plain.views(network, batch)[0])
     logits = _logits(network, views)
     for found, expected in zip(
         both.losses(logits, batch), inner.losses(logits, batch), strict=True
@@ -223,10 +236,11 @@ def test_consistency_on_top_of_smoothadv_is_consistency_of_the_attacked():
 
 
 def _mixing(objective, batch, network):
-    """Its images and mixed images, both without noise."""
-    views = objective.views(network, batch)
-    assert views.shape == (6, 6, *SHAPE)
-    halves = [_seen(half, batch) for half in tf.split(views, 2, axis=1)]
+    """Its views, images and mixed images, the latter two without noise."""
+    groups = objective.views(network, batch)
+    assert [group.shape for group in groups] == [(6, 3, *SHAPE)] * 2
+    views = tf.concat(groups, axis=1)
+    halves = [_seen(half, batch) for half in groups]
     for half in halves:
         np.testing.assert_allclose(half, half[:, :1].repeat(3, axis=1), atol=1e-6)
     return views, halves[0][:, 0], halves[1][:, 0]
@@ -276,20 +290,21 @@ def test_the_adversarys_share_is_uniform_below_a_half():
     network, direction = _linear()
     objective = o.SmoothMix(steps=1, step_size=0.05)
     batch = _drawn(size=2000, copies=1)
-    views = objective.views(network, batch)
-    bare = _seen(views[:, 1:], batch)[:, 0] - _seen(views[:, :1], batch)[:, 0]
+    plain, mixed = objective.views(network, batch)
+    bare = _seen(mixed, batch)[:, 0] - _seen(plain, batch)[:, 0]
     share = np.abs(bare @ direction) / 0.05
     assert stats.kstest(share, stats.uniform(0, 0.5).cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("name", ["smoothadv", "smoothmix"])
 def test_random_choices_are_a_function_of_the_seed(name):
-    """Of a network without slopes, whose attacks go in random directions."""
-    objective = o.compose(name)
+    """Directions on a network without slopes; shares of adversaries on one that has them."""
+    objective = o.compose(name, epsilon=0.5)
+    network, _ = _linear()
 
     def views(seed):
-        flat = lambda x: 0 * tf.reshape(x, [-1, PIXELS])[:, :2]  # noqa: E731
-        return objective.views(flat, _drawn(seed=seed)).numpy()
+        flat = network if name == "smoothmix" else lambda x: 0 * network(x)
+        return np.array(objective.views(flat, _drawn(seed=seed)))
 
     np.testing.assert_array_equal(views((1, 2)), views((1, 2)))
     assert np.abs(views((1, 2)) - views((1, 3))).max() > 1e-2

@@ -59,7 +59,7 @@ def test_noise_is_added_before_the_cast_and_losses_after_it(name):
     batch = trainer.draw(images, labels, "train", 0)
     exact = _trainer("float32").draw(images, labels, "train", 0)
     np.testing.assert_array_equal(batch.noise, exact.noise)
-    views = trainer.objective.views(trainer.call, batch)
+    (views,) = trainer.objective.views(trainer.call, batch)
     np.testing.assert_array_equal(views, images[:, np.newaxis] + exact.noise)
     logits = trainer.logits(views)
     assert trainer.network.layers[0].seen == (tf.float32, name.removeprefix("mixed_"))

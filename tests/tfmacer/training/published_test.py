@@ -19,7 +19,7 @@ from tfmacer.training import published
         ("mnist5k", "macer", 1.0, (6.0, "deferred")),
         ("mnist", "consistency", 0.25, (10.0, "constant")),
         ("cifar10", "smoothadv_consistency", 0.25, (2.0, "constant")),
-        ("mnist5k", "smoothmix", 1.0, (5.0, "linear")),
+        ("mnist5k", "smoothmix", 1.0, (5.0, "by_epoch")),
     ],
 )
 def test_weights(dataset, objective, sigma, expected):
@@ -64,6 +64,6 @@ def test_every_published_option_is_a_flag():
 
 def test_augmentations():
     assert published.published_augmentation("cifar10") == "crop_flip"
-    assert published.published_augmentation("svhn_cropped") == "crop"
+    assert published.published_augmentation("svhn_cropped") == "crop_flip"
     assert published.published_augmentation("imagenet2012") == "resized_crop_flip"
     assert published.published_augmentation("mnist") == "none"

@@ -26,6 +26,14 @@ def test_linear_reaches_its_value_and_stays():
     assert _values(schedules.linear(8.0, 0), [0]) == [8]
 
 
+def test_by_epoch_grows_once_an_epoch_from_a_first_share():
+    found = _values(schedules.by_epoch(9.0, 3, 4), range(14))
+    assert found == pytest.approx([3] * 4 + [6] * 4 + [9] * 6)
+    assert _values(schedules.by_epoch(3.0, 1.5, 2), range(4)) == pytest.approx([2, 2, 3, 3])
+    for length in (0, 0.5, 1):
+        assert _values(schedules.by_epoch(9.0, length, 4), [0, 9]) == [9, 9]
+
+
 def test_piecewise_falls_tenfold_at_each_boundary():
     schedule = schedules.piecewise(0.1, [200, 100])
     found = _values(schedule, [0, 99, 100, 199, 200, 10**6])
