@@ -193,8 +193,8 @@ def compute(job: Job, sitting: Sitting) -> None:
     except SittingOverError:
         keep(job)
         raise
-    if missing := read_log(job.log).missing:
-        raise UserError(f"{job.log}: {len(missing)} images have no row")
+    if missing := read_log(job.log).unfinished:
+        raise UserError(f"{job.log}: {missing}")
     job.result.parent.mkdir(parents=True, exist_ok=True)
     # The table last: where it is, the row is done.
     for source, kept in (

@@ -7,7 +7,6 @@ pixels. With --stream (the default) the certificate is seen growing while sample
 """
 
 import fractions
-import hashlib
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +28,7 @@ from tfmacer import commandline
 from tfmacer.decimals import down
 from tfmacer.errors import UserError
 from tfmacer.guarantee.stopping import StopRule
+from tfmacer.records.sealing import pixels_digest
 from tfmacer.wire.channel import ChannelFlags, open_channel
 
 FLAGS = flags.FlagValues()
@@ -129,8 +129,7 @@ def _main(arguments: list[str]) -> None:
             certificate = _certify(stub, make_request(pixels))
         except grpc.RpcError as error:
             raise _failure(error) from error
-    floats = (pixels.astype(np.float32) / np.float32(255)).astype("<f4")
-    if certificate.pixels_sha256 != hashlib.sha256(floats.tobytes()).hexdigest():
+    if certificate.pixels_sha256 != pixels_digest(pixels.astype(np.float32) / np.float32(255)):
         raise UserError(f"{_TARGET.value}: the certificate is about other pixels than were sent")
     _print(certificate)
 

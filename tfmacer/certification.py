@@ -1,11 +1,14 @@
 """`certify_images`, the one call behind the command, callbacks and anyone's own code."""
 
 import dataclasses
+import functools
 import itertools
+import operator
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +17,23 @@ from tfmacer.errors import UserError
 from tfmacer.guarantee import smoothing as laws
 from tfmacer.guarantee.certificate import Certificate, certify, check_reachable
 from tfmacer.guarantee.rule import Rule
+from tfmacer.records import rows
 from tfmacer.records.logs import LogSettings, LogWriter, Record
-from tfmacer.records.runs import Smoothing
+from tfmacer.records.runs import UNKNOWN_MODEL, Smoothing
+from tfmacer.records.sealing import pixels_digest
+from tfmacer.records.tables import read_settings, settings_path
 from tfmacer.votes.driver import Progress, Task, draw_certificates
 from tfmacer.votes.source import VoteSource
 
+if TYPE_CHECKING:
+    from tfmacer.splits import Split
+
 # Images whose clean class is looked up in one forward pass.
 _CLEAN_BATCH = 64
+# Images of a split read at a time.
+_LOADED = 256
+# Of seeds drawn here: every reader of JSON has integers of so many bits.
+_SEED_BITS = 53
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,11 +44,34 @@ class Example:
       index: position in the split as stored; with the run's seed it names the noise.
       image: float32 `[H, W, C]` in [0, 1].
       label: the true class, -1 where there is none.
+      name: what the dataset calls it; None where it has no name.
     """
 
     index: int
     image: npt.NDArray[np.float32]
     label: int = -1
+    name: str | None = None
+
+    @functools.cached_property
+    def pixels_sha256(self) -> str:
+        """See `tfmacer.records.sealing.pixels_digest`."""
+        return pixels_digest(self.image)
+
+
+# The examples at some positions, ascending, in their order.
+Examples = Callable[[Sequence[int]], Iterable[Example]]
+
+
+def examples_of(split: "Split") -> Examples:
+    """The images of a split, read a few ahead."""
+
+    def examples(positions: Sequence[int]) -> Iterator[Example]:
+        for start in range(0, len(positions), _LOADED):
+            chunk = positions[start : start + _LOADED]
+            for index, image, label in zip(chunk, *split.take(chunk), strict=True):
+                yield Example(index, image, int(label), split.image_name(index))
+
+    return examples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +100,8 @@ class Certified:
                 label=self.example.label,
                 clean=self.clean,
                 seconds=self.seconds,
+                pixels_sha256=self.example.pixels_sha256,
+                name=self.example.name,
             )
             for certificate in self.certificates
         )
@@ -122,6 +160,55 @@ def certify_examples(
             )
 
 
+def check_images(path: Path | str, records: Sequence[Record], examples: Iterable[Example]) -> None:
+    """Makes sure that records are of the images at hand: of their pixels, and of their labels.
+
+    Args:
+      path: of the log or the parts, for the error message.
+      records: their rows. Those of format version 1 do not name their pixels.
+      examples: the image of each row, in any order.
+
+    Raises:
+      UserError: a record is of another image or label; names the first.
+    """
+    by_idx = {record.idx: record for record in records}
+    for example in examples:
+        record = by_idx[example.index]
+        for what, found, right in (
+            ("pixels of SHA-256", record.pixels_sha256, example.pixels_sha256),
+            ("label", record.label, example.label),
+        ):
+            if found not in (None, right):
+                name = "" if example.name is None else f" ({rows.printable(example.name)})"
+                raise UserError(
+                    f"{path}: idx {example.index}{name} was certified with {what} {found}, the "
+                    f"image at hand has {right}: the log is of other images; choose another file"
+                )
+
+
+def prepare_logs(
+    source: VoteSource, examples: Examples, writers: Sequence[LogWriter]
+) -> tuple[list[int], float]:
+    """Checks all that must be right before images are certified into logs.
+
+    Args:
+      source: where votes come from.
+      examples: the images.
+      writers: the logs.
+
+    Returns:
+      What some log still lacks, ascending; and draws per second, 0 where nothing is to be drawn.
+
+    Raises:
+      UserError: see `check_images` and `preflight`.
+    """
+    for writer in writers:
+        check_images(writer.path, writer.rows, examples(sorted(row.idx for row in writer.rows)))
+    missing = sorted(set().union(*(writer.missing for writer in writers)))
+    few = [example.image for example in examples(missing[:2])]
+    return missing, preflight(source, few) if few else 0.0
+
+
 def record_examples(
     source: VoteSource,
     examples: Iterable[Example],
@@ -135,7 +222,7 @@ def record_examples(
     """Certifies examples into logs, one for each rule; a row is on disk before the next image's.
 
     Args:
-      source: where votes come from.
+      source: where votes come from, which passed `preflight`.
       examples: the images; a log that holds one already does not get it again.
       rules: as in `certify_examples`.
       writers: the logs, in the order of the rules.
@@ -151,6 +238,18 @@ def record_examples(
         on_record(done.records[0])
 
 
+class Certificates(list[Certificate]):
+    """Certificates in the order of their images.
+
+    Attributes:
+      seed: of the noise that they were drawn with.
+    """
+
+    def __init__(self, certificates: Iterable[Certificate], seed: int) -> None:
+        super().__init__(certificates)
+        self.seed = seed
+
+
 def certify_images(
     model_or_votes: Any,
     images: npt.NDArray[Any],
@@ -159,10 +258,11 @@ def certify_images(
     num_classes: int | None = None,
     labels: Sequence[int] | None = None,
     indices: Sequence[int] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     out: str | Path | None = None,
+    model_digest: str | None = None,
     **plan: Any,
-) -> list[Certificate]:
+) -> Certificates:
     """Certifies images with randomized smoothing (Cohen et al., ICML 2019, CERTIFY).
 
     Args:
@@ -174,21 +274,32 @@ def certify_images(
       num_classes: K; needed for a callable that is no Keras model.
       labels: true classes `[N]`, -1 where there is none; only the log needs them.
       indices: what each image is known by in the derivation of its noise; default 0 to N - 1.
-      seed: of the noise.
+      seed: of the noise, 0 or more. Where neither it nor `indices` is given, the operating system
+        draws one, so that the errors of separate calls are independent; with `indices` it is 0.
+        A log that is there keeps its own.
       out: a .tsv file to log to, as the command does: a call that was killed goes on where it
-        was, and a finished log is read instead of drawn again. Not together with `indices`.
+        was, and a finished log of the same images is read instead of drawn again. Not together
+        with `indices`.
+      model_digest: what the model is known by in the log: text that no other model has, e.g. the
+        SHA-256 of its weights and code. Needed with `out` where nothing else identifies the
+        model: a callable, or a Keras model with layers or functions that are not Keras' own.
       **plan: fields of `tfmacer.guarantee.certificate.Rule`: `n0`, `n`, `alpha`, `bound`,
         `bilateral`, `stop`, ...
 
     Returns:
-      One certificate for each image, in the order of `images`.
+      One certificate for each image, in the order of `images`; their `seed` is that of the noise.
 
     Raises:
-      UserError: an argument is out of range, or does not fit the model or the log.
+      UserError: an argument is out of range, or does not fit the model or the log; the model is no
+        function of one image alone, see `preflight`; the log is of other images.
     """
     pixels = _as_pixels(images)
     source = open_votes(
-        model_or_votes, sigma=sigma, num_classes=num_classes, input_shape=pixels.shape[1:]
+        model_or_votes,
+        sigma=sigma,
+        num_classes=num_classes,
+        input_shape=pixels.shape[1:],
+        model_digest=model_digest,
     )
     check_shape(source.smoothing, pixels.shape[1:])
     rule = Rule(**({"block_size": source.smoothing.block_size} | plan))
@@ -197,22 +308,25 @@ def certify_images(
     numbers = range(len(pixels)) if indices is None else indices
     if len(numbers) != len(pixels) or len(set(numbers)) != len(pixels):
         raise UserError(f"indices must be {len(pixels)} different integers, got {indices}")
-    if labels is not None and len(labels) != len(pixels):
-        raise UserError(f"labels must be {len(pixels)} integers, got {len(labels)}")
-    truths = [-1] * len(pixels) if labels is None else labels
+    truths = _as_labels(labels, len(pixels), source.smoothing.num_classes)
     examples = [
-        Example(int(i), image, int(label))
+        Example(int(i), image, label)
         for i, image, label in zip(numbers, pixels, truths, strict=True)
     ]
-    if out is not None:
-        if indices is not None:
-            raise UserError("indices cannot be given with out: a log counts its images from 0")
-        return _certify_to(Path(out), source, examples, rule, law, seed)
+    if out is not None and indices is not None:
+        raise UserError("indices cannot be given with out: a log counts its images from 0")
+    path = None if out is None else Path(out)
+    seed = _as_seed(seed, indices, path)
+    if path is not None:
+        return Certificates(_certify_to(path, source, examples, rule, law, seed), seed)
+    if not examples:
+        return Certificates([], seed)
+    preflight(source, list(pixels[:2]))
     found = {
         done.example.index: done.certificates[0]
         for done in certify_examples(source, examples, [rule], seed=seed)
     }
-    return [found[example.index] for example in examples]
+    return Certificates([found[example.index] for example in examples], seed)
 
 
 def _certify_to(
@@ -230,10 +344,9 @@ def _certify_to(
         environment=environment(),
     )
     with LogWriter(path, settings) as writer:
-        missing = set(writer.missing)
-        todo = [example for example in examples if example.index in missing]
-        record_examples(source, todo, [rule], [writer], seed=seed)
-        records = sorted(writer.records, key=lambda record: record.idx)
+        missing, _ = prepare_logs(source, lambda some: [examples[idx] for idx in some], [writer])
+        record_examples(source, [examples[i] for i in missing], [rule], [writer], seed=seed)
+        records = sorted(writer.rows, key=lambda record: record.idx)
     return [certify(record.all_counts, rule, law) for record in records]
 
 
@@ -243,33 +356,44 @@ def open_votes(
     sigma: float | None = None,
     num_classes: int | None = None,
     input_shape: Sequence[int] | None = None,
+    model_digest: str | None = None,
 ) -> VoteSource:
     """Makes a source of votes of whatever can be one; see `certify_images` for the arguments.
 
     Raises:
-      UserError: `sigma` is missing for a bare model, or differs from the model's own.
+      UserError: `sigma` is missing for a bare model; it or `model_digest` differs from the model's
+        own.
     """
+    source = _open(model, sigma, num_classes, input_shape, model_digest)
+    for name, given in (("sigma", sigma), ("model_digest", model_digest)):
+        own = getattr(source.smoothing, name)
+        if given not in (None, own):
+            raise UserError(
+                f"{name}={given} differs from the model's own, {own}: leave {name} out"
+                + (
+                    "; a certificate for another noise than the one trained with is sound but empty"
+                    if name == "sigma"
+                    else ""
+                )
+            )
+    return source
+
+
+def _open(
+    model: Any,
+    sigma: float | None,
+    num_classes: int | None,
+    input_shape: Sequence[int] | None,
+    model_digest: str | None,
+) -> VoteSource:
     if isinstance(model, (str, Path)):
         from tfmacer.votes import local
 
         path = Path(model)
         is_run = (path / "model.keras").is_file()
-        source: VoteSource = local.from_run(path) if is_run else local.SavedModelVotes(path)
-    elif isinstance(getattr(model, "smoothing", None), Smoothing):
-        source = model
-    else:
-        return _open_bare(model, sigma, num_classes, input_shape)
-    if sigma is not None and sigma != source.smoothing.sigma:
-        raise UserError(
-            f"sigma={sigma} differs from the model's own, {source.smoothing.sigma}: a certificate "
-            "for another noise than the one trained with is sound but empty; leave sigma out"
-        )
-    return source
-
-
-def _open_bare(
-    model: Any, sigma: float | None, num_classes: int | None, input_shape: Sequence[int] | None
-) -> VoteSource:
+        return local.from_run(path) if is_run else local.SavedModelVotes(path)
+    if isinstance(getattr(model, "smoothing", None), Smoothing):
+        return model  # type: ignore[no-any-return]
     from tfmacer.votes import devices, local, models
 
     if num_classes is None:
@@ -280,11 +404,16 @@ def _open_bare(
             f"them, got {sigma}, {num_classes} and {input_shape}"
         )
     height, width, channels = input_shape
+    digest = models.weights_digest(model)
+    if digest == UNKNOWN_MODEL and model_digest is not None:
+        if not model_digest.isprintable() or model_digest in ("", UNKNOWN_MODEL):
+            raise UserError(f"model_digest must be text that names a model, got {model_digest!r}")
+        digest = model_digest
     smoothing = Smoothing(
         sigma=sigma,
         num_classes=num_classes,
         input_shape=(height, width, channels),
-        model_digest=models.weights_digest(model),
+        model_digest=digest,
         versions=devices.library_versions(),
     )
     return local.NetworkVotes(model, smoothing)
@@ -299,33 +428,43 @@ def check_shape(smoothing: Smoothing, shape: Sequence[int], *, what: str = "imag
         )
 
 
-def preflight(source: VoteSource, images: npt.NDArray[np.float32]) -> float:
+def preflight(source: VoteSource, images: Sequence[npt.NDArray[np.float32]]) -> float:
     """Checks that the classifier is a function of one noisy image alone; measures its speed.
 
     Args:
       source: where votes come from.
-      images: a few images, float32 `[B, H, W, C]`; two suffice.
+      images: one or more images, float32 `[H, W, C]` in [0, 1]; two suffice.
 
     Returns:
       Draws per second, one image at a time, from a short run.
 
     Raises:
-      UserError: votes of equal draws differ (dropout or other randomness is active), or an
-        image's logits depend on the images beside it (batch statistics are active).
+      UserError: equal draws give different votes or scores (dropout or other randomness is
+        active), or an image's logits depend on the images beside it (batch statistics are active).
     """
-    together = source.logits(images)
+    # Its negative stands beside the first image, in case that there is no other.
+    batch = np.stack([*images, 1 - images[0]])
+    together = source.logits(batch)
     scale = max(1.0, float(np.abs(together).max()))
-    for image, logits in zip(images, together, strict=True):
-        difference = float(np.abs(source.logits(image[np.newaxis])[0] - logits).max())
-        if not difference <= 1e-3 * scale:
-            raise UserError(
-                "the model's logits of an image change with the images beside it: batch "
-                "statistics are active; certify the model in inference mode"
-            )
+
+    def differ(others: npt.NDArray[np.float32]) -> bool:
+        return not float(np.abs(others - together).max()) <= 1e-3 * scale
+
+    random = UserError(
+        "the model answers differently on equal noisy images: dropout or other randomness is "
+        "active; certify the model in inference mode"
+    )
+    if differ(source.logits(batch)):
+        raise random
+    if differ(np.concatenate([source.logits(image[np.newaxis]) for image in batch])):
+        raise UserError(
+            "the model's logits of an image change with the images beside it: batch "
+            "statistics are active; certify the model in inference mode"
+        )
     block = source.smoothing.block_size
     rows = source.parallelism
     request = (
-        np.repeat(images[:1], rows, axis=0),
+        np.repeat(batch[:1], rows, axis=0),
         np.tile(np.array([[1, 2]], np.int32), (rows, 1)),
         np.zeros(rows, np.int32),
         np.full(rows, block, np.int32),
@@ -334,11 +473,10 @@ def preflight(source: VoteSource, images: npt.NDArray[np.float32]) -> float:
     started = time.monotonic()
     second = source.sample(*request)
     elapsed = time.monotonic() - started
-    if not (first.counts == second.counts).all() or not (first.counts == first.counts[0]).all():
-        raise UserError(
-            "the model votes differently on equal noisy images: dropout or other randomness is "
-            "active; certify the model in inference mode"
-        )
+    for votes in (first, second):
+        equal = (votes.counts == first.counts[0]).all()
+        if not equal or np.abs(votes.sums - first.sums[0]).max() > 1e-3 * block:
+            raise random
     return rows * block / max(elapsed, 1e-9)
 
 
@@ -355,6 +493,31 @@ def _as_pixels(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
             f"images must lie in [0, 1], found values from {array.min():.4g} to {array.max():.4g}"
         )
     return array.astype(np.float32)
+
+
+def _as_labels(labels: Sequence[int] | None, count: int, num_classes: int) -> list[int]:
+    if labels is None:
+        return [-1] * count
+    if len(labels) != count:
+        raise UserError(f"labels must be {count} integers, got {len(labels)}")
+    truths = [int(label) for label in labels]
+    if not all(-1 <= label < num_classes for label in truths):
+        raise UserError(
+            f"labels must be 0 to {num_classes - 1}, or -1 for none, got {min(truths)} to "
+            f"{max(truths)}"
+        )
+    return truths
+
+
+def _as_seed(seed: int | None, indices: Sequence[int] | None, out: Path | None) -> int:
+    """The seed given; that of a log that is there; or a new one, unless `indices` are given."""
+    if seed is not None:
+        if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= seed < 2**63:
+            raise UserError(f"seed must be an integer of 0 or more, below 2^63, got {seed!r}")
+        return operator.index(seed)
+    if out is not None and settings_path(out).exists():
+        return read_settings(out, LogSettings).seed
+    return secrets.randbits(_SEED_BITS) if indices is None else 0
 
 
 def _batches(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:

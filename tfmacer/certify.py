@@ -17,7 +17,7 @@ import functools
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from tfmacer.distributed.job import Job
     from tfmacer.splits import Split
     from tfmacer.votes.source import VoteSource
-
-# Images read at a time.
-_LOADED = 256
 
 FLAGS = flags.FlagValues()
 _string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
@@ -138,7 +135,13 @@ def _main() -> None:
         _dataset(smoothing)
 
     commandline.load_tensorflow()
-    from tfmacer.certification import check_shape, preflight, smoothing_law
+    from tfmacer.certification import (
+        check_shape,
+        examples_of,
+        preflight,
+        prepare_logs,
+        smoothing_law,
+    )
 
     source, doubts = _open_source(transport)
     smoothing = source.smoothing
@@ -150,26 +153,26 @@ def _main() -> None:
     settings = [_settings(smoothing, rule, split, doubts) for rule in rules]
     for warning in settings[0].warnings:
         commandline.warn(warning)
+    examples = examples_of(split)
     if _RUNNER.value is not None:
-        preflight(source, split.take(settings[0].indices[:2])[0])
+        preflight(source, [example.image for example in examples(settings[0].indices[:2])])
         from tfmacer.distributed.launch import certify_logs
 
         paths = _paths(out, rules)
         job = _job(_RUNNER.value, settings, out)
-        certify_logs(job, paths, _RUNNER.value, _PIPELINE_OPTIONS.value)
+        certify_logs(job, paths, _RUNNER.value, _PIPELINE_OPTIONS.value, examples)
         return
     with contextlib.ExitStack() as stack:
         writers = [
             stack.enter_context(LogWriter(path, each))
             for path, each in zip(_paths(out, rules), settings, strict=True)
         ]
-        missing = sorted(set().union(*(writer.missing for writer in writers)))
+        missing, speed = prepare_logs(source, examples, writers)
         if not missing:
-            commandline.say(f"{out}: finished already, {len(writers[0].records)} images")
+            commandline.say(f"{out}: finished already, {len(writers[0].rows)} images")
             return
-        few = split.take(missing[:2])[0]
-        _announce(len(missing), rules[0], preflight(source, few))
-        _certify(source, split, missing, rules, writers)
+        _announce(len(missing), rules[0], speed)
+        _certify(source, examples(missing), missing, rules, writers)
     commandline.say(f"{', '.join(str(writer.path) for writer in writers)}: done")
 
 
@@ -314,6 +317,7 @@ def _settings(
         num_examples=_NUM_EXAMPLES.value,
         shard=_SHARD.value,
         environment=_environment(),
+        class_names=split.class_names,
     )
     return dataclasses.replace(settings, warnings=(*doubts, *_warnings(settings)))
 
@@ -356,18 +360,18 @@ def _announce(images: int, rule: Rule, speed: float) -> None:
 
 def _certify(
     source: "VoteSource",
-    split: "Split",
+    examples: "Iterable[Example]",
     missing: Sequence[int],
     rules: Sequence[Rule],
     writers: Sequence[LogWriter],
 ) -> None:
     from tfmacer.certification import record_examples
 
-    done = [record for record in writers[0].records if record.idx not in set(missing)]
+    done = [record for record in writers[0].rows if record.idx not in set(missing)]
     with Meter(len(missing) + len(done), done) as meter:
         record_examples(
             source,
-            _examples(split, missing),
+            examples,
             rules,
             writers,
             seed=_SEED.value,
@@ -395,15 +399,6 @@ def _job(runner: str, settings: Sequence[LogSettings], out: Path) -> "Job":
         parts_dir=_PARTS_DIR.value or str(out.absolute().with_name(f"{out.name}.parts")),
         launcher=os.getpid() if direct else None,
     )
-
-
-def _examples(split: "Split", positions: Sequence[int]) -> Iterator["Example"]:
-    from tfmacer.certification import Example
-
-    for start in range(0, len(positions), _LOADED):
-        chunk = positions[start : start + _LOADED]
-        for index, image, label in zip(chunk, *split.take(chunk), strict=True):
-            yield Example(index, image, int(label))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

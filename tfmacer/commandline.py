@@ -4,17 +4,19 @@ Each command keeps its flags in a `flags.FlagValues` of its own, so that several
 imported and run in one process, and nothing is parsed at import.
 """
 
+import contextlib
 import os
 import select
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from typing import TextIO
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO
 
 from absl import flags
 
-from tfmacer.errors import UserError
+from tfmacer.errors import Notice, UserError
 from tfmacer.text import one_line, visible
 
 # For whom gRPC asks no proxy; it reads the lower case alone.
@@ -112,7 +114,8 @@ def _status(
     except (flags.Error, OSError) as error:
         return _complain(error, 2)
     try:
-        main(rest)
+        with _notices_shown():
+            main(rest)
     except UserError as error:
         return _complain(error, 1)
     except KeyboardInterrupt:
@@ -188,6 +191,23 @@ def _silence_unread_output() -> bool:
         os.dup2(nowhere, descriptor)
     os.close(nowhere)
     return bool(unread)
+
+
+@contextlib.contextmanager
+def _notices_shown() -> Iterator[None]:
+    """Each `Notice` is one line on standard error, once; other warnings are as they were."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", Notice)
+        others = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *place: Any, **options: Any) -> None:
+            if issubclass(category, Notice):
+                warn(one_line(str(message)))
+            else:
+                others(message, category, *place, **options)
+
+        warnings.showwarning = show
+        yield
 
 
 def _complain(error: Exception, status: int) -> int:

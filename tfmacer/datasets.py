@@ -138,7 +138,16 @@ def _folder(name: str, split: str, channels: int | None) -> Split:
             )
     paths, labels = zip(*files, strict=True)
     shape = (*sizes[paths[0]], channels or 3)
-    return FolderSplit(name, split, paths, labels, shape=shape, num_classes=len(classes))
+    return FolderSplit(
+        name,
+        split,
+        paths,
+        labels,
+        shape=shape,
+        num_classes=len(classes),
+        root=root,
+        class_names=[child.name for child in classes] or None,
+    )
 
 
 def _images(directory: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The one exception that stands for a user's mistake, and what a user is told besides."""
 
 from tfmacer.text import one_line
 
@@ -14,3 +14,10 @@ class UserError(ValueError):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(one_line(str(message)))
+
+
+class Notice(UserWarning):
+    """What a user should know of a file or model that is used all the same.
+
+    The message is one line, as in `UserError`. Commands print it once on standard error.
+    """

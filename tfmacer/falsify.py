@@ -36,12 +36,13 @@ from tfmacer.records.falsifications import (
     FalsificationWriter,
     falsification_beside,
     log_digest,
+    read_falsification,
 )
-from tfmacer.records.logs import Log, check_rows, read_log
+from tfmacer.records.logs import Log, read_log
 from tfmacer.records.naming import ImageFlags
 from tfmacer.records.rows import Record
-from tfmacer.records.runs import RunDirectory, Smoothing
-from tfmacer.records.settings import LogSettings
+from tfmacer.records.runs import UNKNOWN_MODEL, RunDirectory, Smoothing
+from tfmacer.records.settings import NO_PIXELS, LogSettings
 
 if TYPE_CHECKING:
     from tfmacer.falsification import Falsifier
@@ -120,8 +121,7 @@ def _main() -> None:
             _attack_all(falsifier, split, todo, writer, log)
         else:
             commandline.say(f"{out}: finished already, {len(writer.rows)} certificates")
-        found = writer.falsification
-    _conclude(found, log)
+    _conclude(read_falsification(out), log)
 
 
 def _inputs() -> tuple[Log, LogSettings, Path]:
@@ -137,9 +137,11 @@ def _inputs() -> tuple[Log, LogSettings, Path]:
     log = read_log(path)
     if log.settings is None:
         raise UserError(f"--log={path}: not a log of tfmacer: nothing tells which model it is of")
-    check_rows(log)
-    if log.missing:
-        raise UserError(f"--log={path}: unfinished: {len(log.missing)} images have no row")
+    if not log.settings.names_images:
+        commandline.warn(f"{path}: {NO_PIXELS}")
+    log.check()
+    if missing := log.unfinished:
+        raise UserError(f"--log={path}: unfinished: {missing}")
     if _ATTACK.value == "ddn" and log.settings.law.norm != "l2":
         raise UserError(
             f"--attack=ddn is for l2 radii, those of {path} are {log.settings.law.norm}"
@@ -149,6 +151,8 @@ def _inputs() -> tuple[Log, LogSettings, Path]:
 
 def _check_model(smoothing: Smoothing, settings: LogSettings, log: Log) -> None:
     """Refuses a log of another classifier than the run's."""
+    if settings.model_digest == UNKNOWN_MODEL:
+        raise UserError(f"--log={log.path}: does not say of which model it is")
     for field in ("model_digest", "sigma", "noise_family", "noise_params", "num_classes"):
         mine, others = getattr(settings, field), getattr(smoothing, field)
         if mine != others:
@@ -245,7 +249,7 @@ def _attack_all(
             for images, records in _loaded(split, todo, log):
                 for row in pool.map(falsifier, images, records):
                     writer.append(row)
-                    flipped = len(writer.falsification.within)
+                    flipped = sum(done.flipped_within for done in writer.rows)
                     bar.set_postfix_str(f"flipped within: {flipped}", refresh=False)
                     bar.update()
     finally:
@@ -254,17 +258,14 @@ def _attack_all(
 
 def _loaded(
     split: "Split", records: Sequence[Record], log: Log
-) -> Iterator[tuple[npt.NDArray[np.float32], Sequence[Record]]]:
+) -> Iterator[tuple[list[npt.NDArray[np.float32]], Sequence[Record]]]:
+    from tfmacer.certification import check_images, examples_of
+
     for start in range(0, len(records), _LOADED):
         some = records[start : start + _LOADED]
-        images, labels = split.take([record.idx for record in some])
-        for record, label in zip(some, labels, strict=True):
-            if record.label != int(label):
-                raise UserError(
-                    f"{log.path}: the label of idx {record.idx} is {record.label}, that of "
-                    f"{split.dataset} is {int(label)}: these are other images"
-                )
-        yield images, some
+        examples = list(examples_of(split)([record.idx for record in some]))
+        check_images(log.path, some, examples)
+        yield [example.image for example in examples], some
 
 
 def _conclude(found: Falsification, log: Log) -> None:

@@ -25,16 +25,25 @@ class Split(abc.ABC):
       shape: `(H, W, C)` of its images.
       num_classes: K; labels are 0 to K - 1, or -1 where there is no true label.
       total: how many images it has.
+      class_names: what the dataset calls its classes; None where unknown.
     """
 
     def __init__(
-        self, dataset: str, name: str, *, shape: Shape, num_classes: int, total: int
+        self,
+        dataset: str,
+        name: str,
+        *,
+        shape: Shape,
+        num_classes: int,
+        total: int,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.dataset = dataset
         self.name = name
         self.shape = shape
         self.num_classes = num_classes
         self.total = total
+        self.class_names = None if class_names is None else tuple(class_names)
 
     @abc.abstractmethod
     def take(self, positions: Sequence[int]) -> tuple[Images, Labels]:
@@ -46,6 +55,10 @@ class Split(abc.ABC):
         Raises:
           UserError: an image file that cannot be used.
         """
+
+    def image_name(self, position: int) -> str | None:
+        """What the dataset calls the image at a position; None where it has no name for it."""
+        return None
 
 
 class IndexedSplit(Split):
@@ -78,6 +91,7 @@ class ArraySplit(IndexedSplit):
         images: npt.NDArray[Any],
         labels: npt.NDArray[Any],
         num_classes: int,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         """Makes a split of arrays.
 
@@ -87,10 +101,18 @@ class ArraySplit(IndexedSplit):
           images: `[N, H, W, C]`, uint8, or float32 in [0, 1].
           labels: integers `[N]`.
           num_classes: K.
+          class_names: see `Split`.
         """
         height, width, channels = images.shape[1:]
         shape = (height, width, channels)
-        super().__init__(dataset, name, shape=shape, num_classes=num_classes, total=len(images))
+        super().__init__(
+            dataset,
+            name,
+            shape=shape,
+            num_classes=num_classes,
+            total=len(images),
+            class_names=class_names,
+        )
         # As tensors: a graph captures them, where it would copy arrays into itself.
         with tf.device("cpu"):
             self._images = tf.constant(images)
@@ -113,8 +135,18 @@ class FolderSplit(IndexedSplit):
         *,
         shape: Shape,
         num_classes: int,
+        root: Path,
+        class_names: Sequence[str] | None,
     ) -> None:
-        super().__init__(dataset, name, shape=shape, num_classes=num_classes, total=len(paths))
+        super().__init__(
+            dataset,
+            name,
+            shape=shape,
+            num_classes=num_classes,
+            total=len(paths),
+            class_names=class_names,
+        )
+        self._names = [path.relative_to(root).as_posix() for path in paths]
         with tf.device("cpu"):
             self._paths = tf.constant([str(path) for path in paths])
             self._labels = tf.constant(labels, tf.int64)
@@ -133,6 +165,10 @@ class FolderSplit(IndexedSplit):
             return super().take(positions)
         except tf.errors.InvalidArgumentError as error:
             raise UserError(f"{self.dataset}: {error.message.splitlines()[0]}") from error
+
+    def image_name(self, position: int) -> str:
+        """The image's file, from the folder on."""
+        return self._names[position]
 
     def _decode(self, path: tf.Tensor) -> tf.Tensor:
         data = tf.io.read_file(path)

@@ -53,6 +53,7 @@ class StreamSplit(Split):
             shape=self.feature.shape if self.of_one_size else (CROPPED, CROPPED, channels),
             num_classes=builder.info.features["label"].num_classes,
             total=int(records.cardinality()),
+            class_names=builder.info.features["label"].names,
         )
 
     def take(self, positions: Sequence[int]) -> tuple[Images, Labels]:
@@ -110,7 +111,9 @@ def tfds_split(name: str, split: str, data_dir: str | None = None) -> Split:
         stop = start + len(batch[1])
         images[start:stop], labels[start:stop] = batch
         start = stop
-    return ArraySplit(name, split, images, labels, features["label"].num_classes)
+    return ArraySplit(
+        name, split, images, labels, features["label"].num_classes, features["label"].names
+    )
 
 
 def _prepared(name: str, data_dir: str | None) -> Any:

@@ -6,7 +6,6 @@ the objective's own default.
 
 import copy
 import functools
-import json
 import math
 import os
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
+from tfmacer import strict_json
 from tfmacer.errors import UserError
 from tfmacer.records.runs import RunDirectory
 from tfmacer.training.published import (
@@ -229,7 +229,7 @@ def cluster() -> Cluster:
         return Cluster(1, chief=True)
     text = os.environ.get("TF_CONFIG", "")
     try:
-        config = json.loads(text) if text else {}
+        config = strict_json.loads(text) if text else {}
         machines = config.get("cluster", {})
         count = sum(len(addresses) for addresses in machines.values())
         task = (config["task"]["type"], int(config["task"]["index"])) if count else None

@@ -4,8 +4,9 @@
 
 Recomputed are the class (from the selection votes), the confidence bounds, the radius, whether
 it is correct, and the digest of the row and of the settings; a record that differs in either
-direction is named. With --redraw and a source (--run_dir, --saved_model or --server) the votes
-themselves are drawn again and compared.
+direction is named. The images are not looked at; with --dataset their pixels and labels are
+compared with those recorded, and with --redraw and a source (--run_dir, --saved_model or --server)
+the votes themselves are drawn again and compared, too.
 
   python -m tfmacer.verify --audit_log=FILE [--redraw --saved_model=DIR]
 
@@ -31,16 +32,18 @@ from tfmacer.records.logs import Log, read_log
 from tfmacer.records.naming import ImageFlags
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import RunDirectory
-from tfmacer.records.settings import LogSettings
+from tfmacer.records.settings import NO_PIXELS, LogSettings
 from tfmacer.records.verification import Redraw, Redrawn, verify_log
 from tfmacer.text import visible
-from tfmacer.votes.redraw import Images, redraw_from, redraw_served
+from tfmacer.votes.redraw import redraw_from, redraw_served
 from tfmacer.wire.channel import ChannelFlags
 
 if TYPE_CHECKING:
     from tfmacer.splits import Split
     from tfmacer.votes.source import VoteSource
 
+# That a log may ask for.
+_MOST_THREADS = 1024
 # Images read at a time.
 _LOADED = 64
 
@@ -59,11 +62,11 @@ _AUDIT_LOG = _string("audit_log", None, "A sidecar's audit log to verify, in pla
 _DATASET = _string(
     "dataset",
     None,
-    "Where --redraw finds the images; default: what the log records, where that is mnist5k or "
-    "TFDS' own.",
+    "Where the images are, to compare them with those certified; with --redraw, default: what the "
+    "log records, where that is mnist5k or TFDS' own.",
 )
 _SPLIT = _string("split", None, "Split of it; default: the one that the log records.")
-_DATA_DIR = _string("data_dir", None, "TFDS directory for --redraw; default: that of TFDS.")
+_DATA_DIR = _string("data_dir", None, "TFDS directory of the images; default: that of TFDS.")
 
 
 def _main(paths: Sequence[str]) -> None:
@@ -89,8 +92,10 @@ def _check_flags() -> None:
     if given and not _REDRAW.value:
         raise UserError(f"--{given[0]} is for --redraw, which was not given")
     images = [name for name in ("dataset", "split", "data_dir") if FLAGS[name].value is not None]
-    if images and (_AUDIT_LOG.value is not None or not _REDRAW.value):
-        raise UserError(f"--{images[0]} is for --redraw of logs")
+    if images and _AUDIT_LOG.value is not None:
+        raise UserError(f"--{images[0]} is for logs, an --audit_log keeps its images")
+    if images and not (_REDRAW.value or _DATASET.value is not None):
+        raise UserError(f"--{images[0]} goes with --dataset or --redraw")
     if (_SERVER.value is None) != (_MODEL_NAME.value is None):
         raise UserError("--model_name goes with --server, and --server needs it")
     _TLS.read("server", _SERVER.value)
@@ -108,18 +113,36 @@ def _verify(path: Path, redraw_of: Callable[[Log], Redraw] | None) -> str | None
         difference = verify_log(log)
         if difference is None and redraw_of is not None:
             difference = verify_log(log, redraw_of(log))
+        elif difference is None and _DATASET.value is not None:
+            _compare(log)
     except UserError as error:
         return str(error)
     if difference is not None:
         return f"{path}: {difference}"
-    if missing := log.missing:
-        images = f"{len(missing)} images have no row, the first is idx {missing[0]}"
+    if images := log.unfinished:
         if _COMPLETE.value:
             return f"{path}: unfinished: {images}"
         commandline.say(f"{path}: unfinished: {images}")
-    drawn = ", all votes drawn again" if redraw_of is not None else ""
-    commandline.say(f"{path}: {len(log.records)} records verified{drawn}")
+    if redraw_of is not None:
+        images = "all votes drawn again"
+    elif _DATASET.value is not None:
+        images = f"images compared with {_DATASET.value}"
+    else:
+        images = "images not looked at"
+    commandline.say(f"{path}: {len(log.records)} records verified, {images}")
     return None
+
+
+def _compare(log: Log) -> None:
+    """Compares pixels and labels of a log with the dataset given."""
+    commandline.load_tensorflow()
+    from tfmacer.certification import check_images, examples_of
+
+    split = _split(log)
+    if log.settings is not None and not log.settings.names_images:
+        commandline.say(f"{log.path}: {NO_PIXELS}")
+    examples = examples_of(split)
+    check_images(log.path, log.records, examples([record.idx for record in log.records]))
 
 
 def _verify_served(path: Path) -> None:
@@ -148,11 +171,16 @@ def _open() -> Callable[[Log], Redraw]:
     def redraw_of(log: Log) -> Redraw:
         if log.settings is None:
             raise UserError(f"{log.path}: not a log of tfmacer")
-        threads = int(log.settings.environment.get("intra_op_threads", 1))
+        threads = log.settings.environment.get("intra_op_threads", 1)
+        if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
+            raise UserError(
+                f"{log.path}: intra_op_threads is {threads!r}, not 1 to {_MOST_THREADS}"
+            )
         if threads not in sources:
             sources[threads] = _source(threads)
         _note_environment(log, log.settings)
-        return _shown(redraw_from(sources[threads], _images(log, log.settings)), log)
+        images = _ByIdx(_split(log), [record.idx for record in log.records])
+        return _shown(redraw_from(sources[threads], images), log)
 
     return redraw_of
 
@@ -188,7 +216,8 @@ def _note_environment(log: Log, settings: LogSettings) -> None:
     """Says where the votes may differ by rounding although nothing was altered."""
     from tfmacer.votes.devices import library_versions
 
-    made = settings.environment.get("versions", {}).get("tensorflow")
+    versions = settings.environment.get("versions")
+    made = versions.get("tensorflow") if isinstance(versions, dict) else None
     here = library_versions()["tensorflow"]
     if _SERVER.value is None and made != here:
         commandline.say(
@@ -197,20 +226,22 @@ def _note_environment(log: Log, settings: LogSettings) -> None:
         )
 
 
-def _images(log: Log, settings: LogSettings) -> Images:
-    """Images and labels of the log by idx, read some at a time."""
+def _split(log: Log) -> "Split":
+    """The split that a log is of."""
     from tfmacer.datasets import load_split
 
+    if log.settings is None:
+        raise UserError(f"{log.path}: not a log of tfmacer")
     images = ImageFlags(dataset=_DATASET.value, split=_SPLIT.value, data_dir=_DATA_DIR.value)
     run = RunDirectory(Path(_RUN_DIR.value)) if _RUN_DIR.value is not None else None
     dataset, name = images.of_log(log, run=run)
-    split = load_split(dataset, name, _DATA_DIR.value, channels=settings.input_shape[2])
-    if split.total != settings.total:
+    split = load_split(dataset, name, _DATA_DIR.value, channels=log.settings.input_shape[2])
+    if split.total != log.settings.total:
         raise UserError(
             f"{log.path}: {dataset} has {split.total} images in {name}, "
-            f"the log was made from {settings.total}"
+            f"the log was made from {log.settings.total}"
         )
-    return _ByIdx(split, [record.idx for record in log.records])
+    return split
 
 
 class _ByIdx:

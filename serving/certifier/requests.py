@@ -1,7 +1,6 @@
 """Reads and checks what a caller sent. Every refusal is a `UserError` naming field and limit."""
 
 import dataclasses
-import hashlib
 import math
 
 import numpy as np
@@ -12,6 +11,7 @@ from serving.certifier.limits import Limits
 from tfmacer.errors import UserError
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
+from tfmacer.records.sealing import pixels_digest
 from tfmacer.text import LONGEST_VALUE, cut
 
 DEFAULT_N0 = 100
@@ -31,7 +31,7 @@ class Image:
 
     Attributes:
       values: float32 `[H, W, C]` in [0, 1].
-      sha256: hex digest of the values as little-endian bytes in row-major order.
+      sha256: see `tfmacer.records.sealing.pixels_digest`.
     """
 
     values: npt.NDArray[np.float32]
@@ -68,8 +68,7 @@ def read_image(pixels: pb.Pixels, input_shape: tuple[int, int, int]) -> Image:
             f"pixels.float32 has {values[tuple(where)]} at {where.tolist()}, "
             "values must lie in [0, 1]"
         )
-    little = values.astype("<f4")
-    return Image(values.astype(np.float32), hashlib.sha256(little.tobytes()).hexdigest())
+    return Image(values.astype(np.float32), pixels_digest(values))
 
 
 def read_rule(

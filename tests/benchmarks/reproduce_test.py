@@ -331,7 +331,7 @@ def test_a_log_with_missing_images_is_no_result(job):
     sitting._certify = lambda directory, given: made_logs.write(
         Path(given["out"]), made_logs.settings(total=5), images=3
     )
-    with pytest.raises(UserError, match="2 images have no row"):
+    with pytest.raises(UserError, match="2 of 5 images have no row"):
         reproduce.compute(job, sitting)
     assert not job.result.exists()
 

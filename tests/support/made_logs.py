@@ -20,6 +20,7 @@ from tfmacer.records.falsifications import (
 )
 from tfmacer.records.logs import Log, LogSettings, LogWriter, Record, read_log
 from tfmacer.records.runs import Smoothing
+from tfmacer.records.sealing import pixels_digest
 
 CLASSES = 4
 
@@ -41,6 +42,11 @@ def settings(rule: Rule | None = None, *, total: int = 40, **others) -> LogSetti
     }
     rule = rule or Rule(n=2000)
     return LogSettings.of(smoothing(**known), rule, total=total, **(defaults | others))
+
+
+def pixels(idx: int) -> np.ndarray:
+    """The image at a position."""
+    return np.full((2, 2, 1), (idx % 256) / 255, np.float32)
 
 
 def probabilities(idx: int, shift: float = 0.0) -> tuple[int, np.ndarray]:
@@ -68,6 +74,8 @@ def record(settings: LogSettings, idx: int, *, shift: float = 0.0, label: int | 
         label=true if label is None else label,
         clean=true if idx % 10 else (true + 1) % CLASSES,
         seconds=0.25 + idx / 1000,
+        pixels_sha256=pixels_digest(pixels(idx)),
+        name=f"class {true}/{idx}.png" if idx % 2 else None,
     )
 
 

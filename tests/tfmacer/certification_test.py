@@ -1,3 +1,5 @@
+import hashlib
+
 import keras
 import numpy as np
 import pytest
@@ -46,7 +48,7 @@ def test_a_linear_classifier_is_certified_up_to_its_true_radius(problem):
     weights, bias, images = problem
     truth = np.array([true_radius(weights, bias, image) for image in images])
     certificates = certification.certify_images(
-        linear(weights, bias), images, sigma=SIGMA, num_classes=2, n=20_000, alpha=0.001
+        linear(weights, bias), images, sigma=SIGMA, num_classes=2, n=20_000, alpha=0.001, seed=0
     )
     radii = np.array([c.radius for c in certificates])
     # 12 certificates at alpha = 0.001 and a fixed seed: none may exceed the truth.
@@ -107,7 +109,7 @@ def test_certificates_depend_on_seed_and_index_not_on_the_company(problem):
 def test_bytes_and_floats_are_the_same_image(problem):
     weights, bias, _ = problem
     pixels = np.random.default_rng(2).integers(0, 256, (2, *SHAPE), np.uint8)
-    plan = {"sigma": SIGMA, "num_classes": 2, "n": 1000}
+    plan = {"sigma": SIGMA, "num_classes": 2, "n": 1000, "seed": 0}
     network = linear(weights, bias)
     floats = certification.certify_images(network, pixels.astype(np.float32) / 255, **plan)
     assert certification.certify_images(network, pixels, **plan) == floats
@@ -116,13 +118,13 @@ def test_bytes_and_floats_are_the_same_image(problem):
 def test_a_log_is_written_resumed_and_read_instead_of_drawn_again(problem, tmp_path, monkeypatch):
     weights, bias, images = problem
     network = linear(weights, bias)
-    plan = {"sigma": SIGMA, "num_classes": 2, "n": 2000, "seed": 4}
+    plan = {"sigma": SIGMA, "num_classes": 2, "n": 2000, "seed": 4, "model_digest": "linear"}
     reference = certification.certify_images(network, images, **plan)
     out = tmp_path / "log.tsv"
     append = certification.LogWriter.append
 
     def dies_at_the_sixth(writer, record):
-        if len(writer.records) == 5:
+        if len(writer.rows) == 5:
             raise KeyboardInterrupt
         append(writer, record)
 
@@ -158,6 +160,13 @@ def test_a_log_is_written_resumed_and_read_instead_of_drawn_again(problem, tmp_p
         ({"sigma": -1.0}, "sigma must be positive"),
         ({"indices": [0, 0]}, "indices must be"),
         ({"labels": [1]}, "labels must be 2 integers, got 1"),
+        ({"labels": [0, 2]}, "labels must be 0 to 1, or -1 for none, got 0 to 2"),
+        ({"seed": -1}, "seed must be an integer of 0 or more"),
+        ({"seed": 0.5}, "seed must be an integer of 0 or more"),
+        ({"seed": 2**63}, "seed must be an integer of 0 or more"),
+        ({"out": "x.tsv"}, "nothing identifies this model"),
+        ({"out": "x.tsv", "model_digest": "unknown"}, "model_digest must be text that names a"),
+        ({"out": "x.tsv", "model_digest": "a\nb"}, "model_digest must be text that names a"),
         ({"indices": [0, 1], "out": "x.tsv"}, "indices cannot be given with out"),
         ({"n": 5}, "n"),
         ({"alpha": 0.0}, "alpha"),
@@ -178,8 +187,200 @@ def test_a_model_keeps_its_own_sigma(problem):
     source = local.NetworkVotes(linear(weights, bias), smoothing)
     with pytest.raises(UserError, match="sigma=0.25 differs from the model's own, 0.5"):
         certification.certify_images(source, images, sigma=0.25)
+    with pytest.raises(UserError, match="model_digest=u differs from the model's own, t"):
+        certification.certify_images(source, images, model_digest="u")
     with pytest.raises(UserError, match="images are 5x4x1 .*, the model takes 4x4x1"):
         certification.certify_images(source, np.zeros((1, 5, 4, 1), np.float32))
+
+
+# A log answers only for what it was made of.
+
+PLAN = {"sigma": SIGMA, "num_classes": 2, "n": 200, "alpha": 0.01, "model_digest": "linear"}
+
+
+@pytest.fixture
+def log(problem, tmp_path):
+    """A finished log of four images, and the call that made it."""
+    weights, bias, images = problem
+    out = tmp_path / "log.tsv"
+
+    def again(**change):
+        arguments = {"labels": [1, 0, 1, 0], "out": out, **PLAN, **change}
+        pixels = arguments.pop("images", images[:4])
+        return certification.certify_images(linear(weights, bias), pixels, **arguments)
+
+    return again, again(), out
+
+
+def test_a_log_names_its_pixels(problem, log):
+    records = read_log(log[2]).records
+    for record, image in zip(records, problem[2], strict=False):
+        raw = image.astype("<f4").tobytes()
+        assert record.pixels_sha256 == hashlib.sha256(raw).hexdigest()
+        assert record.name is None
+
+
+@pytest.mark.parametrize("kept", [4, 2, 1], ids=["finished", "unfinished", "one row"])
+def test_a_log_of_other_pixels_or_labels_is_refused(problem, log, kept):
+    again, certificates, out = log
+    lines = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(lines[: kept + 1]))
+    before = out.read_bytes()
+    images = problem[2][:4]
+    row = int(lines[1].split("\t")[0])
+    nudged = images.copy()
+    nudged[row, 0, 0, 0] = np.nextafter(nudged[row, 0, 0, 0], np.float32(1))
+    for change in (
+        {"images": nudged},
+        {"images": 1 - images},
+        {"images": np.zeros_like(images)},
+        {"labels": [0, 1, 0, 1]},
+        {"labels": None},
+    ):
+        with pytest.raises(UserError, match=rf"log\.tsv: idx {row} was certified with") as error:
+            again(**change)
+        assert "\n" not in str(error.value)
+    assert out.read_bytes() == before
+    assert again() == certificates
+
+
+def test_swapped_images_are_refused(problem, log):
+    swapped = problem[2][[1, 0, 2, 3]]
+    with pytest.raises(UserError, match="pixels of SHA-256 .* the log is of other images"):
+        log[0](images=swapped, labels=[1, 0, 1, 0])
+
+
+def test_another_model_is_refused_by_its_digest(log):
+    with pytest.raises(UserError, match="model_digest is 'linear', not 'other'"):
+        log[0](model_digest="other")
+
+
+def test_a_new_log_and_a_new_call_draw_a_seed_and_a_log_keeps_its_own(problem, log):
+    weights, bias, images = problem
+    again, certificates, out = log
+    assert 0 <= certificates.seed < 2**53
+    assert read_log(out).settings.seed == certificates.seed
+    assert again().seed == certificates.seed
+    with pytest.raises(UserError, match=f"seed is {certificates.seed}, not 5"):
+        again(seed=5)
+    network, plan = linear(weights, bias), PLAN | {"n": 2000}
+    first, second = (certification.certify_images(network, images, **plan) for _ in range(2))
+    assert first.seed != second.seed
+    assert [c.counts for c in first] != [c.counts for c in second]
+    assert certification.certify_images(network, images, seed=first.seed, **plan) == first
+    with_indices = certification.certify_images(network, images[:1], indices=[7], **plan)
+    assert with_indices.seed == 0
+
+
+class Negated(keras.layers.Layer):
+    def call(self, inputs):
+        return -inputs
+
+
+class Subclassed(keras.Model):
+    def __init__(self, sign: float):
+        super().__init__()
+        self.dense = keras.layers.Dense(2, kernel_initializer="ones")
+        self.sign = sign
+        self.build((None, *SHAPE))
+
+    def build(self, shape):
+        self.dense.build((None, 16))
+
+    def call(self, inputs):
+        return self.sign * self.dense(keras.ops.reshape(inputs, (-1, 16)))
+
+
+def stock(*layers) -> keras.Model:
+    keras.utils.set_random_seed(3)
+    inputs = [keras.Input(SHAPE, name="in"), keras.layers.Flatten(name="flat")]
+    return keras.Sequential([*inputs, *layers, keras.layers.Dense(2, name="last")], name="stock")
+
+
+def plain_function(images):
+    return tf.reshape(images, [-1, 16])[:, :2]
+
+
+class Module(tf.Module):
+    def __init__(self):
+        self.weights = tf.Variable(tf.ones([16, 2]))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, *SHAPE])])
+    def __call__(self, images):
+        return tf.reshape(images, [-1, 16]) @ self.weights
+
+
+def reloaded(folder):
+    tf.saved_model.save(Module(), str(folder))
+    return tf.saved_model.load(str(folder))
+
+
+UNIDENTIFIED = {
+    "function": lambda _: plain_function,
+    "module": lambda _: Module(),
+    "saved model": reloaded,
+    "layer": lambda _: stock(Negated()),
+    "lambda": lambda _: stock(keras.layers.Lambda(lambda x: -x)),
+    "activation": lambda _: stock(keras.layers.Dense(4, activation=lambda x: -x)),
+    "subclass": lambda _: Subclassed(-1.0),
+}
+
+
+@pytest.mark.parametrize("kind", UNIDENTIFIED)
+def test_what_nothing_identifies_is_logged_only_under_a_digest_of_the_callers(tmp_path, kind):
+    model = UNIDENTIFIED[kind](tmp_path / "model")
+    out, images = tmp_path / "log.tsv", np.full((1, *SHAPE), 0.25, np.float32)
+    plan = {"sigma": SIGMA, "num_classes": 2, "n": 200, "alpha": 0.01, "out": out}
+    with pytest.raises(UserError, match="nothing identifies this model.* a model_digest"):
+        certification.certify_images(model, images, **plan)
+    assert not out.exists()
+    certification.certify_images(model, images, **plan, model_digest="mine")
+    assert read_log(out).settings.model_digest == "mine"
+
+
+def test_a_stock_keras_model_is_identified_by_its_weights(tmp_path):
+    images = np.full((1, *SHAPE), 0.25, np.float32)
+    plan = {"sigma": SIGMA, "n": 200, "alpha": 0.01, "out": tmp_path / "log.tsv"}
+    model = stock(keras.layers.Dense(4, "relu", name="first"))
+    certificates = certification.certify_images(model, images, **plan)
+    same = stock(keras.layers.Dense(4, "relu", name="first"))
+    assert certification.certify_images(same, images, **plan) == certificates
+    same.weights[0].assign(-same.weights[0])
+    with pytest.raises(UserError, match="other settings: model_digest is"):
+        certification.certify_images(same, images, **plan)
+    digest = read_log(plan["out"]).settings.model_digest
+    with pytest.raises(UserError, match=f"model_digest=mine differs .* own, {digest}"):
+        certification.certify_images(model, images, **plan, model_digest="mine")
+
+
+def batch_dependent(x: tf.Tensor) -> tf.Tensor:
+    x = x - tf.reduce_mean(x, axis=0)
+    return tf.stack([x[:, 0, 0, 0], x[:, 1, 1, 0]], axis=-1)
+
+
+def chancy(x: tf.Tensor) -> tf.Tensor:
+    scores = tf.stack([x[:, 0, 0, 0], x[:, 1, 1, 0]], axis=-1)
+    return scores + 0.1 * tf.random.normal(tf.shape(scores))
+
+
+@pytest.mark.parametrize("logged", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [(batch_dependent, "batch statistics are active"), (chancy, "randomness is active")],
+)
+def test_what_is_no_function_of_one_image_is_not_certified(
+    problem, tmp_path, network, message, count, logged
+):
+    out = {"out": tmp_path / "log.tsv"} if logged else {}
+    with pytest.raises(UserError, match=message):
+        certification.certify_images(network, problem[2][:count], **PLAN, **out)
+    if logged:
+        assert read_log(tmp_path / "log.tsv").records == ()
+
+
+def test_no_images_are_no_certificates():
+    assert certification.certify_images(chancy, np.zeros((0, *SHAPE), np.float32), **PLAN) == []
 
 
 def _source(network) -> local.NetworkVotes:
@@ -206,7 +407,7 @@ def test_randomness_in_the_model_is_found_before_anything_is_certified(problem):
         noise = tf.random.normal(tf.shape(x)) if x.shape[0] == 256 else 0.0
         return linear(weights, bias)(x + noise)
 
-    with pytest.raises(UserError, match="votes differently on equal noisy images"):
+    with pytest.raises(UserError, match="answers differently on equal noisy images"):
         certification.preflight(_source(dropping), images[:2])
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from export import saved_model
 from tfmacer import certify
-from tfmacer.records.logs import read_log
+from tfmacer.records.logs import LogWriter, read_log, settings_path
 from tfmacer.records.runs import RunDirectory
 from tfmacer.votes import devices, models
 
@@ -58,7 +59,7 @@ def test_a_log_holds_every_selected_image_once_with_its_label(reference):
     )
     assert {record.label for record in log.records} <= set(range(10))
     assert log.settings.seed == 9
-    assert log.missing == []
+    assert log.unfinished is None
     assert log.altered is None
 
 
@@ -193,8 +194,6 @@ def test_a_network_without_normalisation_is_warned_of(tmp_path, tiny_run, capsys
 
 
 def test_folders_with_and_without_labels_are_certified(tiny_run, tmp_path):
-    from PIL import Image
-
     pixels = np.random.default_rng(0).integers(0, 256, (6, 28, 28), np.uint8)
     for i, image in enumerate(pixels):
         for folder in (tmp_path / "labelled" / "ab"[i % 2], tmp_path / "bare"):
@@ -217,6 +216,97 @@ def test_folders_with_and_without_labels_are_certified(tiny_run, tmp_path):
         (tmp_path / "bare" / f"{i}.png").unlink()
     flags = [f"--dataset=folder:{tmp_path / 'bare'}", f"--out={tmp_path / 'no.tsv'}", "--n=500"]
     assert run(f"--run_dir={tiny_run}", *flags) == 1
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of six pictures in two classes; the flag that names it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 28, 28), np.uint8)
+    for i, image in enumerate(pixels):
+        path = tmp_path / "photos" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return f"--dataset=folder:{tmp_path / 'photos'}"
+
+
+@pytest.mark.parametrize("kept", [6, 3], ids=["finished", "unfinished"])
+def test_a_log_of_exchanged_pictures_is_not_gone_on_with(tiny_run, photos, tmp_path, capsys, kept):
+    out = tmp_path / "log.tsv"
+    command = [f"--run_dir={tiny_run}", photos, f"--out={out}", "--n=500"]
+    command.append("--bound=clopper_pearson,bernstein")
+    assert run(*command) == 0
+    log = read_log(out)
+    assert log.settings.class_names == ("a", "b")
+    assert [r.name for r in log.records] == [f"{'ab'[i % 2]}/{i}.png" for i in (0, 2, 4, 1, 3, 5)]
+    lines = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(lines[: kept + 1]))
+    before = out.read_bytes()
+    changed = tmp_path / "photos" / "a" / "2.png"
+    picture = changed.read_bytes()
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(changed)
+    capsys.readouterr()
+    assert run(*command) == 1
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+    assert "log.tsv: idx 1 (a/2.png) was certified with pixels of SHA-256" in line
+    assert out.read_bytes() == before
+    changed.write_bytes(picture)
+    assert run(*command) == 0
+
+
+def test_a_log_of_the_first_version_is_not_gone_on_with(tiny_run, photos, tmp_path, capsys):
+    out = tmp_path / "log.tsv"
+    command = [f"--run_dir={tiny_run}", photos, f"--out={out}", "--n=500"]
+    assert run(*command) == 0
+    log = read_log(out)
+    for path in (out, settings_path(out)):
+        path.unlink()
+    with LogWriter(out, dataclasses.replace(log.settings, format_version=1)) as writer:
+        for record in log.records:
+            writer.append(record)
+    capsys.readouterr()
+    assert run(*command) == 1
+    assert "format_version is 1, not 2: only since version 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("moment", ["first", "last"])
+def test_a_log_that_is_removed_meanwhile_is_no_success(
+    tiny_run, photos, tmp_path, capsys, monkeypatch, moment
+):
+    out = tmp_path / "log.tsv"
+    append = LogWriter.append
+
+    def removing(writer, record):
+        append(writer, record)
+        if len(writer.rows) == (1 if moment == "first" else 6):
+            out.unlink()
+
+    monkeypatch.setattr(LogWriter, "append", removing)
+    assert run(f"--run_dir={tiny_run}", photos, f"--out={out}", "--n=500") == 1
+    captured = capsys.readouterr()
+    assert "log.tsv: is gone (No such file or directory)" in captured.err
+    assert "done" not in captured.out
+
+
+def test_an_edited_description_is_refused_and_an_old_one_is_said_once(
+    tiny_run, photos, tmp_path, capsys
+):
+    theirs = RunDirectory(tmp_path / "theirs")
+    shutil.copytree(tiny_run, theirs.root)
+    text = theirs.smoothing.read_text()
+    command = [f"--run_dir={theirs.root}", photos, f"--out={tmp_path / 'log.tsv'}", "--n=500"]
+    theirs.smoothing.write_text(text.replace('"sigma": 0.25', '"sigma": 0.5'))
+    assert run(*command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "smoothing.json: not a usable smoothing description: altered" in line
+    first = json.loads(text) | {"format_version": 1}
+    del first["digest"]
+    theirs.smoothing.write_text(json.dumps(first))
+    assert run(*command) == 0
+    said = [x for x in capsys.readouterr().err.splitlines() if "smoothing.json" in x]
+    assert said == [
+        f"warning: {theirs.smoothing}: written by an earlier version, without a digest: nothing "
+        "tells whether it was altered since"
+    ]
 
 
 def test_a_contiguous_part_of_a_split_is_warned_of_and_recorded(tiny_run, tmp_path, capsys):

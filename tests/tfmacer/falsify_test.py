@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 
 from tfmacer import certify, falsify
-from tfmacer.records import rows
-from tfmacer.records.falsifications import read_falsification
+from tfmacer.records.falsifications import FalsificationWriter, read_falsification
 from tfmacer.records.logs import LogWriter, read_log, settings_path
 from tfmacer.records.runs import RunDirectory
 from tfmacer.votes import devices
@@ -128,11 +127,12 @@ def test_one_false_certificate_is_named_though_alpha_allows_it(tiny_run, log, tm
     [
         ({"sigma": 0.5}, "sigma is 0.5, the run's is 0.25"),
         ({"model_digest": "f" * 64}, "model_digest is ffff"),
+        ({"model_digest": "unknown"}, "does not say of which model it is"),
         ({"dataset": None}, "records no dataset: give --dataset"),
         ({"dataset": "os:system", "split": "touch theirs"}, "'os:system'; only mnist5k"),
         ({"dataset": "folder:/"}, "places are not: give --dataset"),
         ({"split": "touch theirs"}, "which is no name of one: give --split"),
-        ({"num_examples": 10}, "unfinished: 1 images have no row"),
+        ({"num_examples": 10}, "unfinished: 1 of 10 images have no row"),
     ],
 )
 def test_a_log_that_is_not_the_runs_is_refused(
@@ -162,7 +162,39 @@ def test_other_images_under_the_same_positions_are_refused(tiny_run, log, tmp_pa
 
     other = rewritten(log, tmp_path / "other.tsv", relabelled)
     assert run(f"--run_dir={tiny_run}", f"--log={other}", *FAST) == 1
-    assert "these are other images" in capsys.readouterr().err
+    assert "the log is of other images" in capsys.readouterr().err
+
+
+def test_other_pixels_under_the_same_positions_are_refused(tiny_run, log, tmp_path, capsys):
+    other = rewritten(
+        log, tmp_path / "other.tsv", lambda r: dataclasses.replace(r, pixels_sha256="0" * 64)
+    )
+    assert run(f"--run_dir={tiny_run}", f"--log={other}", *FAST) == 1
+    assert "was certified with pixels of SHA-256 0000" in capsys.readouterr().err
+
+
+def test_a_log_of_the_first_version_is_attacked_with_a_warning(tiny_run, log, tmp_path, capsys):
+    first = rewritten(log, tmp_path / "first.tsv", lambda record: record, format_version=1)
+    assert run(f"--run_dir={tiny_run}", f"--log={first}", *FAST, "--num_examples=2") == 0
+    assert "first.tsv: of format version 1, which does not record" in capsys.readouterr().err
+
+
+def test_findings_that_are_removed_meanwhile_are_no_success(
+    tiny_run, log, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "found.tsv"
+    append = FalsificationWriter.append
+
+    def removing(writer, row):
+        append(writer, row)
+        out.unlink(missing_ok=True)
+
+    monkeypatch.setattr(FalsificationWriter, "append", removing)
+    flags = [f"--run_dir={tiny_run}", f"--log={log.path}", f"--out={out}", "--num_examples=2"]
+    assert run(*flags, *FAST) == 1
+    captured = capsys.readouterr()
+    assert "found.tsv: is gone" in captured.err
+    assert "done" not in captured.out
 
 
 def test_an_altered_row_is_refused(tiny_run, log, tmp_path, capsys):
@@ -170,7 +202,7 @@ def test_an_altered_row_is_refused(tiny_run, log, tmp_path, capsys):
     first = log.records[0]
     changed = dataclasses.replace(first, radius=first.radius + 0.5)
     altered.write_text(
-        log.path.read_text().replace(rows.to_line(first, False), rows.to_line(changed, False))
+        log.path.read_text().replace(log.settings.to_line(first), log.settings.to_line(changed))
     )
     settings_path(altered).write_text(settings_path(log.path).read_text())
     assert run(f"--run_dir={tiny_run}", f"--log={altered}", *FAST) == 1

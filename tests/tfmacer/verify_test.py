@@ -3,6 +3,7 @@ import json
 import shutil
 
 import made_logs
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -11,6 +12,7 @@ from tfmacer.datasets import load_split
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records import rows
 from tfmacer.records.logs import LogWriter, read_log, settings_path
+from tfmacer.records.sealing import pixels_digest
 
 RULES = {
     "hard": Rule(n=2000, bilateral=True),
@@ -23,6 +25,9 @@ def path(request, tmp_path):
     path = tmp_path / "log.tsv"
     made_logs.write(path, made_logs.settings(RULES[request.param], total=12))
     return path
+
+
+COLUMNS = rows.columns(soft=True, images=True)
 
 
 def run(*arguments):
@@ -40,7 +45,7 @@ def edit(path, place, column, text):
 
 def test_a_good_log(path, capsys):
     assert run(path) == 0
-    assert capsys.readouterr().out == f"{path}: 12 records verified\n"
+    assert capsys.readouterr().out == f"{path}: 12 records verified, images not looked at\n"
 
 
 def other_text(column, text):
@@ -72,12 +77,16 @@ def other_text(column, text):
         yield "hoeffding"
     elif column == "digest":
         yield "0" * 16
+    elif column == "pixels_sha256":
+        yield "0" * 64
+    elif column == "name":
+        yield "other.png"
     else:
         yield str(int(text) + 1)
         yield str(int(text) - 1)
 
 
-@pytest.mark.parametrize("column", [c for c in rows.SOFT_COLUMNS if c != "time"] + ["digest"])
+@pytest.mark.parametrize("column", [c for c in COLUMNS if c != "time"])
 @pytest.mark.parametrize("place", [0, 5, 11])
 def test_an_altered_cell_is_found_whichever_way(path, column, place, capsys):
     header, *lines = (line.split("\t") for line in path.read_text().splitlines())
@@ -150,17 +159,17 @@ def test_an_unfinished_log_is_verified_as_far_as_it_goes(tmp_path, capsys):
         file.write("7\t1\t1\t0.")
     assert run(path) == 0
     out = capsys.readouterr().out
-    assert f"{path}: unfinished: 7 images have no row, the first is idx 5" in out
+    assert f"{path}: unfinished: 7 of 12 images have no row, the first is idx 5" in out
     assert f"{path}: 5 records verified" in out
     assert run(path, "--complete") == 1
-    assert "unfinished: 7 images" in capsys.readouterr().err
+    assert "unfinished: 7 of 12 images" in capsys.readouterr().err
 
 
 def test_a_row_taken_out_is_reported(path, capsys):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:4], *lines[5:]]))
     assert run(path) == 0
-    assert "unfinished: 1 images have no row, the first is idx 3" in capsys.readouterr().out
+    assert "unfinished: 1 of 12 images have no row, the first is idx 3" in capsys.readouterr().out
     assert run(path, "--complete") == 1
 
 
@@ -189,6 +198,65 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, message
     assert message in line
 
 
+# The images at hand.
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A dataset of six pictures in two classes, and a log of them."""
+    for i in range(6):
+        path = tmp_path / "photos" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((2, 2), 40 * i, np.uint8)).save(path)
+    name = f"folder:{tmp_path / 'photos'}"
+    settings = made_logs.settings(total=6, dataset=name, class_names=("a", "b"))
+    split = load_split(name, "test")
+    images, labels = split.take(range(6))
+    with LogWriter(tmp_path / "log.tsv", settings) as writer:
+        for idx, (image, label) in enumerate(zip(images, labels, strict=True)):
+            made = made_logs.record(settings, idx, label=int(label))
+            pixels, named = pixels_digest(image), split.image_name(idx)
+            writer.append(dataclasses.replace(made, pixels_sha256=pixels, name=named))
+    return tmp_path / "log.tsv", name
+
+
+def test_a_log_is_compared_with_the_images_of_a_dataset(folder, capsys):
+    log, name = folder
+    assert run(log, f"--dataset={name}") == 0
+    assert f"6 records verified, images compared with {name}" in capsys.readouterr().out
+    photos = log.with_name("photos")
+    Image.fromarray(np.full((2, 2), 41, np.uint8)).save(photos / "b" / "1.png")
+    assert run(log) == 0
+    capsys.readouterr()
+    assert run(log, f"--dataset={name}") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "idx 3 (b/1.png) was certified with pixels of SHA-256" in line
+
+
+def test_a_log_is_compared_with_the_labels_of_a_dataset(folder, capsys):
+    log, name = folder
+    photos = log.with_name("photos")
+    (photos / "a" / "4.png").rename(photos / "b" / "0.png")
+    assert run(log, f"--dataset={name}") == 1
+    assert "idx 2 (b/0.png) was certified with label 0, the image at hand has 1" in (
+        capsys.readouterr().err
+    )
+    (photos / "a" / "2.png").unlink()
+    assert run(log, f"--dataset={name}") == 1
+    assert "has 5 images in test, the log was made from 6" in capsys.readouterr().err
+
+
+def test_a_log_of_the_first_version_is_compared_by_its_labels(folder, tmp_path, capsys):
+    log, name = folder
+    known = read_log(log)
+    first = dataclasses.replace(known.settings, format_version=1)
+    with LogWriter(tmp_path / "first.tsv", first) as writer:
+        for record in known.records:
+            writer.append(record)
+    assert run(tmp_path / "first.tsv", f"--dataset={name}") == 0
+    assert "format version 1, which does not record the pixels" in capsys.readouterr().out
+
+
 # Drawing again.
 
 
@@ -212,10 +280,10 @@ def test_a_record_that_only_drawing_again_can_refute_is_found(certified, tiny_ru
     """Another image's votes and label under a digest that was made to fit."""
     log = read_log(certified)
     moved = dataclasses.replace(log.records[1], idx=log.records[0].idx)
-    sealed = rows.sealed(moved, log.settings.identity, soft=True)
+    sealed = log.settings.sealed(moved)
     lines = certified.read_text().splitlines()
-    old = rows.to_line(log.records[0], soft=True)
-    lines[lines.index(old)] = rows.to_line(sealed, soft=True)
+    old = log.settings.to_line(log.records[0])
+    lines[lines.index(old)] = log.settings.to_line(sealed)
     certified.write_text("\n".join(lines) + "\n")
     assert run(certified) == 0
     assert run(certified, "--redraw", f"--run_dir={tiny_run}") == 1
@@ -229,6 +297,42 @@ def resealed(certified, path, **settings):
         for record in log.records:
             writer.append(record)
     return path
+
+
+@pytest.mark.parametrize("threads", ["2", 10**6, 0, True, None])
+def test_threads_that_no_log_may_ask_for_are_refused(
+    certified, tiny_run, tmp_path, capsys, threads
+):
+    path = resealed(certified, tmp_path / "l.tsv", environment={"intra_op_threads": threads})
+    assert run(path, "--redraw", f"--run_dir={tiny_run}") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{path}: intra_op_threads is {threads!r}, not 1 to 1024" in line
+
+
+def test_versions_that_are_none_stop_nothing(certified, tiny_run, tmp_path):
+    path = resealed(certified, tmp_path / "l.tsv", environment={"versions": "2"})
+    assert run(path, "--redraw", f"--run_dir={tiny_run}") == 0
+
+
+def test_pixels_that_were_not_those_certified_are_found_though_sealed(
+    certified, tiny_run, tmp_path, capsys
+):
+    log = read_log(certified)
+    with LogWriter(tmp_path / "l.tsv", log.settings) as writer:
+        for record in log.records:
+            writer.append(dataclasses.replace(record, pixels_sha256="0" * 64))
+    assert run(tmp_path / "l.tsv") == 0
+    assert run(tmp_path / "l.tsv", "--redraw", f"--run_dir={tiny_run}") == 1
+    assert "idx 0: pixels_sha256 is 0000" in capsys.readouterr().err
+
+
+def test_a_log_that_names_no_model_is_not_drawn_again(certified, tiny_run, tmp_path, capsys):
+    path = resealed(certified, tmp_path / "l.tsv", model_digest="unknown")
+    assert run(path) == 0
+    assert run(path, "--redraw", f"--run_dir={tiny_run}") == 1
+    assert "model_digest is unknown: the records do not say of which model" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_log_runs_no_command(certified, tiny_run, tmp_path, monkeypatch, capsys):
@@ -270,9 +374,9 @@ def test_a_folder_is_named_on_the_command_line(tiny_run, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["LOG", "--dataset=mnist5k"], "--dataset is for --redraw of logs"),
-        (["LOG", "--split=test"], "--split is for --redraw of logs"),
-        (["--audit_log=LOG", "--data_dir=a"], "--data_dir is for --redraw of logs"),
+        (["LOG", "--split=test"], "--split goes with --dataset or --redraw"),
+        (["LOG", "--data_dir=a"], "--data_dir goes with --dataset or --redraw"),
+        (["--audit_log=LOG", "--data_dir=a"], "--data_dir is for logs, an --audit_log keeps its"),
         (["LOG", "--redraw"], "--redraw needs exactly one of --run_dir, --saved_model and"),
         (["LOG", "--redraw", "--run_dir=a", "--server=b"], "got --run_dir, --server"),
         (["LOG", "--run_dir=a"], "--run_dir is for --redraw"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfmacer import commandline
+from tfmacer.certification import Examples, check_images
 from tfmacer.distributed.job import Job
 from tfmacer.distributed.parts import Parts
 from tfmacer.distributed.runners import WorkerLostError, run_pipeline
@@ -15,13 +16,16 @@ from tfmacer.records.appending import LockedFile
 from tfmacer.records.logs import read_log
 from tfmacer.records.merging import join
 from tfmacer.records.parts import Part
+from tfmacer.records.rows import Record
 from tfmacer.records.settings import LogSettings
 
 # A block that is lost as often as this is not tried again; Beam's own runners do as much.
 _ATTEMPTS = 4
 
 
-def certify_logs(job: Job, paths: Sequence[Path], runner: str, options: Sequence[str]) -> None:
+def certify_logs(
+    job: Job, paths: Sequence[Path], runner: str, options: Sequence[str], examples: Examples
+) -> None:
     """Certifies through a Beam pipeline; the logs are written when all of it is done.
 
     Args:
@@ -29,9 +33,11 @@ def certify_logs(job: Job, paths: Sequence[Path], runner: str, options: Sequence
       paths: the log of each of its settings.
       runner: `direct`, `flink`, `spark`, `dataflow`, or another that Beam knows.
       options: of the pipeline, as `NAME=VALUE` or `NAME`.
+      examples: the images as they are here; workers read their own.
 
     Raises:
-      UserError: a log or the parts were made with other settings; the pipeline fails.
+      UserError: a log or the parts were made with other settings or of other images; the pipeline
+        fails.
     """
     with contextlib.ExitStack() as stack:
         for path in paths:
@@ -39,7 +45,7 @@ def certify_logs(job: Job, paths: Sequence[Path], runner: str, options: Sequence
         unwritten = [
             number
             for number, (path, settings) in enumerate(zip(paths, job.settings, strict=True))
-            if not _is_finished(path, settings)
+            if not _is_finished(path, settings, examples)
         ]
         total = len(job.settings[0].indices)
         parts = Parts(job)
@@ -50,7 +56,9 @@ def certify_logs(job: Job, paths: Sequence[Path], runner: str, options: Sequence
             with Meter(total, []) as meter:
                 parts.on_part = functools.partial(_show, meter)
                 parts.look()
+                _check_images(parts, examples)
                 make_parts(job, parts, runner, options)
+            _check_images(parts, examples)
             for number in unwritten:
                 join(list(parts.found.values()), number, job.settings[number], paths[number])
             commandline.say(f"{', '.join(map(str, paths))}: done")
@@ -90,7 +98,17 @@ def make_parts(job: Job, parts: Parts, runner: str, options: Sequence[str]) -> N
                 )
 
 
-def _is_finished(path: Path, settings: LogSettings) -> bool:
+def _check_images(parts: Parts, examples: Examples) -> None:
+    """Refuses parts that were made of other images than those here."""
+    records = [record for part in parts.found.values() for record in part.records[0]]
+    _compare(parts.folder, records, examples)
+
+
+def _compare(path: Path | str, records: Sequence[Record], examples: Examples) -> None:
+    check_images(path, records, examples(sorted(record.idx for record in records)))
+
+
+def _is_finished(path: Path, settings: LogSettings, examples: Examples) -> bool:
     """Whether a log is there; another one, or a part of one, is refused."""
     if not path.exists():  # settings alone are what a join that was cut short has left
         return False
@@ -101,11 +119,13 @@ def _is_finished(path: Path, settings: LogSettings) -> bool:
         raise UserError(
             f"{path}: was made with other settings: {'; '.join(differing)}; choose another file"
         )
-    if log.missing:
+    if missing := log.unfinished:
         raise UserError(
-            f"{path}: was begun without --runner, {len(log.missing)} images are missing; finish it "
-            "without, or choose another file"
+            f"{path}: was begun without --runner, {missing}; finish it without, or choose another "
+            "file"
         )
+    log.check()
+    _compare(path, log.records, examples)
     return True
 
 

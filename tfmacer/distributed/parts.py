@@ -20,6 +20,7 @@ class Parts:
     """The parts of a job, read once each as they appear.
 
     Attributes:
+      folder: where they are.
       found: those that were read.
       missing: blocks without one.
       on_part: told of each part as it is read.
@@ -35,6 +36,7 @@ class Parts:
           UserError: the directory holds parts of other settings, or cannot be used.
         """
         self._job = job
+        self.folder = job.parts_dir
         self.on_part: Callable[[Part], None] = lambda part: None
         self.found: dict[Block, Part] = {}
         self.missing = job.blocks
@@ -54,7 +56,7 @@ class Parts:
             found = LogSettings.from_json(file.read().decode(), origin=beside)
         if differing := found.differences(self._job.settings[0]):
             raise UserError(
-                f"{self._job.parts_dir}: was made with other settings: {'; '.join(differing)}; "
+                f"{self.folder}: was made with other settings: {'; '.join(differing)}; "
                 "choose another --out, or remove it"
             )
 
@@ -88,11 +90,10 @@ class Parts:
 
     def remove(self) -> None:
         """Removes the parts, and their directory where nothing else is in it."""
-        folder = self._job.parts_dir
         patterns = [self._job.path(block) + "*" for block in self._job.blocks]
-        patterns.append(FileSystems.join(folder, "settings.json*"))
+        patterns.append(FileSystems.join(self.folder, "settings.json*"))
         matches = FileSystems.match(patterns)
         FileSystems.delete([each.path for match in matches for each in match.metadata_list])
         # Buckets have no directories.
         with contextlib.suppress(OSError):
-            os.rmdir(folder)
+            os.rmdir(self.folder)

@@ -13,7 +13,6 @@ from tfmacer.errors import UserError
 from tfmacer.records.parts import Part
 
 if TYPE_CHECKING:
-    from tfmacer.certification import Example
     from tfmacer.splits import Split
     from tfmacer.votes.source import VoteSource
 
@@ -59,7 +58,7 @@ class CertifyBlock(beam.DoFn):
 
     def process(self, block: Block) -> Iterator[str]:
         """Makes the part of a block unless it is there; yields where it is."""
-        from tfmacer.certification import certify_examples
+        from tfmacer.certification import certify_examples, examples_of
 
         job = self._job
         if job.launcher is not None and not _is_alive(job.launcher):
@@ -67,11 +66,11 @@ class CertifyBlock(beam.DoFn):
         if job.read(block) is None:
             started = time.time()
             rules = [settings.rule for settings in job.settings]
+            examples = examples_of(self._split)(block)
+            seed = job.settings[0].seed
             found = {
                 done.example.index: done.records
-                for done in certify_examples(
-                    self._source, self._examples(block), rules, seed=job.settings[0].seed
-                )
+                for done in certify_examples(self._source, examples, rules, seed=seed)
             }
             part = Part(
                 records=tuple(zip(*(found[index] for index in block), strict=True)),
@@ -82,12 +81,6 @@ class CertifyBlock(beam.DoFn):
             )
             job.write(block, part)
         yield job.path(block)
-
-    def _examples(self, block: Block) -> Iterator["Example"]:
-        from tfmacer.certification import Example
-
-        for index, image, label in zip(block, *self._split.take(block), strict=True):
-            yield Example(index, image, int(label))
 
 
 def _is_alive(process: int) -> bool:

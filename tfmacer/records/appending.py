@@ -3,42 +3,15 @@
 import contextlib
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 import filelock
 
 from tfmacer.errors import UserError
-from tfmacer.records.runs import write_atomically
 
 # Read at a time while the last lines of a file are looked for.
 _CHUNK = 1 << 16
-
-
-def take_up(path: Path, beside: Path, text: str, differences: Callable[[], list[str]]) -> None:
-    """Writes the settings of a new table beside it, or compares those of one that is there.
-
-    Args:
-      path: of the table, whose lock is held.
-      beside: of its settings.
-      text: of the settings that rows are to be appended under.
-      differences: says how those that are there differ from them.
-
-    Raises:
-      UserError: the table was made with others, or has none.
-    """
-    if beside.exists():
-        if differing := differences():
-            raise UserError(
-                f"{path}: was made with other settings: {'; '.join(differing)}; choose another file"
-            )
-    elif path.exists():
-        raise UserError(
-            f"{path}: exists without {beside.name}, so it cannot be resumed; choose another file"
-        )
-    else:
-        write_atomically(beside, text)
 
 
 class LockedFile:

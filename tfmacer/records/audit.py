@@ -6,7 +6,6 @@ have no row in a log of ours, so this is the only place from which they can be d
 
 import base64
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import law
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.runs import Smoothing
+from tfmacer.records.sealing import pixels_digest
 
 # Between builds of SciPy the quantiles differ by less.
 _TOLERANCE = 1e-9
@@ -69,9 +69,7 @@ class AuditEntry:
             certificate_id=fields["certificate_id"],
             pixels_sha256=fields["pixels_sha256"],
             pixels=pixels,
-            smoothing=Smoothing.from_json(
-                json.dumps(fields["model"]["smoothing"]), origin=fields["certificate_id"]
-            ),
+            smoothing=Smoothing.from_fields(fields["model"]["smoothing"]),
             rule=Rule(**rule),
             select_seed=np.array(fields["select_seed"], np.int32),
             estimate_seed=np.array(fields["estimate_seed"], np.int32),
@@ -109,10 +107,8 @@ def verify_entry(
       What is wrong with the entry; None where nothing is.
     """
     found = entry.certificate
-    if entry.pixels is not None:
-        digest = hashlib.sha256(entry.pixels.astype("<f4").tobytes()).hexdigest()
-        if digest != entry.pixels_sha256:
-            return "the pixels are not those of pixels_sha256"
+    if entry.pixels is not None and pixels_digest(entry.pixels) != entry.pixels_sha256:
+        return "the pixels are not those of pixels_sha256"
     counts = Counts(select_counts=found.select_counts, counts=found.counts, n0=found.n0, n=found.n)
     noise = law(
         entry.smoothing.noise_family,

@@ -5,21 +5,28 @@ share. Both are kept like certification logs: rows are appended and carry a dige
 """
 
 import dataclasses
-import functools
-import hashlib
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tfmacer.errors import UserError
 from tfmacer.guarantee.bounds import most_wrong
-from tfmacer.records.appending import LockedFile, take_up
-from tfmacer.records.logs import Log, read_text, settings_path
-from tfmacer.records.rows import ABSENT, clock, seconds_of
+from tfmacer.guarantee.rule import check_error_rate
+from tfmacer.guarantee.smoothing import LAWS
+from tfmacer.records import sealing
+from tfmacer.records.logs import Log
+from tfmacer.records.rows import clock, seconds_of
+from tfmacer.records.tables import (
+    ABSENT,
+    Settings,
+    TableWriter,
+    check_rows,
+    gaps,
+    read_rows,
+    read_settings,
+)
 
-FORMAT_VERSION = 1
 COLUMNS = (
     "idx",
     "label",
@@ -38,7 +45,7 @@ RISK = 0.001
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AttackSettings:
+class AttackSettings(Settings["Attacked"]):
     """What all rows of a falsification share.
 
     Attributes:
@@ -60,7 +67,12 @@ class AttackSettings:
         certified falsely.
       images: idx of the certificates attacked, ascending.
       environment: versions, device and intra-op threads.
+      format_version: of the settings and the rows.
     """
+
+    WHOSE = "a falsification's"
+    NEWEST = 1
+    NOT_IDENTITY = ("images", "environment")
 
     log_digest: str
     model_digest: str
@@ -79,55 +91,66 @@ class AttackSettings:
     examined: int
     images: tuple[int, ...]
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    format_version: int = NEWEST
 
-    @functools.cached_property
-    def identity(self) -> str:
-        """Canonical text of the settings that determine a row."""
-        fields = dataclasses.asdict(self)
-        del fields["images"], fields["environment"]
-        return json.dumps(fields, sort_keys=True)
-
-    def to_json(self) -> str:
-        """The text of `FILE.tsv.json`."""
-        fields = dataclasses.asdict(self) | {"format_version": FORMAT_VERSION}
-        return json.dumps(fields | {"digest": _digest(_canonical(fields))}, indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, *, origin: str) -> "AttackSettings":
-        """Reads what `to_json` wrote.
-
-        Args:
-          text: the JSON.
-          origin: the file, for the error message.
-
-        Raises:
-          UserError: not JSON, altered by hand, of another format version, or with a field missing
-            or unknown.
-        """
-        try:
-            fields: dict[str, Any] = json.loads(text)
-            digest = fields.pop("digest")
-            if digest != _digest(_canonical(fields)):
-                raise UserError("altered after it was written: its digest does not match")
-            if (version := fields.pop("format_version")) != FORMAT_VERSION:
-                raise UserError(
-                    f"format_version is {version!r}, this version of tfmacer reads {FORMAT_VERSION}"
-                )
-            return cls(**fields | {"images": tuple(fields["images"])})
-        except (json.JSONDecodeError, AttributeError, KeyError, TypeError, UserError) as error:
+    def __post_init__(self) -> None:
+        if self.noise_family not in LAWS or self.norm != LAWS[self.noise_family].norm:
+            raise UserError(f"norm {self.norm!r} is not that of {self.noise_family!r} noise")
+        for name in ("alpha", "certificate_alpha"):
+            check_error_rate(name, getattr(self, name))
+        if list(self.images) != sorted(set(self.images)) or min(self.images, default=0) < 0:
+            raise UserError("images must be idx of 0 or more, ascending, each once")
+        if self.examined < len(self.images):
             raise UserError(
-                f"{origin}: not usable as a falsification's settings: {error}"
-            ) from error
+                f"examined is {self.examined}, below the {len(self.images)} images attacked"
+            )
 
-    def differences(self, other: "AttackSettings") -> list[str]:
-        """Names and both values of the fields that differ."""
-        # Through JSON, where a tuple and a list are the same.
-        mine, others = (json.loads(json.dumps(dataclasses.asdict(x))) for x in (self, other))
-        return [
-            f"{name} is {mine[name]!r}, not {others[name]!r}"
-            for name in mine
-            if mine[name] != others[name]
-        ]
+    @property
+    def columns(self) -> Sequence[str]:
+        """Names of the columns of the table."""
+        return COLUMNS
+
+    @property
+    def indices(self) -> Sequence[int]:
+        """The idx of every image that the table is to hold."""
+        return self.images
+
+    def cells(self, row: "Attacked") -> Mapping[str, str]:
+        """See `Settings.cells`."""
+        found = row.attack_radius
+        return {
+            "idx": str(row.idx),
+            "label": str(row.label),
+            "predict": str(row.predict),
+            "radius": f"{row.radius:.9f}",
+            "flipped_within": str(int(row.flipped_within)),
+            "attack_radius": ABSENT if found is None else f"{found:.9f}",
+            "attack_class": str(row.attack_class),
+            "searched": f"{row.searched:.9f}",
+            "tests": str(row.tests),
+            "time": clock(row.seconds),
+        }
+
+    def row(self, cells: Mapping[str, str]) -> "Attacked":
+        """See `Settings.row`; refuses what no attack finds."""
+        found = cells["attack_radius"]
+        row = Attacked(
+            idx=int(cells["idx"]),
+            label=int(cells["label"]),
+            predict=int(cells["predict"]),
+            radius=float(cells["radius"]),
+            flipped_within=bool(int(cells["flipped_within"])),
+            attack_radius=None if found == ABSENT else float(found),
+            attack_class=int(cells["attack_class"]),
+            searched=float(cells["searched"]),
+            tests=int(cells["tests"]),
+            seconds=seconds_of(cells["time"]),
+            digest=cells["digest"],
+        )
+        if self.sealed(row).digest != row.digest:
+            raise ValueError("it was altered: it does not match its digest")
+        row.check()
+        return row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,6 +169,7 @@ class Attacked:
       searched: norm of the largest change that was tried.
       tests: how many changes were put to PREDICT.
       seconds: wall-clock time spent on the image.
+      digest: of the row and of what determines it.
     """
 
     idx: int
@@ -158,6 +182,29 @@ class Attacked:
     searched: float
     tests: int
     seconds: float
+    digest: str | None = dataclasses.field(default=None, compare=False)
+
+    def check(self) -> None:
+        """Raises ValueError where no attack finds this."""
+        found = self.attack_radius
+        if not (math.isfinite(self.radius) and self.radius > 0 and self.predict >= 0):
+            raise ValueError(f"radius {self.radius} of class {self.predict} is no certificate")
+        if self.label < -1 or not (math.isfinite(self.searched) and self.searched > 0):
+            raise ValueError(f"label is {self.label}, searched {self.searched}")
+        if found is None:
+            if self.flipped_within or self.attack_class != -1 or self.tests < 0:
+                raise ValueError("without an attack_radius nothing was flipped, to no class")
+            return
+        if not (math.isfinite(found) and found > 0) or self.tests < 1:
+            raise ValueError(f"attack_radius is {found} after {self.tests} tests")
+        if self.attack_class in (-1, self.predict):
+            raise ValueError(f"attack_class is {self.attack_class}, which is no other class")
+        # Rounded up, either may be the radius itself.
+        if (found > self.radius) if self.flipped_within else (found < self.radius):
+            raise ValueError(
+                f"flipped_within is {int(self.flipped_within)}, but attack_radius is {found} and "
+                f"radius {self.radius}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -175,10 +222,9 @@ class Falsification:
     settings: AttackSettings
 
     @property
-    def missing(self) -> list[int]:
-        """The idx that were selected and have no row."""
-        found = {row.idx for row in self.rows}
-        return [idx for idx in self.settings.images if idx not in found]
+    def unfinished(self) -> str | None:
+        """How many of the images have no row; None where all have one."""
+        return gaps(self.settings.images, self.rows)
 
     @property
     def within(self) -> list[Attacked]:
@@ -202,7 +248,7 @@ class Falsification:
 
 def log_digest(log: Log) -> str:
     """What tells the certificates of a log from all others: their own digests, in order of idx."""
-    return _digest(" ".join(f"{record.idx}:{record.digest}" for record in log.records))
+    return sealing.digest(" ".join(f"{record.idx}:{record.digest}" for record in log.records))
 
 
 def falsification_beside(path: Path) -> Path:
@@ -216,137 +262,11 @@ def read_falsification(path: Path) -> Falsification:
     Raises:
       UserError: the file or its settings cannot be read, are something else, or were altered.
     """
-    beside = settings_path(path)
-    settings = AttackSettings.from_json(read_text(beside), origin=str(beside))
-    header, *lines = read_text(path).rpartition("\n")[0].split("\n")
-    if header.split("\t") != list(COLUMNS):
-        raise UserError(f"{path}: not a falsification: its columns must be {' '.join(COLUMNS)}")
-    rows = [_row(path, number, line, settings) for number, line in enumerate(lines, 2)]
-    by_idx = {row.idx: row for row in rows}
-    if len(by_idx) < len(rows) or not by_idx.keys() <= set(settings.images):
-        raise UserError(f"{path}: a row stands twice, or is of an image that was not selected")
-    return Falsification(path, tuple(by_idx[idx] for idx in sorted(by_idx)), settings)
+    settings = read_settings(path, AttackSettings)
+    rows = read_rows(path, settings)
+    check_rows(path, settings, rows)
+    return Falsification(path, rows, settings)
 
 
-class FalsificationWriter:
-    """Appends rows to a table of attacks, each on disk when `append` returns; opens or resumes.
-
-    Attributes:
-      rows: what the table held when it was opened, and what was appended since.
-    """
-
-    def __init__(self, path: Path, settings: AttackSettings) -> None:
-        """Locks the table and makes it ready for the next row.
-
-        Raises:
-          UserError: another process writes it, it was made with other settings, or the disk
-            refuses.
-        """
-        self.path = path
-        self._settings = settings
-        self._table = LockedFile(path)
-        try:
-            self.rows = self._resumed()
-        except OSError as error:
-            self._table.close()
-            raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-        except BaseException:
-            self._table.close()
-            raise
-
-    @property
-    def missing(self) -> list[int]:
-        """The idx still to be attacked, ascending."""
-        done = {row.idx for row in self.rows}
-        return [idx for idx in self._settings.images if idx not in done]
-
-    @property
-    def falsification(self) -> Falsification:
-        """The table as it stands."""
-        rows = tuple(sorted(self.rows, key=lambda row: row.idx))
-        return Falsification(self.path, rows, self._settings)
-
-    def append(self, row: Attacked) -> None:
-        """Writes a row and waits until the disk has it.
-
-        Raises:
-          UserError: the disk refuses.
-        """
-        self._table.append(_line(row, self._settings))
-        self.rows.append(row)
-
-    def __enter__(self) -> "FalsificationWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if kind is None:
-                self._table.check()
-        finally:
-            self._table.close()
-
-    def _resumed(self) -> list[Attacked]:
-        beside = settings_path(self.path)
-        take_up(
-            self.path,
-            beside,
-            self._settings.to_json(),
-            lambda: AttackSettings.from_json(read_text(beside), origin=str(beside)).differences(
-                self._settings
-            ),
-        )
-        if self._table.open("\t".join(COLUMNS)) is None:
-            return []
-        return list(read_falsification(self.path).rows)
-
-
-def _line(row: Attacked, settings: AttackSettings) -> str:
-    cells = {
-        "idx": str(row.idx),
-        "label": str(row.label),
-        "predict": str(row.predict),
-        "radius": f"{row.radius:.9f}",
-        "flipped_within": str(int(row.flipped_within)),
-        "attack_radius": ABSENT if row.attack_radius is None else f"{row.attack_radius:.9f}",
-        "attack_class": str(row.attack_class),
-        "searched": f"{row.searched:.9f}",
-        "tests": str(row.tests),
-    }
-    digest = _digest("\n".join([settings.identity, *cells.values()]))
-    return "\t".join([*cells.values(), clock(row.seconds), digest])
-
-
-def _row(path: Path, number: int, line: str, settings: AttackSettings) -> Attacked:
-    try:
-        cells = dict(zip(COLUMNS, line.split("\t"), strict=True))
-        found = cells["attack_radius"]
-        row = Attacked(
-            idx=int(cells["idx"]),
-            label=int(cells["label"]),
-            predict=int(cells["predict"]),
-            radius=float(cells["radius"]),
-            flipped_within=bool(int(cells["flipped_within"])),
-            attack_radius=None if found == ABSENT else float(found),
-            attack_class=int(cells["attack_class"]),
-            searched=float(cells["searched"]),
-            tests=int(cells["tests"]),
-            seconds=seconds_of(cells["time"]),
-        )
-        if _line(row, settings) != line:
-            raise ValueError("it was altered: it does not match its digest")
-    except ValueError as error:
-        raise UserError(f"{path}:{number}: corrupt line: {error}") from error
-    return row
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _canonical(fields: Mapping[str, Any]) -> str:
-    return json.dumps(fields, sort_keys=True)
+class FalsificationWriter(TableWriter[Attacked]):
+    """Appends rows to a table of attacks; see `TableWriter`."""

@@ -5,27 +5,37 @@ finish; their order means nothing.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, KeysView, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from tfmacer.errors import UserError
 from tfmacer.records import rows
-from tfmacer.records.appending import LockedFile, take_up
 from tfmacer.records.rows import Record
+from tfmacer.records.runs import read_text
 from tfmacer.records.settings import LogSettings
+from tfmacer.records.tables import (
+    TableWriter,
+    altered,
+    check_rows,
+    gaps,
+    read_lines,
+    read_rows,
+    read_settings,
+    settings_path,
+)
 
 __all__ = [
     "Log",
     "LogSettings",
     "LogWriter",
     "Record",
-    "check_rows",
     "is_log",
     "read_log",
-    "read_text",
     "settings_path",
 ]
+
+# Of all rows together: each keeps a number for every class, in a few columns.
+_MOST_CLASSES = 2**28
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,42 +53,23 @@ class Log:
     settings: LogSettings | None
 
     @property
-    def missing(self) -> list[int]:
-        """The idx that were selected and have no row; empty where nothing tells the selection."""
-        if self.settings is None:
-            return []
-        found = {record.idx for record in self.records}
-        return [idx for idx in self.settings.indices if idx not in found]
+    def unfinished(self) -> str | None:
+        """How many selected images have no row; None where none, or nothing tells the selection."""
+        return None if self.settings is None else gaps(self.settings.indices, self.records)
 
     @property
     def altered(self) -> Record | None:
         """The first row whose digest does not fit it, or whose image was not selected."""
-        if self.settings is None:
-            return None
-        identity, soft = self.settings.identity, self.settings.rule.soft
-        for record in self.records:
-            sealed = rows.sealed(record, identity, soft)
-            if record.digest != sealed.digest or record.idx not in self.settings.indices:
-                return record
-        return None
+        return None if self.settings is None else altered(self.settings, self.records)
 
+    def check(self) -> None:
+        """Refuses a log of ours in which a row was altered; names the first.
 
-def check_rows(log: Log) -> None:
-    """Refuses a log of ours in which a row was altered; names the first.
-
-    Raises:
-      UserError: see `Log.altered`.
-    """
-    if (record := log.altered) is not None:
-        raise UserError(
-            f"{log.path}: the row of idx {record.idx} is corrupt or was altered: "
-            "it does not match its digest, or the images that were selected"
-        )
-
-
-def settings_path(path: Path) -> Path:
-    """Where the settings of a log stand."""
-    return path.with_name(path.name + ".json")
+        Raises:
+          UserError: see `altered`.
+        """
+        if self.settings is not None:
+            check_rows(self.path, self.settings, self.records)
 
 
 def is_log(path: Path) -> bool:
@@ -110,118 +101,16 @@ def read_log(path: Path) -> Log:
         if "digest" in names:
             raise UserError(f"{path}: its settings, {settings_path(path).name}, are missing")
         return Log(path, _published_rows(path, text, names), None)
-    settings = read_settings(path)
-    return Log(path, _our_rows(path, text, settings), settings)
-
-
-def read_settings(path: Path) -> LogSettings:
-    """Reads what stands beside the log `path`.
-
-    Raises:
-      UserError: it is missing or cannot be used.
-    """
-    beside = settings_path(path)
-    return LogSettings.from_json(read_text(beside), origin=str(beside))
-
-
-class LogWriter:
-    """Appends records to a log, each on disk when `append` returns; opens or resumes.
-
-    One process at a time: the log is locked through `LOG.tsv.lock` until `close`.
-
-    Attributes:
-      path: of the table.
-      records: what the log held when it was opened, and what was appended since.
-    """
-
-    def __init__(self, path: Path, settings: LogSettings) -> None:
-        """Locks the log and makes it ready for the next row.
-
-        Args:
-          path: of the table; its folder is made where it is missing.
-          settings: of this run.
-
-        Raises:
-          UserError: another process writes the log, it was made with other settings, a complete
-            line of it is corrupt, or the disk refuses.
-        """
-        self.path = path
-        self._settings = settings
-        self._soft = settings.rule.soft
-        self._table = LockedFile(path)
-        try:
-            self.records = self._resumed()
-        except OSError as error:
-            self._table.close()
-            raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-        except BaseException:
-            self._table.close()
-            raise
-        recorded = {record.idx for record in self.records}
-        self._missing = dict.fromkeys(idx for idx in settings.indices if idx not in recorded)
-
-    @property
-    def missing(self) -> KeysView[int]:
-        """The idx of the images still to be certified, ascending; shrinks as rows are appended."""
-        return self._missing.keys()
-
-    def append(self, record: Record) -> None:
-        """Writes a row and waits until the disk has it.
-
-        Raises:
-          UserError: the disk refuses, e.g. because it is full; the log then ends with its last
-            whole row.
-          ValueError: the image is not one of the selection, or already has a row.
-        """
-        if record.idx not in self._missing:
-            raise ValueError(f"idx {record.idx} is not one of the images still to be certified")
-        record = rows.sealed(record, self._settings.identity, self._soft)
-        self._table.append(rows.to_line(record, self._soft))
-        self.records.append(record)
-        del self._missing[record.idx]
-
-    def close(self) -> None:
-        """Closes the log and lets others write it."""
-        self._table.close()
-
-    def __enter__(self) -> "LogWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if kind is None:
-                self._table.check()
-        finally:
-            self.close()
-
-    def _resumed(self) -> list[Record]:
-        take_up(
-            self.path,
-            settings_path(self.path),
-            self._settings.to_json(),
-            lambda: read_settings(self.path).differences(self._settings),
+    settings = read_settings(path, LogSettings)
+    if settings.num_classes * text.count("\n") > _MOST_CLASSES:
+        raise UserError(
+            f"{path}: its rows with {settings.num_classes} classes each do not fit into memory"
         )
-        if self._table.open("\t".join(rows.columns(self._soft))) is None:
-            return []
-        log = read_log(self.path)
-        check_rows(log)
-        return list(log.records)
+    return Log(path, read_rows(path, settings), settings)
 
 
-def _our_rows(path: Path, text: str, settings: LogSettings) -> tuple[Record, ...]:
-    soft = settings.rule.soft
-    whole, _, _ = text.rpartition("\n")
-    header, *lines = whole.split("\n")
-    if header != "\t".join(rows.columns(soft)):
-        raise UserError(f"{path}:1: the columns are not those of a log with these settings")
-    return _read_rows(
-        path, enumerate(lines, 2), lambda line: rows.from_line(line, soft, settings.num_classes)
-    )
+class LogWriter(TableWriter[Record]):
+    """Appends records to a log; see `TableWriter`."""
 
 
 def _published_rows(path: Path, text: str, names: Sequence[str]) -> tuple[Record, ...]:
@@ -236,31 +125,4 @@ def _published_rows(path: Path, text: str, names: Sequence[str]) -> tuple[Record
         return rows.from_published(dict(zip(names, cells, strict=True)))
 
     lines = enumerate(text.replace("\r\n", "\n").split("\n"), 1)
-    return _read_rows(path, ((i, line) for i, line in lines if i > 1 and line.strip()), read)
-
-
-def _read_rows(
-    path: Path, lines: Iterable[tuple[int, str]], read: Callable[[str], Record]
-) -> tuple[Record, ...]:
-    """The rows by idx; each line comes with its number, which errors name."""
-    by_idx: dict[int, tuple[int, Record]] = {}
-    for number, line in lines:
-        try:
-            record = read(line)
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: corrupt line: {error}") from error
-        before, _ = by_idx.setdefault(record.idx, (number, record))
-        if before != number:
-            raise UserError(
-                f"{path}:{number}: idx {record.idx} stands twice, first in line {before}"
-            )
-    return tuple(by_idx[idx][1] for idx in sorted(by_idx))
-
-
-def read_text(path: Path) -> str:
-    """A file's text; raises UserError, naming it, where it cannot be read."""
-    try:
-        return path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"{path}: cannot be read: {reason}") from error
+    return read_lines(path, ((i, line) for i, line in lines if i > 1 and line.strip()), read)

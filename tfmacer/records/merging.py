@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from tfmacer.errors import UserError
-from tfmacer.records import rows
-from tfmacer.records.logs import Log, check_rows, read_log, settings_path
+from tfmacer.records.logs import Log, read_log, settings_path
 from tfmacer.records.parts import Part
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import write_atomically
 from tfmacer.records.settings import LogSettings, parse_shard
+from tfmacer.records.tables import gaps
 
 _ENVIRONMENTS_DIFFER = (
     "the parts were made in different environments: votes drawn again in one of them may differ "
@@ -60,10 +60,8 @@ def join(parts: Sequence[Part], number: int, settings: LogSettings, out: Path) -
     counted = collections.Counter(record.idx for record in records)
     if doubled := [idx for idx, count in counted.items() if count > 1]:
         raise UserError(f"{out}: idx {min(doubled)} stands twice among the parts")
-    if missing := [idx for idx in settings.indices if idx not in counted]:
-        raise UserError(
-            f"{out}: not finished: {len(missing)} images are missing, the first is idx {missing[0]}"
-        )
+    if missing := gaps(settings.indices, records):
+        raise UserError(f"{out}: not finished: {missing}")
     different: list[Mapping[str, Any]] = []
     for part in parts:
         if part.environment not in different:
@@ -86,8 +84,8 @@ def _write(
         warnings = (*warnings, _ENVIRONMENTS_DIFFER)
     whole = dataclasses.replace(settings, environment=environment, warnings=warnings)
     records = sorted(records, key=lambda record: record.idx)
-    lines = [rows.to_line(record, whole.rule.soft) for record in records]
-    text = "\n".join(["\t".join(rows.columns(whole.rule.soft)), *lines]) + "\n"
+    lines = [whole.to_line(record) for record in records]
+    text = "\n".join(["\t".join(whole.columns), *lines]) + "\n"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(settings_path(out), whole.to_json())
@@ -106,12 +104,9 @@ def _checked(log: Log, first: Log) -> LogSettings:
     differing = log.settings.differences(first.settings, besides=("shard", "environment"))
     if differing:
         raise UserError(f"{log.path}: settings differ from {first.path}: {'; '.join(differing)}")
-    if log.missing:
-        raise UserError(
-            f"{log.path}: not finished: {len(log.missing)} images are missing, "
-            f"the first is idx {log.missing[0]}"
-        )
-    check_rows(log)
+    if missing := log.unfinished:
+        raise UserError(f"{log.path}: not finished: {missing}")
+    log.check()
     return log.settings
 
 

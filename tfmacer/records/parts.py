@@ -5,43 +5,49 @@ where and when they were made. It is one JSON text with a digest, so that a torn
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfmacer.records import rows
+from tfmacer.records import sealing
 from tfmacer.records.rows import Record
 from tfmacer.records.settings import LogSettings
+from tfmacer.records.tables import altered
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
-    """What one worker found for a few images.
+class _Origin:
+    """Where and when rows were made.
 
     Attributes:
-      records: rows of each log, in the order of the images.
       environment: what the worker computed on, see `LogSettings`.
       worker: its machine and process.
       started: when it began, in seconds since 1970.
       finished: when it was through.
     """
 
-    records: tuple[tuple[Record, ...], ...]
     environment: Mapping[str, Any]
     worker: str
     started: float
     finished: float
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part(_Origin):
+    """What one worker found for a few images.
+
+    Attributes:
+      records: rows of each log, in the order of the images.
+    """
+
+    records: tuple[tuple[Record, ...], ...]
+
     def to_text(self, settings: Sequence[LogSettings]) -> str:
         """The text of the part; `settings` are those of each log."""
-        fields = dataclasses.asdict(self) | {
-            "records": [
-                [_line(record, one) for record in found]
-                for found, one in zip(self.records, settings, strict=True)
-            ]
-        }
-        return json.dumps(fields | {"digest": _digest(fields)}) + "\n"
+        lines = [
+            [one.to_line(one.sealed(record)) for record in found]
+            for found, one in zip(self.records, settings, strict=True)
+        ]
+        return sealing.seal(dataclasses.asdict(self) | {"records": lines}, indent=None)
 
     @classmethod
     def from_text(
@@ -57,31 +63,18 @@ class Part:
         Raises:
           ValueError: it is torn or altered, or holds other images, or rows of other settings.
         """
-        try:
-            fields = json.loads(text)
-            digest = fields.pop("digest")
-            lines = fields["records"]
-        except (AttributeError, KeyError) as error:
-            raise ValueError(f"not a part of a log: {error!r}") from error
-        if digest != _digest(fields):
-            raise ValueError("its digest does not match")
-        fields["records"] = tuple(
-            tuple(rows.from_line(line, one.rule.soft, one.num_classes) for line in found)
-            for found, one in zip(lines, settings, strict=True)
+        fields = sealing.unseal(text)
+        lines = fields.pop("records", None)
+        if not isinstance(lines, list) or not all(isinstance(found, list) for found in lines):
+            raise ValueError("it holds no rows")
+        found = tuple(
+            tuple(one.from_line(str(line)) for line in some)
+            for some, one in zip(lines, settings, strict=True)
         )
-        part = cls(**fields)
-        for found, one in zip(part.records, settings, strict=True):
-            if [record.idx for record in found] != list(indices):
+        part = cls(records=found, **sealing.typed(_Origin, fields))
+        for records, one in zip(part.records, settings, strict=True):
+            if [record.idx for record in records] != list(indices):
                 raise ValueError("it holds other images")
-            if any(r.digest != rows.sealed(r, one.identity, one.rule.soft).digest for r in found):
+            if altered(one, records) is not None:
                 raise ValueError("its rows were made with other settings")
         return part
-
-
-def _line(record: Record, settings: LogSettings) -> str:
-    soft = settings.rule.soft
-    return rows.to_line(rows.sealed(record, settings.identity, soft), soft)
-
-
-def _digest(fields: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

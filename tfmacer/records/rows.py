@@ -1,14 +1,16 @@
 """One row of a certification log: what was found for one image, and its text."""
 
 import dataclasses
-import hashlib
+import functools
 import math
 import re
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from tfmacer.guarantee.certificate import Certificate, round_down
 from tfmacer.guarantee.counts import Counts
+from tfmacer.records.tables import ABSENT
 
 # The columns of the field's published logs come first, so that their readers read ours.
 PUBLISHED_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
@@ -24,8 +26,9 @@ HARD_COLUMNS = (
     "bound",
     "stopped_early",
 )
-SOFT_COLUMNS = (*HARD_COLUMNS, "select_sums", "sums", "square_sums")
-ABSENT = "-"
+SOFT_COLUMNS = ("select_sums", "sums", "square_sums")
+# Since format version 2.
+IMAGE_COLUMNS = ("pixels_sha256", "name")
 _Number = TypeVar("_Number", int, float)
 _TIME = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)", re.ASCII)
 # As numbers are written by anyone; Python itself also takes digits of other scripts, 1_000 and inf.
@@ -33,6 +36,7 @@ _INTEGER = re.compile(r"-?\d{1,18}", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 # `correct` as the published logs of this field have it.
 _TRUTHS = {"0": False, "1": True, "False": False, "True": True}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,9 @@ class Record:
       select_sums: sums of class probabilities `[K]` over the n0; None for bounds on votes.
       sums: the same over the n.
       square_sums: sums of their squares over the n.
+      pixels_sha256: of the image, see `tfmacer.records.sealing.pixels_digest`; None in logs of
+        format version 1.
+      name: the image's file in its folder, see `printable`; None where it has none.
       digest: first 16 hex digits of the SHA-256 of the row and of what determines it.
     """
 
@@ -79,11 +86,21 @@ class Record:
     select_sums: tuple[float, ...] | None = None
     sums: tuple[float, ...] | None = None
     square_sums: tuple[float, ...] | None = None
+    pixels_sha256: str | None = None
+    name: str | None = None
     digest: str | None = None
 
     @classmethod
     def of(
-        cls, certificate: Certificate, *, idx: int, label: int, clean: int, seconds: float
+        cls,
+        certificate: Certificate,
+        *,
+        idx: int,
+        label: int,
+        clean: int,
+        seconds: float,
+        pixels_sha256: str,
+        name: str | None = None,
     ) -> "Record":
         """The record of a certificate.
 
@@ -93,6 +110,8 @@ class Record:
           label: the true class, -1 where there is none.
           clean: class of the base network without noise.
           seconds: time spent on the image.
+          pixels_sha256: of the image, see `tfmacer.records.sealing.pixels_digest`.
+          name: what the dataset calls the image; None where it has no name for it.
         """
         second = certificate.p_upper_second
         return cls(
@@ -114,6 +133,8 @@ class Record:
             select_sums=_floats(certificate.select_sums),
             sums=_floats(certificate.sums),
             square_sums=_floats(certificate.square_sums),
+            pixels_sha256=pixels_sha256,
+            name=printable(name) if name else None,
         )
 
     @property
@@ -136,51 +157,31 @@ class Record:
         )
 
 
-def columns(soft: bool) -> tuple[str, ...]:
+def columns(*, soft: bool, images: bool) -> tuple[str, ...]:
     """Names of the columns of our logs, the digest last.
 
     Args:
       soft: whether the bound is on class probabilities, whose sums are then kept.
+      images: whether rows name their image, since format version 2.
     """
-    return (*(SOFT_COLUMNS if soft else HARD_COLUMNS), "digest")
+    return (
+        *HARD_COLUMNS,
+        *(SOFT_COLUMNS if soft else ()),
+        *(IMAGE_COLUMNS if images else ()),
+        "digest",
+    )
 
 
-def sealed(record: Record, identity: str, soft: bool) -> Record:
-    """The record with its digest set.
-
-    Args:
-      record: the record.
-      identity: text of all settings that determine a row, see `LogSettings.identity`.
-      soft: as in `columns`.
-    """
-    cells = _cells(record, soft)
-    cells.pop("time")
-    text = "\n".join([identity, *cells.values()])
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return dataclasses.replace(record, digest=digest)
-
-
-def to_line(record: Record, soft: bool) -> str:
-    """The record as a line of the log, without the newline."""
-    return "\t".join([*_cells(record, soft).values(), record.digest or ABSENT])
-
-
-def from_line(line: str, soft: bool, num_classes: int) -> Record:
-    """Reads a line that `to_line` wrote.
-
-    Raises:
-      ValueError: it is not exactly what `to_line` writes.
-    """
-    names = columns(soft)
-    cells = line.split("\t")
-    if len(cells) != len(names):
-        raise ValueError(f"{len(cells)} columns, not {len(names)}")
-    record = _record(dict(zip(names, cells, strict=True)), num_classes)
-    # One spelling for each value: whatever else is altered in a line, its spelling is not.
-    for name, found, written in zip(names, cells, to_line(record, soft).split("\t"), strict=True):
-        if found != written:
-            raise ValueError(f"{name} is {found!r}, which would be written as {written!r}")
-    return record
+def printable(name: str) -> str:
+    """A name for one cell: what is not printable, and `%`, as `%` and hex digits, as in a URL."""
+    if name == ABSENT:
+        return "%2D"
+    return "".join(
+        each
+        if each.isprintable() and each != "%"
+        else urllib.parse.quote(each, safe="", errors="surrogateescape")
+        for each in name
+    )
 
 
 def from_published(cells: Mapping[str, str]) -> Record:
@@ -222,9 +223,9 @@ def from_published(cells: Mapping[str, str]) -> Record:
     )
 
 
-def _cells(record: Record, soft: bool) -> dict[str, str]:
-    """Text by column, the digest left out."""
-    cells = {
+def to_cells(record: Record) -> dict[str, str]:
+    """Text by column, of all that a log may have, the digest left out."""
+    return {
         "idx": str(record.idx),
         "label": str(record.label),
         "predict": str(record.predict),
@@ -241,26 +242,28 @@ def _cells(record: Record, soft: bool) -> dict[str, str]:
         "p_upper_second": _text(record.p_upper_second),
         "bound": record.bound or ABSENT,
         "stopped_early": str(int(bool(record.stopped_early))),
+        "select_sums": _sparse(record.select_sums),
+        "sums": _sparse(record.sums),
+        "square_sums": _sparse(record.square_sums),
+        "pixels_sha256": record.pixels_sha256 or ABSENT,
+        "name": record.name or ABSENT,
     }
-    if soft:
-        cells["select_sums"] = _sparse(record.select_sums)
-        cells["sums"] = _sparse(record.sums)
-        cells["square_sums"] = _sparse(record.square_sums)
-    return cells
 
 
-def _record(cells: Mapping[str, str], num_classes: int) -> Record:
+def from_cells(cells: Mapping[str, str], num_classes: int) -> Record:
+    """The record of a row of ours; raises ValueError where a cell cannot be read."""
+
     def votes(name: str) -> tuple[int, ...]:
-        return _dense(cells[name], num_classes, int)
+        return _dense(cells[name], num_classes, functools.partial(_integer, name))
 
     def sums(name: str) -> tuple[float, ...] | None:
         return _dense(cells[name], num_classes, _number) if name in cells else None
 
     return dataclasses.replace(
         from_published(cells),
-        clean=None if cells["clean"] == ABSENT else int(cells["clean"]),
-        n0=int(cells["n0"]),
-        n=int(cells["n"]),
+        clean=None if cells["clean"] == ABSENT else _integer("clean", cells["clean"]),
+        n0=_integer("n0", cells["n0"]),
+        n=_integer("n", cells["n"]),
         select_counts=votes("select_counts"),
         counts=votes("counts"),
         p_lower=_number(cells["p_lower"]),
@@ -272,8 +275,22 @@ def _record(cells: Mapping[str, str], num_classes: int) -> Record:
         select_sums=sums("select_sums"),
         sums=sums("sums"),
         square_sums=sums("square_sums"),
+        pixels_sha256=_sha256(cells["pixels_sha256"]) if "pixels_sha256" in cells else None,
+        name=_name(cells.get("name", ABSENT)),
         digest=cells["digest"],
     )
+
+
+def _sha256(text: str) -> str:
+    if not _SHA256.fullmatch(text):
+        raise ValueError(f"pixels_sha256 is {text[:80]!r}, no SHA-256 in hex digits")
+    return text
+
+
+def _name(text: str) -> str | None:
+    if not text or not text.isprintable():
+        raise ValueError(f"name is {text!r}, which is not printable")
+    return None if text == ABSENT else text
 
 
 def _floats(values: Sequence[float] | None) -> tuple[float, ...] | None:

@@ -2,9 +2,9 @@
 
 import dataclasses
 import hashlib
-import json
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfmacer.errors import UserError
+from tfmacer.errors import Notice, UserError
+from tfmacer.records import sealing
 
-FORMAT_VERSION = 1
+# Since version 2 the text ends with a digest of itself.
+FORMAT_VERSION = 2
 BLOCK_SIZE = 256
+# In one image: indices into tensors are of 32 bits.
+_MOST_NUMBERS = 2**31
+# Digest of a model that nothing identifies.
+UNKNOWN_MODEL = "unknown"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +40,7 @@ class Smoothing:
       precision: dtype policy of the network; part of the classifier's identity.
       model_digest: see `model_digest`.
       versions: library versions at the time of writing.
-      format_version: of this file.
+      format_version: of the text that `to_json` writes.
     """
 
     sigma: float
@@ -53,37 +59,62 @@ class Smoothing:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.sigma) and self.sigma > 0):
             raise UserError(f"sigma must be positive and finite, got {self.sigma}")
-        if self.num_classes < 2:
-            raise UserError(f"num_classes must be 2 or more, got {self.num_classes}")
-        if len(self.input_shape) != 3 or min(self.input_shape) < 1:
-            raise UserError(f"input_shape must be (H, W, C), got {self.input_shape}")
+        check_sizes(self.num_classes, self.input_shape, self.block_size)
 
     def to_json(self) -> str:
-        """This description as indented JSON with a final newline."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        """This description as indented JSON with its digest and a final newline."""
+        return sealing.seal(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str, *, origin: str) -> "Smoothing":
-        """Reads what `to_json` wrote.
+        """Reads what `to_json` wrote, in this version or an earlier one.
+
+        A text of version 1 has no digest; a `Notice` says so.
 
         Args:
           text: the JSON.
-          origin: file or server it came from, for the error message.
+          origin: file or server it came from, for messages.
 
         Raises:
-          UserError: not JSON, a field missing or unknown, or another format version.
+          UserError: not JSON, altered by hand, of an unknown format version, or with a field
+            missing, unknown, of another type or out of range.
         """
         try:
-            fields: dict[str, Any] = json.loads(text)
-            if fields.get("format_version") != FORMAT_VERSION:
-                raise UserError(
-                    f"format_version is {fields.get('format_version')!r}, "
-                    f"this version of tfmacer reads {FORMAT_VERSION}"
-                )
-            fields["input_shape"] = tuple(fields["input_shape"])
-            return cls(**fields)
-        except (json.JSONDecodeError, AttributeError, KeyError, TypeError, UserError) as error:
+            fields = sealing.json_object(text)
+            sealed = fields.get("format_version") != 1
+            found = cls.from_fields(sealing.unseal(text) if sealed else fields)
+        except ValueError as error:
             raise UserError(f"{origin}: not a usable smoothing description: {error}") from error
+        if not sealed:
+            warnings.warn(
+                f"{origin}: written by an earlier version, without a digest: nothing tells "
+                "whether it was altered since",
+                Notice,
+                stacklevel=2,
+            )
+        return found
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> "Smoothing":
+        """A description of its fields as JSON has them, which another seal vouches for.
+
+        Raises:
+          ValueError: a field is missing, unknown, of another type or out of range.
+        """
+        sealing.check_version(fields, FORMAT_VERSION)
+        return cls(**sealing.typed(cls, fields) | {"format_version": FORMAT_VERSION})
+
+
+def check_sizes(num_classes: int, input_shape: tuple[int, int, int], block_size: int) -> None:
+    """Raises UserError where no classifier and no block of its noise has these sizes."""
+    if num_classes < 2:
+        raise UserError(f"num_classes must be 2 or more, got {num_classes}")
+    if len(input_shape) != 3 or min(input_shape) < 1 or math.prod(input_shape) >= _MOST_NUMBERS:
+        raise UserError(
+            f"input_shape must be (H, W, C), of less than 2^31 numbers, got {input_shape}"
+        )
+    if block_size < 1:
+        raise UserError(f"block_size must be 1 or more, got {block_size}")
 
 
 def model_digest(config_json: str, variables: Iterable[tuple[str, npt.NDArray[Any]]]) -> str:
@@ -155,13 +186,22 @@ class RunDirectory:
                 raise UserError(
                     f"{self.root}: not a finished run directory: {path.name} is missing"
                 )
-        return Smoothing.from_json(self.smoothing.read_text(), origin=str(self.smoothing))
+        return Smoothing.from_json(read_text(self.smoothing), origin=str(self.smoothing))
 
     def recorded_flag(self, name: str) -> str | None:
         """The value that the run's `flags.txt` gives a flag; None where it gives none."""
         lines = self.flags.read_text().splitlines() if self.flags.is_file() else []
         start = f"--{name}="
         return next((line.removeprefix(start) for line in lines if line.startswith(start)), None)
+
+
+def read_text(path: Path) -> str:
+    """A file's text; raises UserError, naming it, where it cannot be read."""
+    try:
+        return path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"{path}: cannot be read: {reason}") from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,17 +10,22 @@ from tfmacer.errors import UserError
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import Law, law
 from tfmacer.guarantee.stopping import StopRule
-from tfmacer.records.runs import Smoothing
+from tfmacer.records import rows
+from tfmacer.records.rows import Record
+from tfmacer.records.runs import UNKNOWN_MODEL, Smoothing, check_sizes
+from tfmacer.records.tables import Settings
 
-FORMAT_VERSION = 1
 GENERATOR = "philox"
-# These say which images and where, not how: they do not enter the digest of a row, so that the
-# rows of a shard are those of the whole.
-_NOT_IDENTITY = ("start", "skip", "num_examples", "shard", "environment", "warnings")
+NO_PIXELS = (
+    "of format version 1, which does not record the pixels: labels alone tell whether the images "
+    "are those that were certified"
+)
+# Version 2 has in each row the digest of its pixels and the name of its image, and here this.
+_SINCE_2 = ("class_names",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LogSettings:
+class LogSettings(Settings[Record]):
     """What all rows of a log share; the text of `LOG.tsv.json`.
 
     Attributes:
@@ -54,7 +57,14 @@ class LogSettings:
       environment: versions, device and intra-op threads; votes are repeatable bit for bit
         within one environment.
       warnings: what a reader of the results must know.
+      class_names: what the dataset calls its classes; None where unknown.
+      format_version: of the settings and the rows.
     """
+
+    WHOSE = "a log's"
+    NEWEST = 2
+    # The rows of a shard are those of the whole.
+    NOT_IDENTITY = ("start", "skip", "num_examples", "shard", "environment", "warnings")
 
     alpha: float
     sigma: float
@@ -83,16 +93,23 @@ class LogSettings:
     shard: str | None = None
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    class_names: tuple[str, ...] | None = None
+    format_version: int = NEWEST
 
     def __post_init__(self) -> None:
         if self.start < 0 or self.skip < 1:
             raise UserError(
                 f"start must be 0 or more and skip 1 or more, got {self.start} and {self.skip}"
             )
+        if self.seed < 0 or self.total < 0:
+            raise UserError(f"seed and total must be 0 or more, got {self.seed} and {self.total}")
+        check_sizes(self.num_classes, self.input_shape, self.block_size)
         if self.num_examples is not None and self.num_examples < 1:
             raise UserError(f"num_examples must be 1 or more, got {self.num_examples}")
         if not self.indices and self.total > 0 and self.shard is None:
             raise UserError(f"start is {self.start}, the split has {self.total} images")
+        # What they are made of must be possible, too.
+        _ = self.rule, self.law
 
     @classmethod
     def of(cls, smoothing: Smoothing, rule: Rule, **others: Any) -> "LogSettings":
@@ -105,8 +122,14 @@ class LogSettings:
             defaults.
 
         Raises:
-          UserError: the rule is for another block size than the model's.
+          UserError: the rule is for another block size than the model's, or nothing tells which
+            model it is.
         """
+        if smoothing.model_digest == UNKNOWN_MODEL:
+            raise UserError(
+                "nothing identifies this model, so a log of it could be taken for another's: give "
+                "certify_images a model_digest, e.g. the SHA-256 of its weights and code"
+            )
         if rule.block_size != smoothing.block_size:
             raise UserError(
                 f"block_size of the rule is {rule.block_size}, the model's {smoothing.block_size}"
@@ -166,55 +189,35 @@ class LogSettings:
         return selected[i::n]
 
     @functools.cached_property
-    def identity(self) -> str:
-        """Canonical text of the settings that determine a row."""
-        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in _NOT_IDENTITY}
-        return _canonical(fields)
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns of the log."""
+        return rows.columns(soft=self.rule.soft, images=self.names_images)
 
-    def to_json(self) -> str:
-        """The text of `LOG.tsv.json`."""
-        fields = dataclasses.asdict(self) | {"format_version": FORMAT_VERSION}
-        return json.dumps(fields | {"digest": _digest(fields)}, indent=2) + "\n"
+    @property
+    def names_images(self) -> bool:
+        """Whether each row has the digest of its pixels."""
+        return self.format_version >= 2
 
-    @classmethod
-    def from_json(cls, text: str, *, origin: str) -> "LogSettings":
-        """Reads what `to_json` wrote.
+    def cells(self, row: Record) -> Mapping[str, str]:
+        """See `Settings.cells`."""
+        return rows.to_cells(row)
 
-        Args:
-          text: the JSON.
-          origin: the file, for the error message.
+    def row(self, cells: Mapping[str, str]) -> Record:
+        """See `Settings.row`."""
+        return rows.from_cells(cells, self.num_classes)
 
-        Raises:
-          UserError: not JSON, altered by hand, of another format version, or with a field
-            missing, unknown or out of range.
-        """
-        try:
-            fields: dict[str, Any] = json.loads(text)
-            digest = fields.pop("digest")
-            if fields.get("format_version") != FORMAT_VERSION:
-                raise UserError(
-                    f"format_version is {fields.get('format_version')!r}, "
-                    f"this version of tfmacer reads {FORMAT_VERSION}"
-                )
-            if digest != _digest(fields):
-                raise UserError("altered after it was written: its digest does not match")
-            del fields["format_version"]
-            fields["input_shape"] = tuple(fields["input_shape"])
-            fields["warnings"] = tuple(fields["warnings"])
-            return cls(**fields)
-        except (json.JSONDecodeError, AttributeError, KeyError, TypeError, UserError) as error:
-            raise UserError(f"{origin}: not usable as a log's settings: {error}") from error
+    def fields(self) -> dict[str, Any]:
+        """The fields that the format version has."""
+        return {k: v for k, v in super().fields().items() if self.names_images or k not in _SINCE_2}
 
     def differences(self, other: "LogSettings", *, besides: Sequence[str] = ()) -> list[str]:
         """Names and both values of the fields that differ, warnings apart."""
-        # Through JSON, where a tuple and a list are the same.
-        mine, others = (_flat(json.loads(json.dumps(dataclasses.asdict(x)))) for x in (self, other))
-        skipped = {"warnings", *besides}
-        return [
-            f"{name} is {mine.get(name)!r}, not {others.get(name)!r}"
-            for name in dict.fromkeys([*mine, *others])
-            if name.split(".")[0] not in skipped and mine.get(name) != others.get(name)
-        ]
+        if self.format_version != other.format_version:
+            return [
+                f"format_version is {self.format_version}, not {other.format_version}: only since "
+                "version 2 do logs record the pixels, and can be checked against the images"
+            ]
+        return super().differences(other, besides=("warnings", *besides))
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -227,22 +230,3 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not (slash and i.isdecimal() and n.isdecimal() and int(i) < int(n)):
         raise UserError(f"shard must be i/N with 0 <= i < N, got {text!r}")
     return int(i), int(n)
-
-
-def _digest(fields: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_canonical(fields).encode()).hexdigest()[:16]
-
-
-def _canonical(fields: Mapping[str, Any]) -> str:
-    return json.dumps(fields, sort_keys=True)
-
-
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -9,7 +9,6 @@ import numpy as np
 from tfmacer.errors import UserError
 from tfmacer.guarantee.certificate import certify, decided
 from tfmacer.guarantee.counts import Counts
-from tfmacer.records import rows
 from tfmacer.records.logs import Log
 from tfmacer.records.rows import Record
 from tfmacer.records.settings import LogSettings
@@ -30,11 +29,13 @@ class Redrawn:
       label: the dataset's, -1 where it has none.
       clean: class of the base network without noise.
       counts: the votes.
+      pixels_sha256: of the image that they were drawn for.
     """
 
     label: int
     clean: int
     counts: Counts
+    pixels_sha256: str
 
 
 Redraw = Callable[[LogSettings, Record], Redrawn]
@@ -83,7 +84,12 @@ def _differences(
     yield from _inconsistencies(record, settings)
     certificate = certify(record.all_counts, settings.rule, settings.law)
     expected = Record.of(
-        certificate, idx=record.idx, label=record.label, clean=record.clean or 0, seconds=0.0
+        certificate,
+        idx=record.idx,
+        label=record.label,
+        clean=record.clean or 0,
+        seconds=0.0,
+        pixels_sha256=record.pixels_sha256 or "",
     )
     for field, tolerance in {
         "predict": 0.0,
@@ -104,7 +110,7 @@ def _differences(
         yield Difference(record.idx, "n", record.n, "more: nothing was decided by then")
     if redraw is not None:
         yield from _redrawn_differences(record, redraw(settings, record))
-    digest = rows.sealed(record, settings.identity, settings.rule.soft).digest
+    digest = settings.sealed(record).digest
     if record.digest != digest:
         yield Difference(record.idx, "digest", record.digest, f"{digest}: the row was altered")
 
@@ -142,6 +148,11 @@ def _inconsistencies(record: Record, settings: LogSettings) -> Iterator[Differen
 
 
 def _redrawn_differences(record: Record, redrawn: Redrawn) -> Iterator[Difference]:
+    # Format version 1 has no pixels to compare.
+    if record.pixels_sha256 not in (None, redrawn.pixels_sha256):
+        yield Difference(
+            record.idx, "pixels_sha256", record.pixels_sha256, f"{redrawn.pixels_sha256}, as found"
+        )
     for field, expected in {
         "label": redrawn.label,
         "clean": redrawn.clean,

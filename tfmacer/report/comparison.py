@@ -15,7 +15,7 @@ from scipy import optimize, stats
 
 from tfmacer.errors import UserError
 from tfmacer.records.falsifications import Falsification
-from tfmacer.records.logs import Log, check_rows
+from tfmacer.records.logs import Log
 from tfmacer.report.copies import repeated, repetitions
 from tfmacer.report.summary import NORMS, Estimate, Run, mean_difference
 from tfmacer.text import one_line, visible
@@ -272,10 +272,10 @@ def _run_warnings(run: Run) -> Iterator[str]:
             )
     else:
         yield from settings.warnings
-        if missing := run.log.missing:
-            yield f"unfinished: {len(missing)} of {len(settings.indices)} images have no row"
+        if missing := run.log.unfinished:
+            yield f"unfinished: {missing}"
     try:
-        check_rows(run.log)
+        run.log.check()
     except UserError as error:
         yield f"altered: {error}"
     for attack in run.attacks:
@@ -291,5 +291,5 @@ def _attack_warnings(attack: Falsification) -> Iterator[str]:
             f"false certificates: {len(attack.within)} of {len(attack.rows)} attacked were flipped "
             f"within their radius, alpha allows {attack.allowed}"
         )
-    if attack.missing:
-        yield f"unfinished: {attack.path.name} lacks {len(attack.missing)} of its images"
+    if missing := attack.unfinished:
+        yield f"unfinished: {attack.path.name}: {missing}"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tfmacer.records.settings import LogSettings
 from tfmacer.report.summary import Run
 
 # Logs of other projects name neither model nor seed; fewer equal rows may be equal by chance.
@@ -53,6 +54,11 @@ def repeated(first: Run, second: Run) -> int:
     mine, theirs = first.rows, second.rows
     common, left, right = np.intersect1d(mine["idx"], theirs["idx"], return_indices=True)
     if first.settings is not None and second.settings is not None:
-        return len(common) if first.settings.identity == second.settings.identity else 0
+        return len(common) if _drawn(first.settings) == _drawn(second.settings) else 0
     enough = len(common) >= min(_FEWEST_EQUAL, len(mine), len(theirs)) > 0
     return len(common) if enough and np.array_equal(mine[left], theirs[right]) else 0
+
+
+def _drawn(settings: LogSettings) -> str:
+    """What determines the certificates of a log, whatever else its format version records."""
+    return dataclasses.replace(settings, format_version=1).identity

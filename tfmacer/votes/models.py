@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tfmacer.errors import UserError
-from tfmacer.records.runs import RunDirectory, Smoothing, model_digest
+from tfmacer.records.runs import UNKNOWN_MODEL, RunDirectory, Smoothing, model_digest
+
+# Layers of Keras that run what others made.
+_FOREIGN_CODE = ("TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
 
 
 def load_network(path: Path) -> Any:
@@ -75,14 +78,36 @@ def network_digest(path: Path, network: Any) -> str:
 def weights_digest(model: Any) -> str:
     """A digest of a model that was never saved: a Keras model's weights and configuration.
 
-    For any other callable there is nothing to digest, and the answer is `unknown`.
+    For any other callable, and where the code of a layer is not Keras' own, these do not tell what
+    it computes, and the answer is `UNKNOWN_MODEL`.
     """
     import keras
 
-    if not isinstance(model, keras.Model):
-        return "unknown"
+    if not isinstance(model, keras.Model) or not _is_stock(model):
+        return UNKNOWN_MODEL
     values = ((variable.name, variable.numpy()) for variable in model.weights)
     return model_digest(json.dumps(model.get_config(), sort_keys=True, default=str), values)
+
+
+def _is_stock(model: Any) -> bool:
+    """Whether a Keras model runs the code of Keras alone, which its configuration then tells."""
+    # Functional models have operations besides layers.
+    parts = (
+        part
+        for layer in model._flatten_layers()
+        for part in (layer, *getattr(layer, "operations", ()))
+    )
+    return all(
+        _is_of_keras(type(part))
+        and type(part).__name__ not in _FOREIGN_CODE
+        and all(_is_of_keras(value) for value in vars(part).values() if callable(value))
+        for part in parts
+    )
+
+
+def _is_of_keras(code: Any) -> bool:
+    module = getattr(code, "__module__", None) or type(code).__module__
+    return module.split(".")[0] in ("keras", "tensorflow")
 
 
 def leads_with_normalization(network: Any) -> bool:

@@ -10,7 +10,8 @@ from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records.audit import AuditEntry
 from tfmacer.records.rows import Record
-from tfmacer.records.runs import Smoothing
+from tfmacer.records.runs import UNKNOWN_MODEL, Smoothing
+from tfmacer.records.sealing import pixels_digest
 from tfmacer.records.settings import LogSettings
 from tfmacer.records.verification import Redraw, Redrawn
 from tfmacer.votes.source import ESTIMATE, SELECT, Seeds, VoteSource, row_seed
@@ -43,6 +44,7 @@ def redraw_from(source: VoteSource, images: Images) -> Redraw:
             label=label,
             clean=_clean(source.logits(image[np.newaxis])[0], record),
             counts=_votes(source, image, seeds, settings.rule, drawn.n),
+            pixels_sha256=pixels_digest(image),
         )
 
     return redraw
@@ -111,6 +113,11 @@ def _votes(
 
 def _check_source(source: VoteSource, settings: LogSettings | Smoothing) -> None:
     """Refuses a source of another smoothed classifier than the log's."""
+    if settings.model_digest == UNKNOWN_MODEL:
+        raise UserError(
+            "model_digest is unknown: the records do not say of which model they are, so nothing "
+            "tells whether the source is the same"
+        )
     for field in (
         "model_digest",
         "sigma",

@@ -10,8 +10,10 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from tfmacer import certify
 from tfmacer.errors import UserError
@@ -23,6 +25,7 @@ pytest.importorskip("apache_beam", reason="Apache Beam, the extra beam, is not i
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import create_runner
 
+from tfmacer.distributed import launch
 from tfmacer.distributed.job import Job
 from tfmacer.distributed.launch import make_parts
 from tfmacer.distributed.parts import Parts
@@ -140,6 +143,43 @@ def test_several_bounds_and_a_finished_run(tiny_run, tmp_path, capsys):
     assert (tmp_path / "b.tsv").read_bytes() == before
 
 
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def folder(path: Path) -> str:
+    """Four pictures in two classes; the flag that names them."""
+    for i in range(4):
+        picture = path / "ab"[i % 2] / f"{i}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((28, 28), 60 * i, np.uint8)).save(picture)
+    return f"--dataset=folder:{path}"
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["log", "parts"])
+def test_exchanged_pictures_are_noticed_in_logs_and_parts(
+    tiny_run, tmp_path, monkeypatch, capsys, finished
+):
+    out = tmp_path / "log.tsv"
+    command = [f"--run_dir={tiny_run}", folder(tmp_path / "photos"), f"--out={out}", "--n=500"]
+    if not finished:
+        with monkeypatch.context() as patch:
+            patch.setattr(launch, "join", interrupted)
+            assert run(*command, *HERE) == 130
+    else:
+        assert run(*command, *HERE) == 0
+        assert [record.name for record in read_log(out).records] == [
+            "a/0.png", "a/2.png", "b/1.png", "b/3.png",
+        ]  # fmt: skip
+    Image.fromarray(np.full((28, 28), 1, np.uint8)).save(tmp_path / "photos" / "b" / "1.png")
+    capsys.readouterr()
+    assert run(*command, *HERE) == 1
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+    assert "idx 2 (b/1.png) was certified with pixels of SHA-256" in line
+    assert ("log.tsv:" if finished else "log.tsv.parts:") in line
+    assert out.exists() == finished
+
+
 def job(parts_dir: Path, plain: Path, run_dir: str = "/nowhere", **others) -> Job:
     settings = (read_log(plain).settings,)
     fields = {
@@ -214,7 +254,7 @@ def test_a_log_begun_without_a_runner_is_refused(plain, tmp_path, tiny_run, caps
     out.write_text("".join(lines[:5]))
     Path(f"{out}.json").write_text(Path(f"{plain}.json").read_text())
     assert run(f"--run_dir={tiny_run}", f"--out={out}", *PLAN, *HERE) == 1
-    assert "begun without --runner, 60 images are missing" in capsys.readouterr().err
+    assert "begun without --runner, 60 of 64 images have no row" in capsys.readouterr().err
 
 
 def test_a_missing_beam_is_named(monkeypatch, tiny_run, tmp_path, capsys):

@@ -4,6 +4,7 @@ many.
 
 import dataclasses
 import json
+import math
 
 import made_logs
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from scipy import stats
 
 from tfmacer.errors import UserError
+from tfmacer.records import sealing
 from tfmacer.records.falsifications import (
     RISK,
     Attacked,
@@ -39,14 +41,18 @@ def row(idx, **fields):
     return Attacked(idx=idx, **(defaults | fields))
 
 
-ROWS = [row(0), row(3, attack_radius=None, attack_class=-1), row(6, flipped_within=True)]
+ROWS = [
+    row(0),
+    row(3, attack_radius=None, attack_class=-1),
+    row(6, flipped_within=True, attack_radius=0.2),
+]
 
 
 @pytest.fixture
 def table(tmp_path):
     path = tmp_path / "deep" / "log.falsified.tsv"
     with FalsificationWriter(path, SETTINGS) as writer:
-        assert writer.missing == [0, 3, 6]
+        assert list(writer.missing) == [0, 3, 6]
         for each in ROWS[::-1]:
             writer.append(each)
     return path
@@ -56,7 +62,7 @@ def test_what_was_written_is_read_in_order(table):
     found = read_falsification(table)
     assert list(found.rows) == ROWS
     assert found.settings == SETTINGS
-    assert found.missing == []
+    assert found.unfinished is None
     assert found.within == [ROWS[2]]
     assert not is_log(table)
     assert not table.with_name(table.name + ".lock").exists()
@@ -66,10 +72,9 @@ def test_a_table_is_resumed_after_its_last_whole_line(table):
     whole = table.read_bytes()
     table.write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 9])
     with FalsificationWriter(table, SETTINGS) as writer:
-        assert writer.missing == [0]
+        assert list(writer.missing) == [0]
+        assert [each.idx for each in writer.rows] == [3, 6]
         writer.append(ROWS[0])
-        assert writer.falsification.missing == []
-        assert [each.idx for each in writer.falsification.rows] == [0, 3, 6]
     assert table.read_bytes() == whole
 
 
@@ -103,27 +108,96 @@ def test_rows_that_do_not_belong_are_refused(table):
     with pytest.raises(UserError, match="stands twice"):
         read_falsification(table)
     table.write_text("idx\tlabel\n")
-    with pytest.raises(UserError, match="not a falsification"):
+    with pytest.raises(UserError, match="falsified.tsv:1: the columns"):
+        read_falsification(table)
+
+
+@pytest.mark.parametrize("change", [{"steps": 21}, {"format_version": 2}])
+def test_altered_settings_are_refused(table, change):
+    beside = settings_path(table)
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | change))
+    with pytest.raises(UserError, match="altered after it was written"):
         read_falsification(table)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        ({"steps": 21}, "altered after it was written"),
-        ({"format_version": 2}, "altered"),
+        {"attack_radius": 0.2},
+        {"flipped_within": True},
+        {"flipped_within": True, "attack_radius": None, "attack_class": -1},
+        {"attack_radius": None},
+        {"attack_radius": 0.0},
+        {"attack_radius": math.nan},
+        {"attack_radius": math.inf},
+        {"attack_class": -1},
+        {"attack_class": 1},
+        {"radius": 0.0},
+        {"radius": math.nan},
+        {"predict": -1},
+        {"label": -2},
+        {"searched": math.nan},
+        {"searched": -1.0},
+        {"tests": 0},
+        {"tests": -1, "attack_radius": None, "attack_class": -1},
     ],
 )
-def test_altered_settings_are_refused(table, change, message):
-    beside = settings_path(table)
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | change))
-    with pytest.raises(UserError, match=message):
+def test_what_no_attack_finds_is_refused_though_sealed(table, change):
+    made = SETTINGS.sealed(row(3, **change))
+    header, *_ = table.read_text().splitlines()
+    table.write_text(f"{header}\n{SETTINGS.to_line(made)}\n")
+    with pytest.raises(UserError, match=r"falsified\.tsv:2: corrupt line: ") as error:
         read_falsification(table)
+    assert "\n" not in str(error.value)
+
+
+def test_a_row_of_an_image_that_was_not_selected_is_refused(table):
+    text = table.read_text().replace(SETTINGS.to_line(SETTINGS.sealed(ROWS[0])), "")
+    table.write_text(text.replace("\n\n", "\n") + SETTINGS.to_line(SETTINGS.sealed(row(1))) + "\n")
+    with pytest.raises(UserError, match="idx 1 is corrupt or was altered"):
+        read_falsification(table)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": [0, 3, 3]},
+        {"images": [3, 0, 6]},
+        {"images": [-1, 3, 6]},
+        {"images": [0.0, 3, 6]},
+        {"images": 3},
+        {"examined": 2},
+        {"examined": 10**30},
+        {"examined": True},
+        {"alpha": 0.0},
+        {"certificate_alpha": 1.0},
+        {"alpha": "0.001"},
+        {"norm": "linf"},
+        {"noise_family": "cauchy"},
+        {"noise_params": {"k": "1"}},
+        {"noise_params": []},
+        {"clip": 1},
+        {"steps": 20.0},
+        {"log_digest": None},
+        {"colour": "red"},
+        {"format_version": 2},
+        {"format_version": True},
+        {"format_version": None},
+    ],
+)
+def test_settings_that_cannot_be_are_refused_though_sealed(table, change):
+    beside = settings_path(table)
+    fields = json.loads(beside.read_text()) | change
+    del fields["digest"]
+    beside.write_text(sealing.seal(fields))
+    with pytest.raises(UserError, match=r"\.json: not usable as a falsification's") as error:
+        read_falsification(table)
+    assert "\n" not in str(error.value)
 
 
 def test_flips_allowed_are_a_quantile_of_the_binomial():
     for count in (1, 10, 100, 500):
-        settings = dataclasses.replace(SETTINGS, examined=count)
+        settings = dataclasses.replace(SETTINGS, examined=count, images=(0,))
         found = Falsification(None, (row(0),), settings)
         assert found.allowed == stats.binom.ppf(1 - RISK, count, 0.002)
     assert Falsification(None, (), SETTINGS).allowed == 0

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import os
 import random
@@ -12,7 +13,7 @@ import pytest
 
 from tfmacer.errors import UserError
 from tfmacer.guarantee.rule import Rule
-from tfmacer.records.logs import LogWriter, check_rows, is_log, read_log, settings_path
+from tfmacer.records.logs import LogWriter, is_log, read_log, settings_path
 
 ROOT = Path(__file__).parents[3]
 PUBLISHED = ROOT.parent / "shared" / "data" / "certify_logs"
@@ -38,12 +39,12 @@ def test_what_is_written_is_read_back_sorted(tmp_path, rule):
         for idx in order:
             writer.append(made_logs.record(settings, idx))
         assert not writer.missing
-        assert [record.idx for record in writer.records] == order
+        assert [record.idx for record in writer.rows] == order
     log = read_log(path)
     assert [record.idx for record in log.records] == list(range(40))
     assert log.settings == settings
-    assert log.missing == []
-    check_rows(log)
+    assert log.unfinished is None
+    log.check()
     assert sorted(p.name for p in path.parent.iterdir()) == ["log.tsv", "log.tsv.json"]
 
 
@@ -72,7 +73,7 @@ def test_a_finished_log_opens_with_nothing_missing_and_stays_as_it_is(tmp_path):
     before = path.read_bytes()
     with LogWriter(path, settings) as writer:
         assert not writer.missing
-        assert len(writer.records) == 5
+        assert len(writer.rows) == 5
     assert path.read_bytes() == before
 
 
@@ -171,7 +172,7 @@ def test_other_settings_are_refused_and_named(tmp_path):
 def test_warnings_may_differ(tmp_path):
     made_logs.write(tmp_path / "log.tsv", made_logs.settings(total=5), images=2)
     settings = made_logs.settings(total=5, warnings=("reworded",))
-    assert made_logs.write(tmp_path / "log.tsv", settings).missing == []
+    assert made_logs.write(tmp_path / "log.tsv", settings).unfinished is None
 
 
 def test_a_file_without_settings_is_not_overwritten(tmp_path):
@@ -241,7 +242,7 @@ def test_a_full_disk_is_one_clear_line_and_no_part_of_a_row(tmp_path, monkeypatc
         assert 1 in writer.missing
         monkeypatch.undo()
         writer.append(made_logs.record(settings, 1))
-    assert made_logs.write(path, settings).missing == []
+    assert made_logs.write(path, settings).unfinished is None
 
 
 LIMITED = """
@@ -266,7 +267,7 @@ def test_a_file_that_cannot_grow_keeps_its_whole_rows(tmp_path, limit):
         assert path.stat().st_size <= limit
         assert path.read_bytes()[-1:] in (b"\n", b"")
     made_logs.write(path, made_logs.settings(total=150))
-    assert read_log(path).missing == []
+    assert read_log(path).unfinished is None
 
 
 @pytest.mark.parametrize("where", ["folder", "file/log.tsv"])
@@ -292,7 +293,7 @@ def test_a_published_log_is_read_as_it_is(tmp_path):
     assert log.records[0].seconds == pytest.approx(152.717239)
     assert log.records[1].predict == -1
     assert log.records[1].counts is None
-    assert (log.missing, log.altered) == ([], None)
+    assert (log.unfinished, log.altered) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -381,6 +382,55 @@ def test_our_log_needs_its_settings(tmp_path):
     settings_path(tmp_path / "log.tsv").unlink()
     with pytest.raises(UserError, match=r"its settings, log\.tsv\.json, are missing"):
         read_log(tmp_path / "log.tsv")
+
+
+@pytest.mark.parametrize("what", ["table", "settings"])
+def test_a_log_removed_meanwhile_is_not_done(tmp_path, what):
+    path = tmp_path / "log.tsv"
+    settings = made_logs.settings(total=2)
+
+    def write():
+        with LogWriter(path, settings) as writer:
+            for idx in list(writer.missing):
+                writer.append(made_logs.record(settings, idx))
+            (path if what == "table" else settings_path(path)).unlink()
+
+    with pytest.raises(UserError, match=r"log\.tsv.*is gone"):
+        write()
+    assert not path.with_name("log.tsv.lock").exists()
+
+
+def test_a_log_of_the_first_version_is_read_and_not_resumed(tmp_path):
+    first = made_logs.settings(total=4, format_version=1)
+    log = made_logs.write(tmp_path / "log.tsv", first, images=3)
+    log.check()
+    assert log.settings == first
+    assert '"class_names"' not in settings_path(log.path).read_text()
+    before = log.path.read_bytes()
+    with pytest.raises(UserError, match="log.tsv: .* only since version 2 do logs record the pix"):
+        LogWriter(log.path, made_logs.settings(total=4))
+    assert log.path.read_bytes() == before
+
+
+def test_a_selection_beyond_memory_is_counted(tmp_path):
+    path = tmp_path / "log.tsv"
+    huge = made_logs.settings(total=10**12)
+    lines = ["\t".join(huge.columns)]
+    lines += [huge.to_line(huge.sealed(made_logs.record(huge, idx))) for idx in (0, 3)]
+    path.write_text("\n".join(lines) + "\n")
+    settings_path(path).write_text(huge.to_json())
+    found = read_log(path)
+    assert found.unfinished == f"{10**12 - 2} of {10**12} images have no row, the first is idx 1"
+    assert found.altered is None
+
+
+def test_classes_beyond_memory_are_refused(tmp_path):
+    path = tmp_path / "log.tsv"
+    made_logs.write(path, made_logs.settings(total=2))
+    many = dataclasses.replace(made_logs.settings(total=2), num_classes=10**12)
+    settings_path(path).write_text(many.to_json())
+    with pytest.raises(UserError, match="1000000000000 classes each do not fit into memory"):
+        read_log(path)
 
 
 def test_missing_and_binary_files_are_one_clear_line(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from tfmacer import merge as command
 from tfmacer.errors import UserError
 from tfmacer.guarantee.rule import Rule
-from tfmacer.records.logs import LogWriter, check_rows, read_log, settings_path
+from tfmacer.records.logs import LogWriter, read_log, settings_path
 from tfmacer.records.merging import merge
 
 RULE = Rule(n=2000, bound="bernstein")
@@ -37,7 +37,7 @@ def test_merged_shards_are_the_log_of_the_undivided_run(tmp_path, parts):
 def test_merged_rows_are_sorted_and_verified(tmp_path):
     log = merge(shards(tmp_path, skip=3, start=1), tmp_path / "merged.tsv")
     assert [record.idx for record in log.records] == list(range(1, 40, 3))
-    check_rows(read_log(tmp_path / "merged.tsv"))
+    read_log(tmp_path / "merged.tsv").check()
 
 
 def refused(paths, out, message):
@@ -59,7 +59,7 @@ def test_a_duplicate_is_refused(tmp_path):
 
 def test_an_unfinished_shard_is_refused(tmp_path):
     paths = [shard(tmp_path, 0), shard(tmp_path, 1, images=3), shard(tmp_path, 2)]
-    refused(paths, tmp_path / "out.tsv", "shard1of3.tsv: not finished: 10 images are missing")
+    refused(paths, tmp_path / "out.tsv", "shard1of3.tsv: not finished: 10 of 13 images have no row")
 
 
 def test_shards_of_other_divisions_are_refused(tmp_path):
@@ -75,6 +75,15 @@ def test_other_settings_are_refused_and_named(tmp_path, others):
     paths = [shard(tmp_path, 0), shard(tmp_path, 1), shard(tmp_path, 2, **others)]
     field = next(iter(others)).replace("rule", "n")
     refused(paths, tmp_path / "out.tsv", f"shard2of3.tsv: settings differ from .*: {field} is")
+
+
+def test_shards_of_the_first_version_are_joined_among_themselves(tmp_path):
+    paths = [shard(tmp_path, i, format_version=1) for i in range(3)]
+    log = merge(paths, tmp_path / "out.tsv")
+    assert log.settings.format_version == 1
+    assert read_log(log.path).records == log.records
+    newer = shard(tmp_path / "newer", 2)
+    refused([*paths[:2], newer], tmp_path / "new.tsv", "shard2of3.tsv: settings differ .* is 2, no")
 
 
 def test_an_altered_shard_is_refused(tmp_path):

@@ -73,9 +73,9 @@ def test_joined_parts_are_the_logs_of_the_undivided_run(logs, tmp_path):
 @pytest.mark.parametrize(
     ("blocks", "message"),
     [
-        ([range(10), range(20, 40)], "10 images are missing, the first is idx 10"),
+        ([range(10), range(20, 40)], "10 of 40 images have no row, the first is idx 10"),
         ([range(20), range(19, 40)], "idx 19 stands twice among the parts"),
-        ([], "40 images are missing"),
+        ([], "40 of 40 images have no row"),
     ],
 )
 def test_a_missing_and_a_doubled_image_are_refused(logs, tmp_path, blocks, message):

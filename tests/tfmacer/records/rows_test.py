@@ -1,6 +1,6 @@
 import dataclasses
-import json
 import math
+import urllib.parse
 
 import made_logs
 import pytest
@@ -15,31 +15,63 @@ from tfmacer.records.rows import Record
 
 SOFT = made_logs.settings(Rule(n=2000, bound="bernstein"))
 HARD = made_logs.settings()
+FIRST = made_logs.settings(format_version=1)
+SHA = "0f" * 32
 
 
 def record(settings, idx=5):
-    return rows.sealed(made_logs.record(settings, idx), settings.identity, settings.rule.soft)
+    return settings.sealed(made_logs.record(settings, idx))
 
 
 def test_the_columns_begin_as_published_logs_do():
-    assert rows.columns(soft=False)[:6] == ("idx", "label", "predict", "radius", "correct", "time")
-    assert rows.columns(soft=False)[-1] == rows.columns(soft=True)[-1] == "digest"
-    added = [name for name in rows.columns(soft=True) if name not in rows.columns(soft=False)]
+    assert HARD.columns[:6] == ("idx", "label", "predict", "radius", "correct", "time")
+    assert HARD.columns[-3:] == SOFT.columns[-3:] == ("pixels_sha256", "name", "digest")
+    added = [name for name in SOFT.columns if name not in HARD.columns]
     assert added == ["select_sums", "sums", "square_sums"]
+    assert FIRST.columns == (*HARD.columns[:-3], "digest")
 
 
 @pytest.mark.parametrize("settings", [HARD, SOFT], ids=["hard", "soft"])
 @pytest.mark.parametrize("idx", range(6))
 def test_a_line_is_read_as_it_was_written(settings, idx):
-    soft = settings.rule.soft
     written = record(settings, idx)
-    line = rows.to_line(written, soft)
-    assert rows.from_line(line, soft, made_logs.CLASSES) == written
-    assert rows.to_line(rows.from_line(line, soft, made_logs.CLASSES), soft) == line
+    line = settings.to_line(written)
+    assert settings.from_line(line) == written
+    assert settings.to_line(settings.from_line(line)) == line
+
+
+def test_the_first_version_had_no_images():
+    written = record(FIRST)
+    found = FIRST.from_line(FIRST.to_line(written))
+    assert found == dataclasses.replace(written, pixels_sha256=None, name=None)
+    with pytest.raises(ValueError, match="columns"):
+        HARD.from_line(FIRST.to_line(written))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("3/a b.png", "3/a b.png"),
+        ("猫/ä.jpg", "猫/ä.jpg"),
+        ("tab\t new\n 100%.png", "tab%09 new%0A 100%25.png"),
+        ("\x1b[31m\u202e.png", "%1B[31m%E2%80%AE.png"),
+        ("-", "%2D"),
+        (b"\xff.png".decode(errors="surrogateescape"), "%FF.png"),
+        ("", "-"),
+        (None, "-"),
+    ],
+)
+def test_names_stand_in_one_cell_and_are_printable(name, text):
+    made = Record.of(
+        _certificate(), idx=5, label=0, clean=0, seconds=1.0, pixels_sha256=SHA, name=name
+    )
+    assert rows.to_cells(made)["name"] == text
+    if name:
+        assert urllib.parse.unquote(text, errors="surrogateescape") == name
 
 
 def test_a_line_as_it_is_spelled():
-    line = rows.to_line(
+    line = HARD.to_line(
         Record(
             idx=7,
             label=2,
@@ -56,21 +88,23 @@ def test_a_line_as_it_is_spelled():
             p_upper_second=None,
             bound="clopper_pearson",
             stopped_early=False,
+            pixels_sha256=SHA,
+            name="3/a.png",
             digest="0123456789abcdef",
-        ),
-        soft=False,
+        )
     )
     assert line.split("\t") == [
         "7", "2", "-1", "0.000000000", "0", "1:02:03.500000", "1", "10", "20",
-        "1:9,3:1", "1:12,2:8", "0.1", "-", "clopper_pearson", "0", "0123456789abcdef",
+        "1:9,3:1", "1:12,2:8", "0.1", "-", "clopper_pearson", "0", SHA, "3/a.png",
+        "0123456789abcdef",
     ]  # fmt: skip
 
 
 @given(st.floats(0, 10))
 def test_a_radius_is_written_rounded_toward_zero_and_read_as_written(radius):
     certificate = dataclasses.replace(_certificate(), radius=radius)
-    kept = Record.of(certificate, idx=0, label=0, clean=0, seconds=0.0)
-    text = rows.to_line(kept, soft=False).split("\t")[3]
+    kept = Record.of(certificate, idx=0, label=0, clean=0, seconds=0.0, pixels_sha256=SHA)
+    text = HARD.to_line(kept).split("\t")[3]
     assert float(text) <= radius < float(text) + 1.1e-9
     assert float(text) == kept.radius
     assert f"{float(text):.9f}" == text
@@ -83,19 +117,18 @@ def _certificate():
 
 def test_no_label_is_never_correct():
     certificate = _certificate()
-    assert not Record.of(certificate, idx=0, label=-1, clean=0, seconds=0.0).correct
     abstained = dataclasses.replace(certificate, predict=-1, radius=0.0)
-    assert not Record.of(abstained, idx=0, label=-1, clean=0, seconds=0.0).correct
+    for each in (certificate, abstained):
+        made = Record.of(each, idx=0, label=-1, clean=0, seconds=0.0, pixels_sha256=SHA)
+        assert not made.correct
 
 
 @given(st.floats(0, 1e6))
 def test_a_clock_keeps_microseconds(seconds):
     settings = made_logs.settings()
     kept = dataclasses.replace(record(settings), seconds=seconds)
-    text = rows.to_line(kept, soft=False)
-    assert math.isclose(
-        rows.from_line(text, False, made_logs.CLASSES).seconds, seconds, abs_tol=6e-7, rel_tol=1e-15
-    )
+    found = settings.from_line(settings.to_line(kept))
+    assert math.isclose(found.seconds, seconds, abs_tol=6e-7, rel_tol=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -134,22 +167,28 @@ def test_other_projects_clocks_are_read(text, seconds):
         ("p_lower", "-"),
         ("p_lower", "0.50"),
         ("time", "fast"),
+        ("time", "9" * 400 + ":00:00.000000"),
+        ("idx", "9" * 5000),
+        ("n", "1" + "0" * 400),
+        ("pixels_sha256", "-"),
+        ("pixels_sha256", "0F" * 32),
+        ("name", ""),
+        ("name", "a\x1b.png"),
         ("stopped_early", "-"),
     ],
 )
 def test_any_other_spelling_is_refused(column, text):
-    names = rows.columns(soft=False)
-    cells = rows.to_line(record(HARD), soft=False).split("\t")
-    cells[names.index(column)] = text
+    cells = HARD.to_line(record(HARD)).split("\t")
+    cells[HARD.columns.index(column)] = text
     with pytest.raises(ValueError, match=r".+"):
-        rows.from_line("\t".join(cells), False, made_logs.CLASSES)
+        HARD.from_line("\t".join(cells))
 
 
 def test_columns_missing_or_too_many_are_refused():
-    line = rows.to_line(record(HARD), soft=False)
+    line = HARD.to_line(record(HARD))
     for wrong in (line + "\t0", line.rpartition("\t")[0], ""):
         with pytest.raises(ValueError, match="columns"):
-            rows.from_line(wrong, False, made_logs.CLASSES)
+            HARD.from_line(wrong)
 
 
 def test_the_digest_covers_every_field_but_the_time():
@@ -166,14 +205,26 @@ def test_the_digest_covers_every_field_but_the_time():
             type(None): lambda v: 0.5,
         }[type(value)](value)
         after = dataclasses.replace(before, **{field.name: changed})
-        same = rows.sealed(after, settings.identity, soft=True).digest == before.digest
+        same = settings.sealed(after).digest == before.digest
         assert same == (field.name in ("seconds", "digest")), field.name
 
 
-def test_the_digest_covers_what_determines_a_row():
-    before = record(HARD)
-    fields = json.loads(HARD.identity)
-    assert {"sigma", "alpha", "seed", "model_digest", "n", "dataset", "total"} <= set(fields)
-    for field in fields:
-        other = json.dumps(fields | {field: "other"}, sort_keys=True)
-        assert rows.sealed(before, other, soft=False).digest != before.digest
+OTHERS = {
+    "sigma": 0.25, "alpha": 0.01, "seed": 4, "model_digest": "b", "n": 2001, "dataset": "letters",
+    "total": 41, "class_names": ("a", "b"), "format_version": 1, "generator": "other",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", OTHERS)
+def test_the_digest_covers_what_determines_a_row(field):
+    other = dataclasses.replace(HARD, **{field: OTHERS[field]})
+    assert other.sealed(record(HARD)).digest != record(HARD).digest
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("start", 1), ("skip", 2), ("num_examples", 9), ("shard", "0/2"), ("warnings", ("x",))],
+)
+def test_the_digest_does_not_depend_on_which_rows_stand_beside_it(field, value):
+    other = dataclasses.replace(HARD, **{field: value})
+    assert other.sealed(record(HARD)) == record(HARD)

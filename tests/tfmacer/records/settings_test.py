@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import made_logs
 import pytest
@@ -7,7 +8,10 @@ import pytest
 from tfmacer.errors import UserError
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
+from tfmacer.records import sealing
 from tfmacer.records.settings import LogSettings, parse_shard
+
+RESULTS = Path(__file__).parents[3] / "results"
 
 
 def read(text):
@@ -39,14 +43,18 @@ def test_the_rule_and_the_law_come_back(rule):
 
 
 ALTERED = {
-    "alpha": 0.01, "sigma": 1.0, "noise_family": "other", "noise_params": {"k": 1},
+    "alpha": 0.01, "sigma": 1.0, "noise_family": "rounded_gaussian", "noise_params": {"k": 1},
     "block_size": 128, "bound": "hoeffding", "bilateral": True, "beta": 2.0,
     "stop": "budget:1.0", "reject_alpha": 0.01, "n0": 101, "n": 2001, "seed": 4,
     "generator": "other", "num_classes": 5, "input_shape": [2, 2, 2], "model_digest": "b" * 64,
     "precision": "mixed_bfloat16", "dataset": "letters", "split": "train", "total": 41, "start": 1,
     "skip": 2, "num_examples": 7, "shard": "0/2", "environment": {"device": "GPU"},
-    "warnings": ["never mind"], "format_version": 2, "digest": "0" * 16,
+    "warnings": ["never mind"], "class_names": ["a", "b"], "format_version": 3, "digest": "0" * 16,
 }  # fmt: skip
+
+
+# Alone, beside the other fields.
+IMPOSSIBLE = {"noise_params", "stop", "format_version"}
 
 
 def test_the_table_of_alterations_knows_every_field():
@@ -59,7 +67,7 @@ def test_an_altered_field_is_found_whichever_way(field):
     assert fields[field] != ALTERED[field]
     with pytest.raises(UserError, match=r"^LOG.tsv.json: not usable as a log's settings"):
         read(json.dumps(fields | {field: ALTERED[field]}))
-    if field in {f.name for f in dataclasses.fields(LogSettings)} - {"noise_family"}:
+    if field in {f.name for f in dataclasses.fields(LogSettings)} - IMPOSSIBLE:
         # The other way: what was written with the other value, changed to this one.
         kept = {k: tuple(v) if isinstance(v, list) else v for k, v in ALTERED.items()}
         other = dataclasses.replace(made_logs.settings(), **{field: kept[field]})
@@ -76,6 +84,68 @@ def test_fields_are_neither_missing_nor_added(change):
         fields["colour"] = "red"
     with pytest.raises(UserError, match=r"LOG\.tsv\.json"):
         read(json.dumps(fields))
+
+
+RESEALED = {
+    "num_classes": [10.0, 1, 0, -3, "4", True, None, 2**63],
+    "input_shape": [[2, 2, -1], [2, 2], [2, 2, 0], [2, 2, 1.0], 4, "221", [2**62] * 3],
+    "alpha": [0.0, 1.0, -0.1, "0.001", True, None],
+    "sigma": [0.0, -1.0, "0.5", None, [0.5], 10**400],
+    "noise_family": ["cauchy", 3],
+    "noise_params": [[], {"k": "1"}, {"k": 1.0}, None],
+    "block_size": [0, -1, 256.0],
+    "bound": ["best", 3],
+    "bilateral": [0, "no"],
+    "beta": [0.0, "1"],
+    "stop": ["never", 3, "decide:"],
+    "reject_alpha": [0.0, 2],
+    "n0": [0, 100.0, 2**64],
+    "n": [0, -1, 2000.0, "2000"],
+    "seed": [-1, 0.5, True, "3", 2**63],
+    "generator": [3],
+    "model_digest": [5, None],
+    "precision": [5],
+    "total": [-1, 40.0, 10**30],
+    "start": [-1, 40, 0.0],
+    "skip": [0, -2],
+    "num_examples": [0, -5, 1.5],
+    "shard": ["2/2", 1],
+    "environment": [[], "CPU", None],
+    "warnings": ["beware", [1], None],
+    "class_names": ["ab", [1, 2], {}],
+    "format_version": [0, 3, True, "2", None, 2.0],
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, each in RESEALED.items() for value in each]
+)
+def test_values_that_cannot_be_are_one_line_though_sealed(field, value):
+    fields = json.loads(made_logs.settings().to_json())
+    del fields["digest"]
+    with pytest.raises(UserError, match=r"^LOG.tsv.json: not usable as a log's set") as error:
+        read(sealing.seal(fields | {field: value}))
+    assert "\n" not in str(error.value)
+
+
+def test_a_key_given_twice_is_refused():
+    text = made_logs.settings().to_json()
+    with pytest.raises(UserError, match="LOG.tsv.json: .*'alpha' is given twice"):
+        read(text.replace('"alpha"', '"alpha": 0.5, "alpha"', 1))
+
+
+def test_settings_and_rows_of_the_first_version_are_written_as_they_were():
+    """Byte for byte, of every certification log that the project publishes."""
+    found = [path for path in RESULTS.rglob("*.tsv.json") if '"n0"' in path.read_text()]
+    assert len(found) > 30
+    for beside in found:
+        settings = LogSettings.from_json(beside.read_text(), origin=str(beside))
+        if settings.format_version > 1:
+            continue
+        assert settings.to_json() == beside.read_text()
+        _, *lines = beside.with_suffix("").read_text().splitlines()
+        for line in lines[::100]:
+            assert settings.to_line(settings.sealed(settings.from_line(line))) == line
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "{}", '{"alpha": 0.1}'])

@@ -34,7 +34,7 @@ def altered(log, place, *, seal=True, **fields):
     """The log with fields of one record replaced, its digest made to fit or left."""
     record = dataclasses.replace(log.records[place], **fields)
     if seal:
-        record = rows.sealed(record, log.settings.identity, log.settings.rule.soft)
+        record = log.settings.sealed(record)
     return Log(log.path, (*log.records[:place], record, *log.records[place + 1 :]), log.settings)
 
 
@@ -129,12 +129,14 @@ def test_an_early_stop_before_anything_was_decided_is_found(tmp_path):
     # 200 of 256 votes: neither certified at 0.3 nor refuted.
     counts = Counts(select_counts=(100, 0, 0, 0), counts=(190, 66, 0, 0), n0=100, n=256)
     certificate = certify(counts, rule, settings.law)
-    record = rows.Record.of(certificate, idx=3, label=0, clean=0, seconds=0.1)
+    record = rows.Record.of(
+        certificate, idx=3, label=0, clean=0, seconds=0.1, pixels_sha256="0" * 64
+    )
     fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
     difference = verify_log(altered(log, 3, **fields))
     assert (difference.idx, difference.field) == (3, "n")
     budget = dataclasses.replace(settings, stop="budget:1.0")
-    record = rows.sealed(record, budget.identity, False)
+    record = budget.sealed(record)
     assert verify_log(Log(log.path, (record,), budget)) is None
 
 
@@ -174,11 +176,12 @@ def again(log, **wrong):
         assert settings == log.settings
         true = by_idx[record.idx]
         change = wrong if record.idx == 4 else {}
-        counts = {k: v for k, v in change.items() if k not in ("label", "clean")}
+        counts = {k: v for k, v in change.items() if k not in ("label", "clean", "pixels_sha256")}
         return Redrawn(
             label=change.get("label", true.label),
             clean=change.get("clean", true.clean),
             counts=dataclasses.replace(true.all_counts, **counts),
+            pixels_sha256=change.get("pixels_sha256", true.pixels_sha256),
         )
 
     return redraw
@@ -188,11 +191,13 @@ def test_votes_drawn_again_and_found_equal(log):
     assert verify_log(log, again(log)) is None
 
 
-@pytest.mark.parametrize("field", ["label", "clean", "select_counts", "counts"])
+@pytest.mark.parametrize("field", ["label", "clean", "select_counts", "counts", "pixels_sha256"])
 def test_a_record_that_another_draw_contradicts_is_found(log, field):
     value = getattr(log.records[4], field)
     if isinstance(value, int):
         other = (value + 1) % made_logs.CLASSES
+    elif isinstance(value, str):
+        other = "0" * 64
     else:
         k = max(range(len(value)), key=lambda i: value[i])
         other = list(value)

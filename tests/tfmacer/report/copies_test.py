@@ -53,6 +53,13 @@ def test_a_published_log_is_known_by_its_rows(tmp_path, rows, others, images):
     assert repeated(second, first) == repeated(first, second) == images
 
 
+def test_another_format_version_is_no_other_run(tmp_path):
+    first = write(tmp_path, "a", format_version=1)
+    second = write(tmp_path, "b", class_names=("a", "b", "c", "d"))
+    assert repeated(second, first) == 40
+    assert repeated(second, write(tmp_path, "c", format_version=1, seed=9)) == 0
+
+
 def test_networks_that_differ_in_one_row_are_two(tmp_path):
     log = published(tmp_path / "a", 1)
     changed = log.path.read_text().replace("\t0\t0\t0.", "\t0\t0\t1.", 1)

@@ -8,8 +8,8 @@ from tfmacer.errors import UserError
 from tfmacer.guarantee.certificate import certify
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
-from tfmacer.records import rows
-from tfmacer.records.logs import LogWriter, Record, read_log
+from tfmacer.records.logs import Log, LogWriter, Record, read_log
+from tfmacer.records.sealing import pixels_digest
 from tfmacer.records.verification import verify_log
 from tfmacer.votes import redraw
 from tfmacer.votes.redraw import redraw_from
@@ -74,7 +74,15 @@ def drawn_log(path, rule, **others):
                 square_sums=tuple(stages[1].square_sums.tolist()),
             )
             certificate = certify(counts, rule, settings.law)
-            log.append(Record.of(certificate, idx=idx, label=label, clean=idx % 4, seconds=0.1))
+            made = Record.of(
+                certificate,
+                idx=idx,
+                label=label,
+                clean=idx % 4,
+                seconds=0.1,
+                pixels_sha256=pixels_digest(image),
+            )
+            log.append(made)
     return read_log(path)
 
 
@@ -98,7 +106,7 @@ def test_votes_of_another_seed_image_or_label_are_told_apart(tmp_path):
     other = drawn_log(tmp_path / "other.tsv", Rule(n=2000), seed=77)
     source = Drawing()
     mixed = dataclasses.replace(other, settings=log.settings)
-    fixed = [rows.sealed(r, log.settings.identity, False) for r in mixed.records]
+    fixed = [log.settings.sealed(record) for record in mixed.records]
     mixed = dataclasses.replace(mixed, records=tuple(fixed))
     assert verify_log(mixed) is None
     assert verify_log(mixed, redraw_from(source, image_of)).field.endswith("counts")
@@ -109,7 +117,12 @@ def test_votes_of_another_seed_image_or_label_are_told_apart(tmp_path):
     def mislabelled(idx):
         return image_of(idx)[0], -1
 
-    assert verify_log(log, redraw_from(source, neighbour)).field == "clean"
+    assert verify_log(log, redraw_from(source, neighbour)).field == "pixels_sha256"
+    unnamed = dataclasses.replace(log.settings, format_version=1)
+    records = [dataclasses.replace(record, pixels_sha256=None) for record in log.records]
+    first = Log(log.path, tuple(unnamed.sealed(record) for record in records), unnamed)
+    assert verify_log(first, redraw_from(source, image_of)) is None
+    assert verify_log(first, redraw_from(source, neighbour)).field == "clean"
     assert verify_log(log, redraw_from(source, mislabelled)).field == "label"
 
 
