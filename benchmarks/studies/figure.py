@@ -23,8 +23,8 @@ from tfmacer.report.drawing import (
 from tfmacer.report.summary import Run
 
 _INCHES = 3.1
-# Space for a name of this font on axes of that height.
-_GAP = 0.085
+# Of the axes in a panel of that height.
+_AXES = 2.3
 # Of matplotlib's viridis: its end is too light on white.
 _LIGHTEST = 0.88
 _THEIRS: Any = {"marker": "D", "ms": 6, "mfc": "none", "ls": "none"}
@@ -93,7 +93,7 @@ def _draw_curves(
     axes.set_ylim(0, 100)
     axes.set_xlabel(radius_label("l2"))
     axes.set_ylabel("certified accuracy (%)")
-    label_ends(axes, ends, names, shades, _GAP)
+    label_ends(axes, ends, names, shades, _AXES)
 
 
 def _draw_differences(

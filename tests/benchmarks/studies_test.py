@@ -1,3 +1,4 @@
+import hashlib
 import json
 import xml.etree.ElementTree as ElementTree
 
@@ -22,7 +23,10 @@ def folder(tmp_path_factory):
         for i, point in enumerate(study.points):
             path = results / "macer" / f"{point.row}.tsv"
             if not point.row.endswith("gamma2_0.5_30") and not path.exists():
-                known = made_logs.settings(Rule(n=500), total=30, sigma=study.sigma)
+                digest = hashlib.sha256(point.row.encode()).hexdigest()
+                known = made_logs.settings(
+                    Rule(n=500), total=30, sigma=study.sigma, model_digest=digest
+                )
                 made_logs.write(path, known, shift=0.2 * i)
     return results
 

@@ -9,15 +9,28 @@ from typing import Any
 import matplotlib
 import matplotlib.axes
 import matplotlib.figure
+import matplotlib.font_manager
 import numpy as np
 
+from tfmacer.report.formats import broken
 from tfmacer.report.summary import NORMS, Floats, Run
 
 # Okabe and Ito's palette, told apart by most colour-blind readers (yellow is left out, being too
 # light on white); then three of Tol's muted ones.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000",
            "#882255", "#999933", "#332288")  # fmt: skip
+# For as many runs again, in the same colours.
+DASHES = ("-", "--", ":", "-.")
 GREY = "#555555"
+# Of a run's name: longer ones are cut in their middle, and broken into lines.
+_LONGEST_NAME = 100
+_COLUMNS = 36
+# Inches: the longest line of a name; the height of a line, of the space between two names, and of
+# what a figure has besides its axes.
+_WIDEST = 3.0
+_LINE, _BETWEEN, _BESIDE = 0.167, 0.05, 0.8
+# More dots than 2^16 a side matplotlib does not draw.
+_MOST_DOTS = 60_000
 _STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -75,7 +88,8 @@ class Plot:
         file = io.BytesIO()
         with matplotlib.rc_context(_STYLE):
             metadata = {"Date": None} if kind == "svg" else {"Software": None}
-            self.figure.savefig(file, format=kind, dpi=160, metadata=metadata)
+            dpi = min(160.0, _MOST_DOTS / max(self.figure.get_size_inches()))
+            self.figure.savefig(file, format=kind, dpi=dpi, metadata=metadata)
         return file.getvalue()
 
 
@@ -92,9 +106,18 @@ def styled(draw: Callable[..., Plot | None]) -> Callable[..., Plot | None]:
 
 def colour(runs: Sequence[Run], run: Run) -> str:
     """The colour of a run in every plot of a report; a converted run has that of its log."""
+    return COLOURS[_place(runs, run) % len(COLOURS)]
+
+
+def line(runs: Sequence[Run], run: Run) -> dict[str, Any]:
+    """How the line of a run looks; dashes tell apart those that share a colour."""
+    dashes = DASHES[_place(runs, run) // len(COLOURS) % len(DASHES)]
+    return {"color": colour(runs, run), "ls": dashes}
+
+
+def _place(runs: Sequence[Run], run: Run) -> int:
     originals = [each for each in runs if not each.converted] or list(runs)
-    place = next(i for i, each in enumerate(originals) if _is_of(run, each))
-    return COLOURS[place % len(COLOURS)]
+    return next(i for i, each in enumerate(originals) if _is_of(run, each))
 
 
 def _is_of(run: Run, original: Run) -> bool:
@@ -113,9 +136,51 @@ def new_figure(width: float, height: float) -> Any:
     return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
 
 
-def width_for(runs: Iterable[Run]) -> float:
-    """Inches of a figure with the names of the runs beside its axes."""
-    return min(6.4 + 0.085 * max(len(run.name) for run in runs), 12.0)
+@functools.cache
+def label(name: str) -> str:
+    """A run's name as it is drawn: in lines of so many inches, in characters of the font."""
+    if len(name) > _LONGEST_NAME:
+        half = _LONGEST_NAME // 2
+        name = f"{name[:half]}\N{HORIZONTAL ELLIPSIS}{name[-half:]}"
+    font = _font()
+    name = "".join(c if font.get_char_index(ord(c)) else ascii(c)[1:-1] for c in name)
+    ways = (broken(name, columns) for columns in range(_COLUMNS, 0, -1))
+    return next(text for text in ways if _width(text) <= _WIDEST)
+
+
+@functools.cache
+def _font() -> Any:
+    default = matplotlib.font_manager.FontProperties(family=["DejaVu Sans"])
+    return matplotlib.font_manager.get_font(matplotlib.font_manager.findfont(default))
+
+
+def lines_of(text: str) -> int:
+    """How many lines a text has."""
+    return text.count("\n") + 1
+
+
+def beside_names(runs: Iterable[Run]) -> tuple[Any, Any]:
+    """A figure with room for the names of the runs beside its axes, and the axes."""
+    labels = [label(run.name) for run in runs]
+    widest = max(map(_width, labels))
+    height = _BESIDE + sum(map(_height, labels))
+    return new_panels(6.6 + widest, max(4.8, height))
+
+
+def _width(text: str) -> float:
+    """Inches of the longest line of a text."""
+    font = _font()
+    font.set_size(_STYLE["font.size"], 72)
+    widths = []
+    for part in text.split("\n"):
+        font.set_text(part, 0.0)
+        widths.append(float(font.get_width_height()[0]) / 64 / 72)
+    return max(widths)
+
+
+def _height(text: str) -> float:
+    """Inches that a label takes among others."""
+    return _LINE * lines_of(text) + _BETWEEN
 
 
 def radius_label(norm: str) -> str:
@@ -147,24 +212,40 @@ def label_ends(
     ends: Sequence[tuple[float, float]],
     names: Sequence[str],
     colours: Sequence[str],
-    gap: float = 0.055,
+    inches: float | None = None,
 ) -> None:
     """Writes each curve's name beside its end, in its colour, names kept apart.
 
+    Where colours come again, a sample of each line is beside its name instead.
+
     Args:
-      axes: whose limits are set.
+      axes: whose limits are set, and whose first lines are the curves.
       ends: of the curves.
       names: of each.
       colours: of each.
-      gap: least distance of two names, as a share of the height of the axes.
+      inches: height of the axes; None where they fill the figure.
     """
+    labels = [label(name) for name in names]
+    if len(names) > len(COLOURS):
+        axes.legend(
+            axes.get_lines()[: len(names)],
+            labels,
+            loc="upper left",
+            bbox_to_anchor=(1.01, 1.0),
+            borderaxespad=0.0,
+            labelspacing=0.3,
+            frameon=False,
+        )
+        return
     low, high = axes.get_ylim()
-    gap *= high - low
+    whole: Any = axes.get_figure(root=True)
+    inches = inches or whole.get_figheight() - _BESIDE
     order = sorted(range(len(ends)), key=lambda i: ends[i][1])
-    heights = _apart([ends[i][1] for i in order], gap, low + gap / 2, high - gap / 2)
+    sizes = [_height(labels[i]) / inches * (high - low) for i in order]
+    heights = _apart([ends[i][1] for i in order], sizes, low, high)
     for i, height in zip(order, heights, strict=True):
         axes.annotate(
-            names[i],
+            labels[i],
             ends[i],
             xytext=(1.02, (height - low) / (high - low)),
             textcoords="axes fraction",
@@ -180,12 +261,22 @@ def label_ends(
         )
 
 
-def _apart(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Ascending values moved as little as needed to lie `gap` apart, within the ends."""
+def _apart(values: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
+    """Ascending values moved as little as needed for what lies around them to fit between the ends.
+
+    Args:
+      values: where the middles are to be.
+      sizes: of what lies around each.
+      low: lower end.
+      high: upper end; passed where there is not room enough below it.
+    """
     placed: list[float] = []
-    for value in values:
-        placed.append(max(value, low, placed[-1] + gap if placed else low))
+    least = low
+    for value, size in zip(values, sizes, strict=True):
+        placed.append(max(value, least + size / 2))
+        least = placed[-1] + size / 2
+    most = max(high, low + sum(sizes))
     for i in reversed(range(len(placed))):
-        limit = high if i == len(placed) - 1 else placed[i + 1] - gap
-        placed[i] = min(placed[i], limit)
+        placed[i] = min(placed[i], most - sizes[i] / 2)
+        most = placed[i] - sizes[i] / 2
     return placed

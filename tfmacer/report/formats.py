@@ -101,9 +101,10 @@ def _sideways(table: Table, rows: Sequence[tuple[Sequence[Cell], int]]) -> rich.
 
 
 def broken(name: str, columns: int) -> str:
-    """A run's name in lines of at most so many characters, where its pieces are no longer."""
+    """A run's name in lines of at most so many characters, between its words where it can be."""
     lines = [""]
-    for piece in _NAME_PIECE.findall(name):
+    words = _NAME_PIECE.findall(name)
+    for piece in (w[i : i + columns] for w in words for i in range(0, len(w), columns)):
         if lines[-1] and len(lines[-1] + piece) > columns:
             lines.append("")
         lines[-1] += piece

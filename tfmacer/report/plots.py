@@ -13,16 +13,18 @@ from tfmacer.report.drawing import (
     GREY,
     Curve,
     Plot,
+    beside_names,
     colour,
+    label,
     label_ends,
+    line,
+    lines_of,
     new_figure,
     new_panels,
     radius_label,
     steps,
     styled,
-    width_for,
 )
-from tfmacer.report.formats import broken
 from tfmacer.report.summary import NORMS, Floats, Run, share_interval
 
 # Beyond this many runs a band hides more than it tells.
@@ -56,10 +58,10 @@ def radius_accuracy(runs: Sequence[Run], norm: str = "l2") -> Plot | None:
     found = curves(runs, norm)
     if not found:
         return None
-    figure, axes = new_panels(width_for(curve.run for curve in found), 4.8)
+    figure, axes = beside_names(curve.run for curve in found)
     ends = []
     for curve in found:
-        ends.append(steps(axes, curve.run, color=curve.colour))
+        ends.append(steps(axes, curve.run, **line(runs, curve.run)))
         if len(found) <= _MOST_BANDS:
             band = {"color": curve.colour, "alpha": 0.13, "lw": 0}
             axes.fill_between(curve.radii, 100 * curve.low, 100 * curve.high, **band)
@@ -86,14 +88,14 @@ def p_true(runs: Sequence[Run]) -> Plot | None:
     shown = [run for run in runs if len(run.p_true) and not run.converted]
     if not shown:
         return None
-    figure, axes = new_panels(width_for(shown), 4.8)
+    figure, axes = beside_names(shown)
     ends = []
     for run in shown:
         # Half a vote from either end: on this axis 0 and 1 are infinitely far away.
         half = 0.5 / (run.draws or 1.0)
         places = np.sort(special.ndtri(np.clip(run.p_true, half, 1 - half)))
         shares = 100 * np.arange(len(places), 0, -1) / len(places)
-        axes.step(places, shares, where="pre", color=colour(runs, run))
+        axes.step(places, shares, where="pre", **line(runs, run))
         ends.append((float(places[-1]), 100 * float(np.mean(places >= places[-1]))))
     low, high = axes.get_xlim()
     ticks = _spaced([p for p in _PROBABILITIES if low <= special.ndtri(p) <= high], high - low)
@@ -127,20 +129,19 @@ def log_gap(runs: Sequence[Run]) -> Plot | None:
     shown = [run for run in runs if len(run.log_gap) and not run.converted]
     if not shown:
         return None
-    figure, panels = new_panels(7.5, 0.8 + 1.25 * len(shown), len(shown))
+    titles = [
+        f"{label(run.name)}, by {run.scores}: median {np.median(run.log_gap):.1f}" for run in shown
+    ]
+    height = sum(1.1 + 0.15 * lines_of(title) for title in titles)
+    figure, panels = new_panels(7.5, 0.8 + height, len(shown))
     ends = [f(run.log_gap) for run in shown for f in (np.min, np.max)]
     bins = np.linspace(min(*ends, 0.0) - 0.5, max(ends) + 0.5, 50)
-    for run, axes in zip(shown, np.ravel(panels), strict=True):
+    for run, title, axes in zip(shown, titles, np.ravel(panels), strict=True):
         weights = np.full(len(run.log_gap), 100 / len(run.log_gap))
         axes.axvspan(bins[0], 0.0, color="#000000", alpha=0.06, lw=0)
         axes.hist(run.log_gap, bins, weights=weights, color=colour(runs, run), alpha=0.85)
-        median = float(np.median(run.log_gap))
-        axes.axvline(median, color="#000000", lw=1.0)
-        axes.set_title(
-            f"{run.name}, by {run.scores}: median {median:.1f}",
-            color=colour(runs, run),
-            fontsize=10,
-        )
+        axes.axvline(float(np.median(run.log_gap)), color="#000000", lw=1.0)
+        axes.set_title(title, color=colour(runs, run), fontsize=10)
     axes.set_xlim(bins[0], bins[-1])
     axes.set_xlabel("log probability of the true class minus that of the best other class")
     figure.supylabel("images (%)", fontsize=10)
@@ -169,7 +170,7 @@ def attack_radius(runs: Sequence[Run]) -> Plot | None:
     for (run, attack), axes in zip(shown, panels.flat, strict=False):
         _draw_attack(axes, attack, colour(runs, run))
         found = f"{len(attack.within)} flipped within, alpha allows {attack.allowed}"
-        axes.set_title(f"{broken(run.name, 36)}\n{found}", color=colour(runs, run), fontsize=10)
+        axes.set_title(f"{label(run.name)}\n{found}", color=colour(runs, run), fontsize=10)
     for axes in list(panels.flat)[len(shown) :]:
         axes.set_axis_off()
     note = (
@@ -220,9 +221,9 @@ def radius_by_class(runs: Sequence[Run], norm: str = "l2") -> Plot | None:
         return None
     columns = min(len(shown), 3)
     rows = -(-len(shown) // columns)
-    figure, panels = new_panels(
-        1.2 + 3.1 * columns, rows * (1.2 + 0.22 * len(classes)), rows, columns
-    )
+    lines = max(lines_of(label(run.name)) for run in shown)
+    height = 1.05 + 0.15 * lines + 0.22 * len(classes)
+    figure, panels = new_panels(1.2 + 3.1 * columns, rows * height, rows, columns)
     bins = np.linspace(0.0, max(float(run.radii.max()) for run in shown) or 1.0, 17)
     edges = np.concatenate([[-1.5 * bins[1]], bins])
     for run, axes in zip(shown, np.ravel(panels), strict=False):
@@ -238,7 +239,7 @@ def radius_by_class(runs: Sequence[Run], norm: str = "l2") -> Plot | None:
             norm=matplotlib.colors.PowerNorm(0.5, 0, 50, clip=True),
         )
         axes.axvline(0.0, color="#000000", lw=0.8)
-        axes.set_title(broken(run.name, 36), color=colour(runs, run), fontsize=10)
+        axes.set_title(label(run.name), color=colour(runs, run), fontsize=10)
         axes.set_yticks(range(len(classes)), [str(label) for label in classes])
         axes.grid(visible=False)
     np.ravel(panels)[0].invert_yaxis()  # of all panels, which share it

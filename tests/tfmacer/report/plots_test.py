@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import itertools
+import warnings
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import made_logs
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.axis import Tick
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from scipy import special
 
 from tfmacer.guarantee.rule import Rule
@@ -129,6 +133,76 @@ def test_degenerate_runs_are_drawn(radii):
         plot.image("png")
 
 
+def outside(plot):
+    """Texts that leave the page, and axes that have collapsed."""
+    FigureCanvasAgg(plot.figure).draw()
+    page = plot.figure.bbox
+    # Those of ticks beyond the limits are there, and never drawn.
+    ticks = {label for tick in plot.figure.findobj(Tick) for label in (tick.label1, tick.label2)}
+    texts = set(plot.figure.findobj(lambda x: isinstance(x, Text) and x.get_text())) - ticks
+    found = []
+    for text in texts:
+        box = Text.get_window_extent(text)  # an annotation's own would hold its arrow, too
+        if box.x0 < page.x0 or box.x1 > page.x1 or box.y0 < page.y0 or box.y1 > page.y1:
+            found.append(text.get_text())
+    for axes in plot.figure.axes:
+        if min(axes.bbox.width, axes.bbox.height) < 0.7 * plot.figure.dpi:
+            found.append(axes)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("many", "name"),
+    [
+        (1, "{}"),
+        (10, "method_{:02d}_lambda_10.0_of_a_name_that_goes_on_and_on/noise_0.50/seed_1"),
+        (40, "method_{:02d}_lambda_10.0"),
+        (45, "{:02d}" + "W" * 60),
+        (38, "method_{:02d}/" + 30 * "a_long_way/" + "end"),
+    ],
+)
+def test_the_names_of_many_runs_stay_on_the_page(runs, many, name):
+    """Without a warning: this project's tests turn none into errors, so it is asked for here."""
+    named = [Run(name.format(i), runs[i % 2].log) for i in range(many)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for draw in (plots.radius_accuracy, plots.p_true, plots.radius_by_class):
+            plot = draw(named)
+            plot.image("svg")
+            assert outside(plot) == []
+
+
+def test_panels_of_runs_with_long_names_stay_on_the_page(runs):
+    named = [Run(f"{i}/" + 30 * "a_long_way/" + "end", runs[i % 2].log) for i in range(5)]
+    assert outside(plots.log_gap(named)) == []
+
+
+def test_lines_of_many_runs_are_told_apart(runs):
+    many = [Run(f"run{i}", runs[i % 2].log) for i in range(40)]
+    lines = plots.radius_accuracy(many).figure.axes[0].get_lines()[:40]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 40
+    legend = plots.radius_accuracy(many).figure.axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == [f"run{i}" for i in range(40)]
+
+
+def test_names_are_drawn_as_they_are(runs):
+    """Dollars are no mathematics, and what the font lacks is spelled out without a warning."""
+    name = "cost_$x^2$_\N{CJK UNIFIED IDEOGRAPH-6570}_{}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for plot in plots.draw_all([Run(name, runs[0].log)]):
+            assert plot.image("svg").startswith(b"<?xml")
+            plot.image("png")
+    assert "cost_$x^2$_\\u6570_{}" in words(plots.radius_accuracy([Run(name, runs[0].log)]))
+    assert b"cost_$x^2$" in plots.radius_accuracy([Run(name, runs[0].log)]).image("svg")
+
+
+def test_a_picture_of_very_many_runs_is_no_larger_than_can_be_drawn(runs):
+    plot = plots.radius_accuracy(runs)
+    plot.figure.set_size_inches(4, 600)
+    assert plot.image("png")
+
+
 def test_many_runs_are_drawn(runs):
     many = [Run(f"run{i}", runs[i % 2].log) for i in range(9)]
     plot = plots.radius_accuracy(many)
@@ -180,11 +254,18 @@ def test_probabilities_on_an_axis_leave_room_for_their_labels(width):
 
 @pytest.mark.parametrize("values", [[], [5.0], [1, 1, 1, 1], [0, 50, 99, 100], [100, 100, 100]])
 def test_names_are_kept_apart_in_order_and_within(values):
-    placed = drawing._apart(values, 5.0, 2.0, 98.0)
-    assert all(b - a >= 5.0 - 1e-9 for a, b in itertools.pairwise(placed))
-    assert all(2.0 <= place <= 98.0 for place in placed)
+    sizes = [4.0, 8.0, 2.0, 6.0][: len(values)]
+    placed = drawing._apart(values, sizes, 2.0, 98.0)
+    places = list(zip(placed, sizes, strict=True))
+    for (first, before), (second, after) in itertools.pairwise(places):
+        assert second - first >= (before + after) / 2 - 1e-9
+    assert all(2 + size / 2 <= place <= 98 - size / 2 + 1e-9 for place, size in places)
     if values == [0, 50, 99, 100]:
-        assert placed[:2] == [2.0, 50]
+        assert placed == [4.0, 50, 91.0, 95.0]
+
+
+def test_names_that_do_not_fit_go_on_beyond_the_end():
+    assert drawing._apart([1, 2, 3], [4.0, 4.0, 4.0], 0.0, 10.0) == [2.0, 6.0, 10.0]
 
 
 def test_no_runs_no_plots():
