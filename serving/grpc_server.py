@@ -2,6 +2,8 @@
 
 import functools
 import os
+import socket
+import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -177,6 +179,19 @@ def make_server(
     )
 
 
+def _remove_stale_socket(path: str) -> bool:
+    """Removes a UNIX socket at which nobody listens; says whether it was one."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX) as line:
+        try:
+            line.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return True
+    return False
+
+
 def bind(
     server: grpc.Server,
     address: str,
@@ -185,13 +200,15 @@ def bind(
 ) -> int:
     """Binds the server to HOST:PORT or unix:PATH and returns the port.
 
+    A UNIX socket at which nobody listens, as a killed server leaves it, is replaced.
+
     Raises:
       UserError: the address is taken or cannot be used; the message names `flag`.
     """
     if address.startswith("unix:"):
         path = address.removeprefix("unix:")
-        if os.path.exists(path):
-            raise UserError(f"--{flag}={path}: exists already; remove what a dead server left")
+        if os.path.lexists(path) and not _remove_stale_socket(path):
+            raise UserError(f"--{flag}={path}: exists already, and is no socket of a dead server")
     try:
         if credentials is not None:
             return server.add_secure_port(address, credentials)

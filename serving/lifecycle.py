@@ -1,10 +1,13 @@
 """How a server process logs, says that it is ready, and ends."""
 
 import logging
+import os
 import signal
+import sys
 import time
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from tfmacer import commandline
 from tfmacer.text import visible
@@ -34,8 +37,23 @@ def log_lines(level: int = logging.INFO) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
+def exit_at_once(main: Callable[[], int]) -> NoReturn:
+    """Ends the process with what `main` returns, without taking the interpreter down first.
+
+    TensorFlow ends by SIGABRT where that is done while another thread loads a version in it.
+    """
+    try:
+        status = main()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
+
+
 class Stop:
-    """Turns SIGTERM and SIGINT into an orderly end; make it in the main thread, before any work.
+    """Turns SIGTERM, SIGINT and SIGHUP into an orderly end; make it first, in the main thread.
 
     A signal before `ready` ends the process at once with status 0: there is nothing to drain.
     """
@@ -43,7 +61,7 @@ class Stop:
     def __init__(self) -> None:
         self._asked = False
         self._ready = False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._handle)
 
     def ready(self, message: str) -> None:

@@ -8,7 +8,6 @@ ones are refused.
 
 import logging
 import os
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import grpc
 from absl import flags
 
 from serving import grpc_server
-from serving.lifecycle import Stop, log_lines
+from serving.lifecycle import Stop, exit_at_once, log_lines
 from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.wire.channel import check_loopback
@@ -191,12 +190,44 @@ _GRACE = flags.DEFINE_float(
     0,
     flag_values=FLAGS,
 )
+_METHOD_NAMES = flags.DEFINE_bool(
+    "enable_signature_method_name_check",
+    False,
+    "Answer only signatures whose method name is TensorFlow Serving's for predict, classify or "
+    "regress.",
+    flag_values=FLAGS,
+)
 _BATCHING = flags.DEFINE_bool(
     "enable_batching", False, "Not supported here; refused.", flag_values=FLAGS
 )
 
 # Of what comes in and of what goes out, once it is not compressed any more.
 MAX_MESSAGE_BYTES = 2**28
+
+# Of tensorflow_model_server: how it uses the machine, or what it logs, and not what it answers.
+_UNUSED = {
+    "bool": (
+        "enable_per_model_metrics",
+        "enable_profiler",
+        "flush_filesystem_caches",
+        "remove_unused_fields_from_bundle_metagraph",
+        "skip_initialize_tpu",
+    ),
+    "integer": (
+        "num_load_threads",
+        "num_request_iterations_for_warmup",
+        "num_unload_threads",
+        "rest_api_num_threads",
+        "tensorflow_gpu_memory_limit_mb",
+    ),
+    "float": ("per_process_gpu_memory_fraction",),
+    "string": ("grpc_channel_arguments", "thread_pool_factory_config_file"),
+}
+for _kind, _names in _UNUSED.items():
+    for _name in _names:
+        getattr(flags, f"DEFINE_{_kind}")(
+            _name, None, "Taken for tensorflow_model_server's sake; ignored.", flag_values=FLAGS
+        )
 
 
 def _check_flags() -> None:
@@ -238,6 +269,9 @@ def _main() -> None:
     log_lines()
     # Its loader's deprecation is no news to whoever runs a server.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    for name in (name for names in _UNUSED.values() for name in names):
+        if FLAGS[name].value is not None:
+            logger.warning("--%s is taken and ignored: it changes no answer", name)
     from serving.embedded.metrics import Metrics
     from serving.embedded.services import Calls
     from serving.embedded.status import StatusError
@@ -270,7 +304,7 @@ def _main() -> None:
     server.stop(grpc_server.LAST_WORDS).wait()
     if rest:
         rest.stop(_GRACE.value)
-    registry.stop()
+    registry.stop(timeout=grpc_server.LAST_WORDS)
 
 
 def _config() -> Any:
@@ -294,7 +328,9 @@ def _registry() -> "Registry":
     def load(path: Path) -> Servable:
         if _ANY_OPS.value:
             logger.warning("--allow_any_ops: %s is loaded whatever it does", path)
-        servable = Servable(path, threads, any_ops=_ANY_OPS.value)
+        servable = Servable(
+            path, threads, any_ops=_ANY_OPS.value, check_method_name=_METHOD_NAMES.value
+        )
         if _WARMUP.value:
             try:
                 servable.warm_up(path)
@@ -398,4 +434,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_at_once(main)

@@ -1,6 +1,7 @@
 """What the embedded server serves: from flags, a `model_config_file`, or a reload request."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from tensorflow_serving.config import (
 )
 
 from serving.embedded.status import invalid
+
+logger = logging.getLogger(__name__)
 
 PLATFORM = "tensorflow"
 
@@ -67,12 +70,15 @@ def models(config: Any) -> dict[str, Model]:
         raise invalid("custom_model_config is not supported, only model_config_list")
     found: dict[str, Model] = {}
     for entry in config.model_config_list.config:
-        if not entry.model_platform:
+        platform = entry.model_platform
+        if not platform and entry.model_type == model_server_config_pb2.TENSORFLOW:
+            logger.warning("model %s: model_type is deprecated, use model_platform", entry.name)
+            platform = PLATFORM
+        if not platform:
             raise invalid("Illegal setting neither model_type(deprecated) nor model_platform.")
-        if entry.model_platform != PLATFORM:
+        if platform != PLATFORM:
             raise invalid(
-                f"model_platform of model {entry.name} must be {PLATFORM}, "
-                f"got {entry.model_platform}"
+                f"model_platform of model {entry.name} must be {PLATFORM}, got {platform}"
             )
         if entry.name in found:
             raise invalid(f"Illegal to list model {entry.name} multiple times in config list")

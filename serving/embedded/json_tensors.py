@@ -250,7 +250,8 @@ def _array(value: Any, data_type: int) -> Array:
     leaves: list[Any] = []
     _flatten(value, 0, shape, dtype, leaves)
     array = np.empty(len(leaves), _numpy_dtype(dtype))
-    array[:] = leaves
+    with np.errstate(over="ignore"):  # beyond the largest float is infinity
+        array[:] = leaves
     return array.reshape(shape)
 
 
@@ -283,7 +284,7 @@ def _leaf(value: Any, dtype: Any) -> Any:
     if dtype in _FLOATS:
         if not number:
             raise _type_error(value, dtype)
-        return _lossless(value, dtype)
+        return _float(value)
     if dtype in _INTEGERS:
         low, high = _INTEGERS[dtype]
         if not number or not isinstance(value, int) or not low <= value <= high:
@@ -306,17 +307,12 @@ def _leaf(value: Any, dtype: Any) -> Any:
     )
 
 
-def _lossless(value: float, dtype: Any) -> float:
-    name = _name(dtype)
-    if isinstance(value, int):
-        fits = abs(value) < 2 ** (24 if dtype == tf.float32 else 53)
-    else:
-        fits = not math.isfinite(value) or abs(value) <= float(dtype.max)
-    if not fits:
-        raise invalid(
-            f"Cannot convert JSON value: {_quoted(value)} to {name} without loss of precision."
-        )
-    return float(value)
+def _float(value: float) -> float:
+    """A number as the nearest that the dtype has, infinity where it has none so large."""
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise invalid(f"JSON Parse error: {_quoted(value)} is too large a number") from error
 
 
 def _from_base64(value: dict[str, Any]) -> bytes:

@@ -87,15 +87,20 @@ class Registry:
         self._look()
         _wait(served, timeout, wanted)
 
-    def stop(self) -> None:
-        """Unloads everything, after the calls under way."""
+    def stop(self, timeout: float | None = None) -> None:
+        """Unloads everything, after the calls under way.
+
+        Args:
+          timeout: seconds to wait for each model, one of whose versions may be loading; None for
+            as long as it takes.
+        """
         self._stopped.set()
         if self._poller.is_alive():
             self._poller.join()
         with self._lock:
             gone = self._replace({})
         for versions in gone:
-            versions.stop()
+            versions.stop(timeout)
 
     @contextmanager
     def use(self, model_spec: Any) -> Iterator[tuple[int, Servable]]:
@@ -157,7 +162,8 @@ class Registry:
                 raise StatusError(
                     grpc.StatusCode.FAILED_PRECONDITION,
                     f"Request to assign label to version {version} of model {name}, "
-                    "which is not currently available for inference",
+                    "which is not currently available for inference; "
+                    "--allow_version_labels_for_unavailable_models lets a new label name it",
                 )
 
     def _replace(self, wanted: dict[str, Model]) -> list[Versions]:

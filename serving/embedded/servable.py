@@ -47,13 +47,21 @@ class Threads:
 class Servable:
     """A SavedModel version ready to answer. Thread-safe; `close` only when no call is under way."""
 
-    def __init__(self, path: Path, threads: Threads, *, any_ops: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: Threads,
+        *,
+        any_ops: bool = False,
+        check_method_name: bool = False,
+    ) -> None:
         """Loads the SavedModel's `serve` graph, restores its variables and runs its init op.
 
         Args:
           path: the version directory.
           threads: of the session.
           any_ops: whether the graph may do more than compute, such as read and write files.
+          check_method_name: answer only signatures whose method is predict, classify or regress.
 
         Raises:
           StatusError: FAILED_PRECONDITION, it would do more than compute, or cannot be read; or
@@ -61,6 +69,7 @@ class Servable:
           OSError: what it needs is missing.
           ValueError: there is no graph tagged `serve`.
         """
+        self._check_method_name = check_method_name
         if not any_ops:
             try:
                 check_saved_model(path)
@@ -121,7 +130,7 @@ class Servable:
           StatusError: the request does not fit the signature, or the run failed.
         """
         signature = self.signature(signature_name)
-        if signature.method_name not in _METHODS:
+        if self._check_method_name and signature.method_name not in _METHODS:
             raise StatusError(
                 grpc.StatusCode.INTERNAL,
                 "Expected prediction signature method_name to be one of "

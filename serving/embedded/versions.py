@@ -86,14 +86,14 @@ class Versions:
                 self._pending = True
                 self._changed.notify_all()
 
-    def stop(self) -> None:
-        """Unloads everything, once whoever uses it has finished."""
+    def stop(self, timeout: float | None = None) -> None:
+        """Unloads everything, once whoever uses it has finished; waits `timeout` seconds for it."""
         with self._changed:
             self._aspired = {}
             self._drop_others()
             self._stopping = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(timeout)
 
     def statuses(self) -> list[VersionStatus]:
         """Every version ever seen, newest first."""
@@ -192,6 +192,7 @@ class Versions:
     def _load(self, version: _Version) -> None:
         for attempt in range(1 + self._policy.retries):
             self._set(version, State.LOADING)
+            logger.info("loading %s version %d", self.name, version.number)
             try:
                 servable = self._policy.load(version.path)
             except Exception as error:

@@ -1,7 +1,12 @@
 """The embedded server as a process: start, hot swap, health, drain; and its flags."""
 
+import contextlib
 import queue
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,7 +16,7 @@ import numpy as np
 import portpicker
 import pytest
 import requests
-from processes import serving
+from processes import ROOT, serving
 
 from serving import model_server
 from tfmacer.wire import PREDICT, serving_pb2, tensors
@@ -72,11 +77,11 @@ def test_a_life_in_full(exports, tmp_path: Path) -> None:
     )
     monitoring.write_text("prometheus_config { enable: true }")
     port, rest = portpicker.pick_unused_port(), portpicker.pick_unused_port()
-    socket = tmp_path / "tfs.sock"
+    unix = tmp_path / "tfs.sock"
     flags = [
         f"--port={port}",
         f"--rest_api_port={rest}",
-        f"--grpc_socket_path={socket}",
+        f"--grpc_socket_path={unix}",
         f"--model_config_file={config}",
         "--allow_version_labels_for_unavailable_models",
         f"--monitoring_config_file={monitoring}",
@@ -87,7 +92,7 @@ def test_a_life_in_full(exports, tmp_path: Path) -> None:
     with (
         serving("serving.model_server", *flags, stderr=tmp_path / "log") as process,
         grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
-        grpc.insecure_channel(f"unix:{socket}") as local,
+        grpc.insecure_channel(f"unix:{unix}") as local,
     ):
         assert _answer(_ask(channel, 1.0)) == 3.0
         assert _answer(_ask(local, 1.0)) == 3.0
@@ -111,17 +116,70 @@ def test_a_life_in_full(exports, tmp_path: Path) -> None:
             assert value == 3.0
             assert time.monotonic() < limit
 
-        # SIGTERM: what is under way finishes, what is new is refused.
+        # SIGHUP, as SIGTERM: what is under way finishes, what is new is refused.
         slow = _ask(channel, 0.0, "slow")
         time.sleep(0.3)
         assert not slow.done()
-        process.terminate()
+        process.send_signal(signal.SIGHUP)
         code, limit = grpc.StatusCode.OK, time.monotonic() + 60
         while code is grpc.StatusCode.OK and time.monotonic() < limit:
             code = _ask(channel, 1.0).code()
         assert code is grpc.StatusCode.UNAVAILABLE
         assert _answer(slow) == 3e5
         assert process.wait(60) == 0
+
+
+def test_a_signal_while_a_version_loads_ends_it_at_once(exports, tmp_path: Path) -> None:
+    """And well: not by SIGABRT, as TensorFlow does when the interpreter goes around it."""
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+    shutil.copytree(exports[2], tmp_path / "1")
+    request = predict_pb2.PredictRequest()
+    request.model_spec.signature_name = "slow"
+    request.inputs["x"].CopyFrom(tf.make_tensor_proto([0.0]))
+    log = prediction_log_pb2.PredictionLog(
+        predict_log=prediction_log_pb2.PredictLog(request=request)
+    )
+    warmup = tmp_path / "1" / "assets.extra" / "tf_serving_warmup_requests"
+    warmup.parent.mkdir(exist_ok=True)
+    with tf.io.TFRecordWriter(str(warmup)) as writer:
+        for _ in range(1000):
+            writer.write(log.SerializeToString())
+    command = [sys.executable, "-m", "serving.model_server", f"--model_base_path={tmp_path}"]
+    port = f"--port={portpicker.pick_unused_port()}"
+    with (
+        open(tmp_path / "log", "w+") as said,
+        subprocess.Popen([*command, port], cwd=ROOT, stderr=said) as process,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(process.kill)
+        limit = time.monotonic() + 120
+        while "loading default version 1" not in (tmp_path / "log").read_text():
+            assert time.monotonic() < limit
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(1.0)
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def test_flags_that_change_no_answer_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    flags = ["--grpc_channel_arguments=grpc.x=1", "--noflush_filesystem_caches", "--port=0"]
+    flags += ["--num_load_threads=2", f"--grpc_socket_path={tmp_path / 's'}"]
+    flags += [f"--model_base_path={tmp_path}", "--max_num_load_retries=0"]
+    log = tmp_path / "log"
+    with (
+        pytest.raises(AssertionError),  # for want of a model, and of nothing else
+        serving("serving.model_server", *flags, stderr=log),
+    ):
+        pass
+    text = log.read_text()
+    for name in ("grpc_channel_arguments", "flush_filesystem_caches", "num_load_threads"):
+        assert f"--{name} is taken and ignored" in text
+    assert text.count("is taken and ignored") == 3
+    assert "did not become available" in text
 
 
 def test_a_broken_export_fails_the_start_with_its_reason(tmp_path: Path) -> None:
@@ -200,15 +258,32 @@ def test_a_port_in_use_is_named() -> None:
     first.stop(0).wait()
 
 
-def test_a_socket_left_behind_is_named(tmp_path: Path) -> None:
+def test_a_socket_of_a_dead_server_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     from serving import grpc_server
     from tfmacer.errors import UserError
 
+    def make() -> grpc.Server:
+        return grpc_server.make_server(threads=1, max_concurrent_rpcs=1, max_message_bytes=1000)
+
+    def bind(server: grpc.Server) -> None:
+        grpc_server.bind(server, f"unix:{path}", "grpc_socket_path")
+
     path = tmp_path / "tfs.sock"
     path.touch()
-    server = grpc_server.make_server(threads=1, max_concurrent_rpcs=1, max_message_bytes=1000)
     with pytest.raises(UserError, match=f"--grpc_socket_path={path}: exists already"):
-        grpc_server.bind(server, f"unix:{path}", "grpc_socket_path")
+        bind(make())
+    assert path.exists()
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))  # closed without being removed
+    server = make()
+    bind(server)
+    server.start()
+    with pytest.raises(UserError, match="exists already"):
+        bind(make())
+    with grpc.insecure_channel(f"unix:{path}") as channel:
+        grpc.channel_ready_future(channel).result(timeout=30)
+    server.stop(0).wait()
 
 
 def test_calls_beyond_the_limit_are_refused() -> None:

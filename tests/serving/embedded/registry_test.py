@@ -254,3 +254,18 @@ def test_config_files(tmp_path: Path) -> None:
     file.write_text("model_config_list { what }")
     with pytest.raises(StatusError, match=r"Error parsing text-format ModelServerConfig"):
         read_config_file(file)
+
+
+def test_the_old_name_of_the_platform_is_taken(tmp_path: Path, caplog) -> None:
+    text = f'config {{ name: "m" base_path: "{tmp_path}" model_type: TENSORFLOW }}'
+    (model,) = models(_config(f"model_config_list {{ {text} }}")).values()
+    assert model.base_path == tmp_path
+    assert "model m: model_type is deprecated" in caplog.text
+
+
+def test_a_refused_label_names_the_flag_that_lets_it(registry, tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    label = "version_labels { key: 'stable' value: 1 }"
+    text = f"model_config_list {{ {_entry('m', tmp_path, label)} }}"
+    with pytest.raises(StatusError, match="--allow_version_labels_for_unavailable_models"):
+        registry.configure(_config(text))

@@ -1,5 +1,6 @@
 """Predict's refusals carry TensorFlow Serving's codes and texts."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from serving.embedded.servable import WARMUP_FILE, Servable, Threads
@@ -116,6 +118,22 @@ def test_a_tensor_that_contradicts_itself_is_named(servable: Servable, broken) -
         servable.predict("", {"x": proto})
 
 
+def test_method_names_are_checked_only_when_asked_for(saved_models, tmp_path) -> None:
+    copy = tmp_path / "1"
+    shutil.copytree(saved_models[2], copy)
+    saved = saved_model_pb2.SavedModel.FromString((copy / "saved_model.pb").read_bytes())
+    saved.meta_graphs[0].signature_def["serving_default"].method_name = "my/method"
+    (copy / "saved_model.pb").write_bytes(saved.SerializeToString())
+    for check in (False, True):
+        loaded = Servable(copy, Threads(1, 1), check_method_name=check)
+        if check:
+            with pytest.raises(StatusError, match="Was: my/method"):
+                loaded.predict("", {"x": X})
+        else:
+            assert loaded.predict("", {"x": X})["y"].shape == (2,)
+        loaded.close()
+
+
 def test_a_declared_shape_is_not_allocated(servable: Servable) -> None:
     proto = tf.make_tensor_proto(np.zeros(1, np.float32))
     for size in (2**50, 2**21):
@@ -192,8 +210,6 @@ def test_warm_up_refuses_other_calls(servable: Servable, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("damage", ["no graph", "half a graph", "no index"])
 def test_half_copied_directories_do_not_load(saved_models, tmp_path: Path, damage: str) -> None:
-    import shutil
-
     copy = tmp_path / "1"
     shutil.copytree(saved_models[2], copy)
     graph = copy / "saved_model.pb"
