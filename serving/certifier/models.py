@@ -30,7 +30,7 @@ class Models:
     """Follows the newest available version of one model at an endpoint.
 
     A failure to look does not forget the version known: the call that uses it retries, and says
-    clearly what is wrong if that does not help.
+    clearly what is wrong if that does not help. A backend that says that it serves none does.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Models:
         try:
             versions = self._endpoint.available_versions(self._model_name, timeout=timeout)
             if not versions:
+                self._current = None  # every call would find that out, after its draws
                 raise BackendError(
                     grpc.StatusCode.UNAVAILABLE,
                     f"backend {self._endpoint.target}: no version of model {self._model_name} "
@@ -100,8 +101,8 @@ class Models:
                 # Of the question asked here, not of whoever will be told about it.
                 error.code = grpc.StatusCode.UNAVAILABLE
             self._error = error
-            if error.code is grpc.StatusCode.FAILED_PRECONDITION:
-                self._current = None  # never certify an older version than the one served
+            if error.code in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND):
+                self._current = None  # never certify another version than the one served
             raise
         finally:
             self._on_health(self._error is None)
@@ -111,24 +112,24 @@ class Models:
 
         Args:
           used: what votes were drawn from.
-          timeout: seconds to wait for the answer, and no more than `POLL_TIMEOUT`.
+          timeout: seconds to wait for the answer; the call's own, whose votes hang on it.
 
         Raises:
           BackendError: ABORTED, it does not; or the backend cannot be asked.
         """
         model = used.model
-        found = served_model(
-            self._endpoint,
-            model.name,
-            version=model.version,
-            timeout=min(timeout, POLL_TIMEOUT),
-        )
+        found: ServedModel | None = None
+        try:
+            found = served_model(self._endpoint, model.name, version=model.version, timeout=timeout)
+        except BackendError as error:
+            if error.code is not grpc.StatusCode.NOT_FOUND:
+                raise
         if found != model:
             self.look_now()
             raise BackendError(
                 grpc.StatusCode.ABORTED,
                 f"backend {self._endpoint.target}: model {model.name} version {model.version} was "
-                "exchanged for another one midway; ask again",
+                "taken away or exchanged for another one midway; ask again",
             )
 
     def start(self, poll_seconds: float) -> None:
@@ -145,8 +146,16 @@ class Models:
                     if before is None or str(before) != str(error):
                         logger.warning("%s", error)
 
+        self._endpoint.watch(self._connection)
         self._thread = threading.Thread(target=poll, name="models", daemon=True)
         self._thread.start()
+
+    def _connection(self, state: grpc.ChannelConnectivity) -> None:
+        """Hears of a dead backend at once; a look repeats its questions for seconds."""
+        if state is grpc.ChannelConnectivity.IDLE:
+            self.look_now()  # which connects again, or fails to
+        elif state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            self._on_health(False)
 
     def look_now(self) -> None:
         """Hurries the next look, where something suggests that the version has changed."""

@@ -159,11 +159,12 @@ class Registry:
                     continue
                 if self._labels_for_unavailable and known.get(label) in (None, version):
                     continue
+                flag = "; --allow_version_labels_for_unavailable_models lets a new label name it"
                 raise StatusError(
                     grpc.StatusCode.FAILED_PRECONDITION,
                     f"Request to assign label to version {version} of model {name}, "
-                    "which is not currently available for inference; "
-                    "--allow_version_labels_for_unavailable_models lets a new label name it",
+                    "which is not currently available for inference"
+                    + ("" if self._labels_for_unavailable else flag),
                 )
 
     def _replace(self, wanted: dict[str, Model]) -> list[Versions]:

@@ -46,6 +46,7 @@ def _check(path: Path, config: Any) -> None:
         except UserError as error:
             cause = error.__cause__
             reason = cause.reason if isinstance(cause, ssl.SSLError) else cause
+            reason = reason or str(error).partition(": ")[2]  # it has expired
             raise UserError(
                 f"--ssl_config_file={path}: server_cert, server_key and custom_ca must be a "
                 f"certificate, its key without a password, and certificates, in PEM: {reason}"

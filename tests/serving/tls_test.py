@@ -85,6 +85,22 @@ def _open(opened: list[Port], settings: tls.Tls) -> Port:
 OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
 
 
+def test_an_expired_certificate_is_refused_and_an_old_one_warned_of(tmp_path, caplog) -> None:
+    for stem, days in (("old", -1), ("nearly", 6), ("fresh", 8)):
+        ends = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+        issued = CA.issue_cert("localhost", not_after=ends)
+        cert, key = tmp_path / f"{stem}.cert", tmp_path / f"{stem}.key"
+        cert.write_bytes(issued.cert_chain_pems[0].bytes())
+        key.write_bytes(issued.private_key_pem.bytes())
+        caplog.clear()
+        if days < 0:
+            with pytest.raises(UserError, match=f"--tls_cert={cert}: expired on "):
+                tls.Tls(cert, key).check()
+        else:
+            tls.Tls(cert, key).check()
+            assert (f"--tls_cert={cert} expires on" in caplog.text) == (days < 7)
+
+
 def test_a_server_shows_its_certificate(opened, server_files) -> None:
     port = _open(opened, tls.Tls(server_files.cert, server_files.key))
     assert port.code() is OK

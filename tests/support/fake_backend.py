@@ -58,6 +58,7 @@ class FakeBackend:
       versions: state by version number, as GetModelStatus tells.
       answering: the version that Predict claims; None echoes the one asked for.
       seconds: how long each sampling call takes.
+      info_seconds: how long each answer of `tfmacer_info` takes.
       per_draw: further seconds for each draw.
       unavailable: sampling calls still to be refused with UNAVAILABLE.
       spoil: changes the outputs of a sampling call.
@@ -69,6 +70,7 @@ class FakeBackend:
     versions: dict[int, int] = dataclasses.field(default_factory=lambda: {3: 30})
     answering: int | None = None
     seconds: float = 0.0
+    info_seconds: float = 0.0
     per_draw: float = 0.0
     unavailable: int = 0
     signatures: tuple[str, ...] = ("tfmacer_info", "sample_under_noise", "logits")
@@ -143,6 +145,7 @@ class FakeBackend:
         answer.model_spec.signature_name = spec.signature_name
         answer.model_spec.version.value = self.answering or version
         if spec.signature_name == "tfmacer_info":
+            time.sleep(self.info_seconds)
             text = answer.outputs["smoothing"]
             text.dtype = serving_pb2.DT_STRING
             text.tensor_shape.dim.add(size=1)

@@ -115,6 +115,10 @@ class Endpoint:
             if status.state == serving_pb2.ModelVersionStatus.AVAILABLE
         )
 
+    def watch(self, changed: Callable[[grpc.ChannelConnectivity], None]) -> None:
+        """Tells of every change of the connection, on another thread, until it is closed."""
+        self._channel.subscribe(changed)
+
     def close(self) -> None:
         """Closes the channel; what is in flight is cancelled."""
         self._channel.close()

@@ -7,8 +7,10 @@ environment names, as gRPC's own do, unless a flag asks for it, and one to this 
 
 import dataclasses
 import ipaddress
+import logging
 import re
 import ssl
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ import grpc
 from absl import flags
 
 from tfmacer.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Transport:
 
 
 DIRECT = Transport()
+# Before a certificate of one's own expires.
+WARNING_SECONDS = 7 * 24 * 3600
 
 
 def open_channel(
@@ -202,7 +208,7 @@ def load_pair(context: ssl.SSLContext, prefix: str, cert: Path, key: Path) -> No
     """Reads a certificate and its key, the values of `--PREFIX_cert` and `--PREFIX_key`.
 
     Raises:
-      UserError: they cannot be used; names the flags.
+      UserError: they cannot be used, or have expired; names the flags.
     """
     _check_readable(f"{prefix}_cert", cert)
     _check_readable(f"{prefix}_key", key)
@@ -214,6 +220,18 @@ def load_pair(context: ssl.SSLContext, prefix: str, cert: Path, key: Path) -> No
             f"--{prefix}_cert={cert}, --{prefix}_key={key}: not a certificate in PEM and its key "
             f"without a password: {error.reason or error}"
         ) from error
+    _check_expiry(f"{prefix}_cert", cert)
+
+
+def _check_expiry(flag: str, cert: Path) -> None:
+    """Refuses a certificate that has expired, and warns a week before."""
+    # The one reader of certificates that Python has; private, and so held by a test.
+    decoded = ssl._ssl._test_decode_cert(str(cert))  # type: ignore[attr-defined]
+    left = ssl.cert_time_to_seconds(decoded["notAfter"]) - time.time()
+    if left <= 0:
+        raise UserError(f"--{flag}={cert}: expired on {decoded['notAfter']}")
+    if left < WARNING_SECONDS:
+        logger.warning("--%s=%s expires on %s", flag, cert, decoded["notAfter"])
 
 
 def load_authorities(context: ssl.SSLContext, flag: str, path: Path) -> None:

@@ -2,13 +2,15 @@
 
 import dataclasses
 import threading
+import time
 
 import grpc
 import numpy as np
 import pytest
 
 from serving import certification_pb2 as pb
-from tfmacer.votes.endpoint import BackendError
+from serving.certifier import models
+from tfmacer.votes.endpoint import BackendError, Endpoint
 
 SEED = 5
 
@@ -145,7 +147,7 @@ def test_other_contents_under_the_same_number_void_it_too(sidecar, backend, pixe
     _midway(backend, swap)
     code, details = _failure(sidecar, pixels, n=5000)
     assert code is grpc.StatusCode.ABORTED
-    assert "exchanged for another one midway" in details
+    assert "taken away or exchanged for another one midway" in details
 
 
 def test_the_old_version_is_finished_where_it_is_still_served(sidecar, backend, pixels) -> None:
@@ -210,3 +212,65 @@ def test_an_unexpected_error_says_nothing_of_its_inside(start, pixels, monkeypat
     assert code is grpc.StatusCode.INTERNAL
     assert "secret" not in details
     assert details.startswith("internal error; request id ")
+
+
+def test_a_version_that_goes_midway_is_aborted_and_none_is_unavailable(
+    sidecar, backend, pixels
+) -> None:
+    def go() -> None:
+        backend.versions = {3: 50}
+
+    _midway(backend, go)
+    code, _ = _failure(sidecar, pixels, n=5000)
+    assert code is grpc.StatusCode.ABORTED
+    with pytest.raises(BackendError, match="no version of model m is available"):
+        sidecar.models.refresh()
+    before = len(backend.requests)
+    for _ in range(2):
+        code, details = _failure(sidecar, pixels, n=500)
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert "no version of model m is available" in details
+    assert len(backend.requests) == before
+    backend.versions = {4: 30}
+    sidecar.models.refresh()
+    assert _certify(sidecar, pixels, n=500).model.version == 4
+
+
+def test_a_version_that_goes_before_the_last_look_is_aborted(sidecar, backend) -> None:
+    """Never NOT_FOUND: the model is there, in another version."""
+    used = sidecar.models.current()
+    backend.versions = {3: 50, 4: 30}
+    with pytest.raises(BackendError, match="taken away or exchanged") as caught:
+        sidecar.models.check_unchanged(used, timeout=10)
+    assert caught.value.code is grpc.StatusCode.ABORTED
+
+
+def test_the_look_at_the_model_has_the_time_of_the_call(
+    sidecar, backend, pixels, monkeypatch
+) -> None:
+    monkeypatch.setattr(models, "POLL_TIMEOUT", 0.01)
+    backend.info_seconds = 0.3
+    assert _certify(sidecar, pixels, n=500).n == 500
+
+
+def test_a_dead_backend_is_known_before_the_questions_to_it_have_been_repeated(backend) -> None:
+    heard: list[tuple[bool, bool]] = []
+    endpoint = Endpoint(f"127.0.0.1:{backend.port}")
+    followed = models.Models(
+        endpoint, "m", on_health=lambda healthy: heard.append((healthy, followed._error is None))
+    )
+    followed.refresh()
+    followed.start(0.1)
+    limit = time.monotonic() + 60
+    backend.stop()
+    while heard[-1][0]:
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    # The look that fails in the end has not failed yet.
+    assert next(known for healthy, known in heard if not healthy)
+    backend.start(backend.port)
+    while not heard[-1][0]:
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    followed.stop()
+    endpoint.close()
