@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 from serving import certification_pb2, certification_pb2_grpc, grpc_server, tls
 from serving.certifier import tracing
-from serving.certifier.audit import AuditLog
+from serving.certifier.audit import MAX_BYTES, AuditLog
 from serving.certifier.calls import Calls
 from serving.certifier.limits import Admission, FairSlots, Limits
 from serving.certifier.metrics import Metrics
@@ -145,7 +145,22 @@ _MAX_MESSAGE_BYTES = flags.DEFINE_integer(
 _AUDIT_LOG = flags.DEFINE_string(
     "audit_log",
     "",
-    "JSON-lines file that maps certificate ids to seeds, for drawing them again; empty for none.",
+    "JSON-lines file that maps certificate ids to seeds, for drawing them again; empty for none. "
+    "Each line carries the digest of the one before it.",
+    flag_values=FLAGS,
+)
+_AUDIT_MAX_BYTES = flags.DEFINE_integer(
+    "audit_max_bytes",
+    MAX_BYTES,
+    "Size at which the audit log is renamed to FILE.NUMBER, after its last entry, and begun anew.",
+    1,
+    flag_values=FLAGS,
+)
+_AUDIT_KEEP = flags.DEFINE_integer(
+    "audit_keep",
+    0,
+    "Renamed files of the audit log that stay, the newest; older ones are deleted. 0 keeps all.",
+    0,
     flag_values=FLAGS,
 )
 _AUDIT_PIXELS = flags.DEFINE_bool(
@@ -282,11 +297,15 @@ def _scraped(metrics: Metrics) -> "HttpServer":
 
 
 def _audit(metrics: Metrics) -> AuditLog:
-    return AuditLog(
+    log = AuditLog(
         Path(_AUDIT_LOG.value),
         pixels=_AUDIT_PIXELS.value,
+        max_bytes=_AUDIT_MAX_BYTES.value,
+        keep=_AUDIT_KEEP.value,
         on_failure=metrics.audit_failures.inc,
     )
+    metrics.follow_audit(lambda: log.head)
+    return log
 
 
 def _health() -> health.HealthServicer:

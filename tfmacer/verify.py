@@ -15,6 +15,7 @@ does the same for the certificates that a sidecar has served.
 
 import bisect
 import functools
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ from absl import flags
 
 from tfmacer import commandline
 from tfmacer.errors import UserError
-from tfmacer.records.audit import read_audit_log, verify_entry
+from tfmacer.guarantee.counts import Counts
+from tfmacer.records.audit import AuditEntry, Trail, read_audit_log, verify_entry
 from tfmacer.records.logs import Log, read_log
 from tfmacer.records.naming import ImageFlags
 from tfmacer.records.rows import Record
@@ -59,6 +61,12 @@ _SERVER = _string("server", None, "Source for --redraw: HOST:PORT of a TF Servin
 _MODEL_NAME = _string("model_name", None, "The model's name on --server.")
 _TLS = ChannelFlags("tls", "the server", FLAGS, allow="allow_plaintext")
 _AUDIT_LOG = _string("audit_log", None, "A sidecar's audit log to verify, in place of logs.")
+_AUDIT_HEAD = _string(
+    "audit_head",
+    None,
+    "Newest digest that is known of --audit_log, from the sidecar's metrics or its log: an entry "
+    "must have it, so that a cut end shows.",
+)
 _DATASET = _string(
     "dataset",
     None,
@@ -98,6 +106,11 @@ def _check_flags() -> None:
         raise UserError(f"--{images[0]} goes with --dataset or --redraw")
     if (_SERVER.value is None) != (_MODEL_NAME.value is None):
         raise UserError("--model_name goes with --server, and --server needs it")
+    if _AUDIT_HEAD.value is not None:
+        if _AUDIT_LOG.value is None:
+            raise UserError("--audit_head goes with --audit_log")
+        if not re.fullmatch("[0-9a-f]{64}", _AUDIT_HEAD.value):
+            raise UserError(f"--audit_head={_AUDIT_HEAD.value} is not a digest of 64 hex digits")
     _TLS.read("server", _SERVER.value)
     if _RUN_DIR.value is not None:
         RunDirectory(Path(_RUN_DIR.value)).read_smoothing()
@@ -149,18 +162,38 @@ def _verify_served(path: Path) -> None:
     """Verifies an audit log and says so.
 
     Raises:
-      UserError: an entry is wrong; names the certificate.
+      UserError: an entry is wrong, or does not follow the one before it; names the certificate.
     """
-    entries = list(read_audit_log(path))
-    redraw = None
+    # What the record alone shows comes first: it takes no time.
+    trail = _follow(path, None)
+    if _AUDIT_HEAD.value is not None and trail.chain.known is None:
+        raise UserError(
+            f"{path}: no entry has the digest {_AUDIT_HEAD.value} of --audit_head: its end was cut "
+            f"off, or it is another log; {trail.chain}"
+        )
     if _REDRAW.value:
         commandline.load_tensorflow()
-        redraw = redraw_served(_source(threads=1))
+        trail = _follow(path, redraw_served(_source(threads=1)))
+    drawn = ", all votes drawn again" if _REDRAW.value else ""
+    commandline.say(f"{path}: {trail.entries} certificates verified{drawn}")
+    commandline.say(f"{path}: {trail.chain}")
+    if (known := trail.chain.known) is not None and (last := trail.chain.last) is not None:
+        later = last.number - known.number
+        commandline.say(f"{path}: --audit_head is entry {known.number}, {later} came after it")
+
+
+def _follow(path: Path, redraw: Callable[[AuditEntry], Counts] | None) -> Trail:
+    """Verifies entry after entry."""
+    trail = Trail(_AUDIT_HEAD.value)
+    entries = read_audit_log(path)
     for entry in tqdm.tqdm(entries, desc=visible(path.name), unit="certificate", disable=None):
-        if (wrong := verify_entry(entry, redraw)) is not None:
-            raise UserError(f"{path}: certificate {entry.certificate_id}: {wrong}")
-    drawn = ", all votes drawn again" if redraw is not None else ""
-    commandline.say(f"{path}: {len(entries)} certificates verified{drawn}")
+        try:
+            wrong = trail.follow(entry) or verify_entry(entry, redraw)
+        except UserError as error:  # its votes cannot be drawn again
+            wrong = str(error)
+        if wrong is not None:
+            raise UserError(f"{entry.where}: certificate {entry.certificate_id}: {wrong}")
+    return trail
 
 
 def _open() -> Callable[[Log], Redraw]:

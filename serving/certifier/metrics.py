@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from serving import certification_pb2
+from tfmacer.records.chain import Link
 from tfmacer.votes.endpoint import ServedModel
 
 CERTIFIER = certification_pb2.DESCRIPTOR.services_by_name["Certifier"]
@@ -95,6 +96,14 @@ class Metrics:
         """What answers scrapes, at any path: an ASGI application."""
         return make_asgi_app(self.registry)
 
+    def follow_audit(self, head: Callable[[], Link]) -> None:
+        """Shows the newest entry of the audit log from now on; without a log there is none.
+
+        Args:
+          head: tells it, and its digest.
+        """
+        self.registry.register(_AuditGauges(head))
+
 
 class _ModelGauges(Collector):
     """What is certified, as it is when a scrape asks."""
@@ -114,4 +123,24 @@ class _ModelGauges(Collector):
         )
         if model is not None:
             info.add_metric([model.name, str(model.version), model.smoothing.model_digest], 1)
+        yield info
+
+
+class _AuditGauges(Collector):
+    """The end of the audit log's chain, as it is when a scrape asks."""
+
+    def __init__(self, head: Callable[[], Link]) -> None:
+        self._head = head
+
+    @override
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Number and digest of one and the same entry."""
+        head = self._head()
+        yield GaugeMetricFamily(
+            "tfmacer_audit_entries", "Number of the audit log's newest entry.", head.number
+        )
+        info = GaugeMetricFamily(
+            "tfmacer_audit_head_info", "Digest of the audit log's newest entry.", labels=["digest"]
+        )
+        info.add_metric([head.digest], 1)
         yield info

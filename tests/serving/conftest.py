@@ -39,11 +39,13 @@ class Sidecar:
     admission: Admission
     slots: FairSlots
     audit_path: Path
+    audit_log: AuditLog
     server: grpc.Server
 
     def audit(self) -> list[dict[str, Any]]:
         """The audit log's records; waits for the calls under way."""
         self.server.stop(30).wait()
+        self.audit_log.close()
         return [json.loads(line) for line in self.audit_path.read_text().splitlines()]
 
 
@@ -84,8 +86,9 @@ def start(backend: FakeBackend, tmp_path: Path) -> Iterator[Callable[..., Sideca
         admission = Admission(total, per_client)
         metrics = Metrics(admission.inside, slots.waiting, models.available)
         limits = limits or Limits()
-        audit_path = tmp_path / "audit.jsonl"
+        audit_path = tmp_path / f"audit_{len(opened)}.jsonl"
         audit = AuditLog(audit_path, pixels=audit_pixels, on_failure=metrics.audit_failures.inc)
+        metrics.follow_audit(lambda: audit.head)
         certifier = Certifier(
             models,
             Backend(endpoint, slots, metrics, parallelism=parallelism, timeout=timeout),
@@ -125,6 +128,7 @@ def start(backend: FakeBackend, tmp_path: Path) -> Iterator[Callable[..., Sideca
             admission,
             slots,
             audit_path,
+            audit,
             server,
         )
 

@@ -19,6 +19,7 @@ from tfmacer.guarantee.certificate import certify
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import law
+from tfmacer.records import chain
 from tfmacer.records.logs import read_log
 from tfmacer.votes.driver import Task, draw_certificates
 from tfmacer.votes.remote import RemoteVotes
@@ -124,7 +125,7 @@ def test_served_certificates_are_drawn_again_from_the_audit_log(
     assert "2 certificates verified, all votes drawn again" in capsys.readouterr().out
     lines = audit.read_text().splitlines()
     # One vote moved, and all that follows from the votes computed anew: only drawing again tells.
-    fields = json.loads(lines[0])
+    fields, _ = chain.from_line(lines[0])
     votes = fields["certificate"]["counts"]
     top = votes.index(max(votes))
     votes[top] -= 1
@@ -138,15 +139,18 @@ def test_served_certificates_are_drawn_again_from_the_audit_log(
     rule = Rule(alpha=0.01, bound="late_spending", n=2000, block_size=BLOCK)
     forged = certify(counts, rule, law("gaussian", sigma=0.25, params={}, dimension=64))
     fields["certificate"] = dataclasses.asdict(forged)
-    audit.write_text(json.dumps(fields) + "\n")
+    line, link = chain.to_line(fields, chain.BEGINNING)
+    audit.write_text(line + "\n")
     assert verify.main([f"--audit_log={audit}"]) == 0
     assert verify.main([f"--audit_log={audit}", "--redraw", *source]) == 1
     assert "drawn again the votes are" in capsys.readouterr().err
-    fields = json.loads(lines[0])
-    fields["certificate"]["radius"] += 1e-6
-    audit.write_text(json.dumps(fields) + "\n")
+    # Whoever kept the newest digest sees it without drawing, and the second entry does not follow.
+    head = json.loads(lines[1])["digest"]
+    assert verify.main([f"--audit_log={audit}", f"--audit_head={head}"]) == 1
+    assert f"no entry has the digest {head}" in capsys.readouterr().err
+    audit.write_text(f"{line}\n{lines[1]}\n")
     assert verify.main([f"--audit_log={audit}"]) == 1
-    assert "radius is" in capsys.readouterr().err
+    assert f"before it stands entry 1, digest {link.digest}" in capsys.readouterr().err
     audit.write_text(lines[0].replace("certificate_id", "identifier") + "\n")
     assert verify.main([f"--audit_log={audit}"]) == 1
     assert "audit.jsonl:1: not an audit entry" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from recording_proxy import proxied
 from serving import certification_pb2 as pb
 from serving import sidecar
 from serving.certification_pb2_grpc import CertifierStub
+from tfmacer import verify
 from tfmacer.wire.channel import open_channel
 
 PIXELS = pb.Pixels(shape=[4, 4, 1], uint8=bytes(range(16)))
@@ -161,6 +162,54 @@ def test_a_backend_on_this_machine_is_asked_through_no_proxy(
         assert proxy.asked == []
 
 
+def test_the_audit_log_outlives_a_kill_and_admits_no_second_sidecar(
+    backend, tmp_path: Path, capsys
+) -> None:
+    port, metrics = portpicker.pick_unused_port(), portpicker.pick_unused_port()
+    log, audit = tmp_path / "log", tmp_path / "audit"
+    flags = _flags(backend, port, f"--audit_log={audit}", f"--metrics_port={metrics}")
+    flags += ["--audit_max_bytes=4000", "--audit_keep=9"]
+    for life in (1, 2):
+        with (
+            serving("serving.sidecar", *flags, stderr=log) as process,
+            grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+        ):
+            for _ in range(3):
+                CertifierStub(channel).Certify(pb.CertifyRequest(pixels=PIXELS, n=300), timeout=60)
+            _wait_metric(metrics, f"tfmacer_audit_entries {3.0 * life}")
+            if life == 1:
+                other = _flags(backend, portpicker.pick_unused_port(), f"--audit_log={audit}")
+                done = subprocess.run(
+                    [sys.executable, "-m", "serving.sidecar", *other],
+                    cwd=ROOT,
+                    capture_output=True,
+                    text=True,
+                    timeout=120,
+                )
+                assert done.returncode == 1
+                last = done.stderr.splitlines()[-1]
+                assert f"--audit_log={audit}: another process is writing this file" in last
+                process.kill()
+                process.wait(60)
+                with open(audit, "a") as file:
+                    file.write('{"certificate_id": "0')
+            else:
+                process.terminate()
+                assert process.wait(60) == 0
+    told = [json.loads(line) for line in log.read_text().splitlines()][-1]
+    assert told["message"].startswith(f"audit log {audit} ends: entry 6, digest ")
+    head = told["audit_digest"]
+    assert verify.main([f"--audit_log={audit}", f"--audit_head={head}"]) == 0
+    assert f"begins with entry 1 and ends with entry 6, digest {head}" in capsys.readouterr().out
+
+
+def _wait_metric(port: int, line: str) -> None:
+    limit = time.monotonic() + 60
+    while line not in requests.get(f"http://127.0.0.1:{port}/metrics", timeout=20).text:
+        assert time.monotonic() < limit, line
+        time.sleep(0.02)
+
+
 def _reflected(channel: grpc.Channel) -> set[str]:
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
@@ -218,6 +267,8 @@ def test_no_tensorflow_is_imported() -> None:
             1,
             "--max_certifications_per_client=8 is more than --max_certifications=2",
         ),
+        (["--backend=b:1", "--model_name=m", "--audit_keep=-1"], 2, "audit_keep"),
+        (["--backend=b:1", "--model_name=m", "--audit_max_bytes=0"], 2, "audit_max_bytes"),
     ],
 )
 def test_bad_flags_are_one_clear_line(capsys, flags, status, text) -> None:

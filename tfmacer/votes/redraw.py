@@ -68,8 +68,7 @@ def redraw_served(source: VoteSource) -> Callable[[AuditEntry], Counts]:
         _check_source(source, entry.smoothing)
         if entry.pixels is None:
             raise UserError(
-                f"certificate {entry.certificate_id}: the audit log keeps no pixels "
-                "(--noaudit_pixels), so its votes cannot be drawn again"
+                "the audit log keeps no pixels (--noaudit_pixels), so nothing can be drawn again"
             )
         seeds = (entry.select_seed, entry.estimate_seed)
         return _votes(source, entry.pixels, seeds, entry.rule, entry.certificate.n)

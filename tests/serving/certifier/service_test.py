@@ -307,6 +307,16 @@ class TestAuditLog:
         assert record["certificate"]["radius"] == message.radius
         assert record["client"] == "ipv4:127.0.0.1"
 
+    def test_the_newest_digest_is_among_the_metrics(self, sidecar, pixels) -> None:
+        assert _value(sidecar, "tfmacer_audit_entries") == 0
+        for _ in range(3):
+            sidecar.stub.Certify(pb.CertifyRequest(pixels=pixels, n=500))
+        records = sidecar.audit()
+        assert [record["entry"] for record in records] == [1, 2, 3]
+        assert _value(sidecar, "tfmacer_audit_entries") == 3
+        assert _value(sidecar, "tfmacer_audit_head_info", digest=records[-1]["digest"]) == 1
+        assert [verify_entry(entry) for entry in read_audit_log(sidecar.audit_path)] == [None] * 3
+
     def test_it_is_private_to_the_operator(self, sidecar) -> None:
         assert sidecar.audit_path.stat().st_mode & 0o077 == 0
 

@@ -148,10 +148,12 @@ def _exported() -> dict[str, set[str]]:
     from fake_backend import SMOOTHING
 
     from serving.embedded import metrics as embedded
+    from tfmacer.records.chain import BEGINNING
     from tfmacer.votes.endpoint import ServedModel
 
     model = ServedModel(name="m", version=1, smoothing=SMOOTHING)
     ours = Metrics(lambda: 0, lambda: 0, lambda: model)
+    ours.follow_audit(lambda: BEGINNING)
     ours.requests.labels("Certify", "certified").inc()
     ours.seconds.labels("Certify").observe(1)
     theirs = embedded.Metrics()

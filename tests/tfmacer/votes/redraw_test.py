@@ -1,5 +1,6 @@
 import dataclasses
 
+import made_audits
 import made_logs
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ from tfmacer.errors import UserError
 from tfmacer.guarantee.certificate import certify
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
+from tfmacer.records import chain
+from tfmacer.records.audit import AuditEntry, verify_entry
 from tfmacer.records.logs import Log, LogWriter, Record, read_log
 from tfmacer.records.sealing import pixels_digest
 from tfmacer.records.verification import verify_log
 from tfmacer.votes import redraw
-from tfmacer.votes.redraw import redraw_from
+from tfmacer.votes.redraw import redraw_from, redraw_served
 from tfmacer.votes.source import ESTIMATE, SELECT, Votes, row_seed
 
 
@@ -145,3 +148,50 @@ def test_a_tie_without_noise_is_no_difference(tmp_path):
     assert verify_log(log, redraw_from(source, image_of)) is None
     source.logits = lambda images: 100 * tied[np.newaxis] + np.arange(4)
     assert verify_log(log, redraw_from(source, image_of)).field == "clean"
+
+
+class TestServed:
+    """Certificates of an audit log, made of the votes that `Drawing` draws of their noise."""
+
+    RULE = dataclasses.replace(made_audits.RULE, n=500)
+
+    def entry(self, change=lambda fields: fields, *, moved=0):
+        """The first entry, its votes moved by some from the class to another."""
+        seeds = np.array([[0, 1], [0, 2]], np.int32)
+        image = np.arange(4, dtype=np.float32).reshape(1, 2, 2, 1) / np.float32(255)
+        starts, draws = np.zeros(2, np.int32), np.array([100, 500], np.int32)
+        select, counts = Drawing().sample(np.repeat(image, 2, axis=0), seeds, starts, draws).counts
+        top = int(select.argmax())
+        counts = counts + moved * (np.eye(4, dtype=int)[(top + 1) % 4] - np.eye(4, dtype=int)[top])
+        smoothing = made_logs.smoothing(block_size=64)
+        fields = made_audits.fields(
+            smoothing=smoothing,
+            rule=self.RULE,
+            counts=tuple(counts.tolist()),
+            select_counts=tuple(select.tolist()),
+        )
+        line, _ = chain.to_line(change(fields), chain.BEGINNING)
+        return AuditEntry.from_line(line)
+
+    @pytest.mark.parametrize("parallelism", [1, 3])
+    def test_votes_of_their_noise_are_found_again(self, parallelism):
+        again = redraw_served(Drawing(parallelism, block_size=64))
+        assert verify_entry(self.entry(), again) is None
+        forged = self.entry(moved=1)
+        assert verify_entry(forged) is None
+        assert "drawn again the votes are" in verify_entry(forged, again)
+
+    def test_other_noise_gives_other_votes(self):
+        other = self.entry(lambda fields: fields | {"estimate_seed": [7, 7]})
+        assert verify_entry(other) is None
+        again = redraw_served(Drawing(block_size=64))
+        assert "drawn again the votes are" in verify_entry(other, again)
+
+    def test_what_cannot_be_drawn_again_is_said(self):
+        def without_pixels(fields):
+            return {name: value for name, value in fields.items() if name != "pixels_float32"}
+
+        with pytest.raises(UserError, match="the audit log keeps no pixels"):
+            redraw_served(Drawing(block_size=64))(self.entry(without_pixels))
+        with pytest.raises(UserError, match="its sigma is 0.25, not 0.5"):
+            redraw_served(Drawing(block_size=64, sigma=0.25))(self.entry())

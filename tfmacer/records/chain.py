@@ -1,0 +1,174 @@
+"""JSON lines of which none can be changed, taken out or cut off unnoticed: a chain of digests.
+
+Each line carries its number, the digest of the line before it, and last the SHA-256 of its own text
+up to there. Who knows the newest digest knows the whole chain: whoever writes it again, even from
+its beginning, ends at another one.
+
+Such a file is rotated by renaming it after the number of its last entry; the chain goes on in the
+next one.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tfmacer.records.sealing import json_object
+
+_LINE = re.compile(r'(\{.*), "digest": "([0-9a-f]{64})"\}', re.DOTALL)
+_DIGITS = 12
+_ROTATED = re.compile(rf"\.[0-9]{{{_DIGITS}}}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """One entry of a chain.
+
+    Attributes:
+      number: its own, from 1; 0 stands for what is before the first.
+      digest: its own, 64 hex digits; zeros before the first.
+    """
+
+    number: int
+    digest: str
+
+
+BEGINNING = Link(0, "0" * 64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a line stands in a chain.
+
+    Attributes:
+      before: the link that it says it follows.
+      link: the line itself.
+    """
+
+    before: Link
+    link: Link
+
+
+def to_line(fields: Mapping[str, Any], last: Link) -> tuple[str, Link]:
+    """The next line of a chain, without its newline.
+
+    Args:
+      fields: as JSON knows them; `entry`, `previous` and `digest` are added.
+      last: the link that it follows.
+
+    Returns:
+      The line, and its link.
+    """
+    number = last.number + 1
+    text = json.dumps({**fields, "entry": number, "previous": last.digest}, allow_nan=False)
+    digest = _digest(text[:-1])
+    return f'{text[:-1]}, "digest": "{digest}"}}', Link(number, digest)
+
+
+def from_line(line: str) -> tuple[dict[str, Any], Place | None]:
+    """Reads a line that `to_line` wrote, or any JSON object.
+
+    Returns:
+      Its fields, and its place; None where it is no link of a chain.
+
+    Raises:
+      ValueError: it is neither, or its digest is not that of its text.
+    """
+    fields = json_object(line)
+    if not fields.keys() & {"entry", "previous", "digest"}:
+        return fields, None
+    sealed = _LINE.fullmatch(line)
+    if sealed is None or sealed[2] != _digest(sealed[1]):
+        raise ValueError("altered after it was written: its digest does not match")
+    number, previous = fields.pop("entry", None), fields.pop("previous", None)
+    if type(number) is not int or number < 1:
+        raise ValueError("its number, entry, must be an integer of 1 or more")
+    if not isinstance(previous, str) or not re.fullmatch("[0-9a-f]{64}", previous):
+        raise ValueError("previous must be 64 hex digits")
+    return fields, Place(Link(number - 1, previous), Link(number, fields.pop("digest")))
+
+
+class Chain:
+    """Follows lines one by one, and tells where they do not follow each other.
+
+    Attributes:
+      plain: lines before the first link.
+      first: what the first link follows; None as long as there is none.
+      last: the last link; None likewise.
+      known: the link that has the head asked for; None as long as none has.
+    """
+
+    def __init__(self, head: str | None = None) -> None:
+        """Nothing is followed yet.
+
+        Args:
+          head: digest of the newest link that is known; None where none is.
+        """
+        self.plain = 0
+        self.first: Link | None = None
+        self.last: Link | None = None
+        self.known: Link | None = None
+        self._head = head
+
+    def follow(self, place: Place | None) -> str | None:
+        """Takes up the next line; returns what is wrong with its place, None where nothing is."""
+        if place is None:
+            if self.last is not None:
+                return "it has no digest, but the entry before it has one"
+            self.plain += 1
+            return None
+        if self.first is None or self.last is None:
+            # What an older version wrote stands before the beginning of a chain.
+            self.first = self.last = BEGINNING if self.plain else place.before
+        if place.before != self.last:
+            return (
+                f"it is entry {place.link.number} and follows digest {place.before.digest}, but "
+                f"before it stands entry {self.last.number}, digest {self.last.digest}: entries "
+                "were taken out, added or changed"
+            )
+        self.last = place.link
+        for link in (place.before, place.link):
+            if link.digest == self._head:
+                self.known = link
+        return None
+
+    def __str__(self) -> str:
+        """Where the chain begins and ends."""
+        plain = f"{self.plain} entries have no digest, so one taken out of them does not show"
+        if self.first is None or self.last is None:
+            return f"no chain: {plain}"
+        begin = f"the chain begins with entry {self.first.number + 1}"
+        if self.first != BEGINNING:
+            begin += f", after digest {self.first.digest} of one that is not here,"
+        end = f"{begin} and ends with entry {self.last.number}, digest {self.last.digest}"
+        return f"{end}; before it {plain}" if self.plain else end
+
+
+def rotated_name(path: Path, last: Link) -> Path:
+    """What a file is renamed to when the next one begins; names sort as their entries do.
+
+    Args:
+      path: of the file.
+      last: its last link.
+    """
+    return path.with_name(f"{path.name}.{last.number:0{_DIGITS}d}")
+
+
+def rotated(path: Path) -> list[Path]:
+    """The files that `path` was rotated to and that are still there, the oldest first.
+
+    Raises:
+      OSError: the folder cannot be read.
+    """
+    return sorted(
+        each
+        for each in path.parent.iterdir()
+        if each.name.startswith(path.name) and _ROTATED.fullmatch(each.name[len(path.name) :])
+    )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
