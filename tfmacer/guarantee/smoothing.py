@@ -29,6 +29,9 @@ LAWS: Mapping[str, type[Law]] = MappingProxyType(
     {known.family: known for known in (Gaussian, RoundedGaussian, GeneralizedGaussian, MixedNorm)}
 )
 
+# More than any image has; the tables of some families are made with floating-point numbers.
+_MOST_NUMBERS = 2**31
+
 _FLOATS = "the noise is taken as exact, so the rounding of floating-point sums is not covered"
 _CAVEATS = {
     RoundedGaussian.family: (
@@ -56,11 +59,13 @@ def law(
       family: key of `LAWS`.
       sigma: scale of the noise, in units of pixels in [0, 1]; > 0.
       params: the family's further parameters; None stands for none.
-      dimension: numbers in one image, H x W x C.
+      dimension: numbers in one image, H x W x C; below 2^31.
 
     Raises:
       UserError: the family is unknown, or a parameter is out of range.
     """
+    if not 1 <= dimension < _MOST_NUMBERS:
+        raise UserError(f"an image must have 1 to {_MOST_NUMBERS - 1} numbers, got {dimension}")
     if family not in LAWS:
         raise UserError(f"noise_family must be one of {', '.join(LAWS)}, got {family!r}")
     return LAWS[family].build(sigma=sigma, params=params or {}, dimension=dimension)

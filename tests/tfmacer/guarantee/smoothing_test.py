@@ -116,6 +116,12 @@ class TestRegistry:
         with pytest.raises(UserError, match="noise_family must be one of gaussian, .*got 'cauchy'"):
             smoothing.law("cauchy", sigma=0.5, dimension=784)
 
+    @pytest.mark.parametrize("family", smoothing.LAWS)
+    @pytest.mark.parametrize("dimension", [0, 2**31, 2**186])
+    def test_an_image_that_cannot_be(self, family, dimension):
+        with pytest.raises(UserError, match=f"1 to 2147483647 numbers, got {dimension}"):
+            smoothing.law(family, sigma=0.5, dimension=dimension)
+
     def test_unknown_parameter(self):
         with pytest.raises(UserError, match="noise_params of gaussian must be empty, got {'k': 3}"):
             smoothing.law("gaussian", sigma=0.5, params={"k": 3}, dimension=784)
