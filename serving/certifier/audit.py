@@ -6,7 +6,6 @@ waits for the disk.
 """
 
 import base64
-import collections
 import dataclasses
 import datetime
 import logging
@@ -15,6 +14,7 @@ import queue
 import stat
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,12 +192,12 @@ class AuditLog:
             line, link = chain.to_line(entry.fields(pixels=self._pixels), self.head)
             if self._file.size and self._file.size + len(line) >= self._max_bytes:
                 self._rotate()
-            self._append(line)
+            self._append(line, link)
             self.head = link
         except Exception as error:  # a full disk; whatever it is, the next entry may be written
             self._lost(entry, error)
 
-    def _append(self, line: str) -> None:
+    def _append(self, line: str, link: Link) -> None:
         if self._ready:
             try:
                 self._file.append(line)
@@ -205,9 +205,16 @@ class AuditLog:
             except ValueError as error:  # it may have been moved away, or end in a torn line
                 logger.warning("%s; it is opened again", error)
         self._ready = False
-        self._reopen()
+        last = self._opened()
+        found = self.head if last is None else _link(self._path, last)
+        if found not in (self.head, link):
+            raise UserError(
+                f"{self._path}: does not end with entry {self.head.number}: "
+                "another program wrote to it"
+            )
         self._ready = True
-        self._file.append(line)
+        if found != link:  # else the line is whole, only the disk did not confirm it
+            self._file.append(line)
 
     def _lost(self, entry: Entry, why: object) -> None:
         logger.error("certificate %s is not in the audit log: %s", entry.certificate_id, why)
@@ -223,18 +230,13 @@ class AuditLog:
     def _taken_up(self) -> Link:
         """Opens the file; returns the last link of the chain."""
         last = self._opened()
-        if last is None and (older := chain.rotated(self._path)):
+        if last is not None:
+            return _link(self._path, last)
+        if older := chain.rotated(self._path):  # killed before the new file had an entry
             with open(older[-1], "rb") as lines:
-                last = collections.deque(lines, maxlen=1)[0].decode().removesuffix("\n")
-        return BEGINNING if last is None else self._link(last)
-
-    def _reopen(self) -> None:
-        last = self._opened()
-        if last is not None and self._link(last) != self.head:
-            raise UserError(
-                f"{self._path}: does not end with entry {self.head.number}: "
-                "another program wrote to it"
-            )
+                ends = deque(lines, maxlen=1)
+            return _link(older[-1], b"".join(ends).decode(errors="replace").rstrip("\n"))
+        return BEGINNING
 
     def _opened(self) -> str | None:
         last = self._file.open()
@@ -247,15 +249,6 @@ class AuditLog:
             os.close(file)
         return last
 
-    def _link(self, line: str) -> Link:
-        try:
-            place = AuditEntry.from_line(line).place
-        except ValueError as error:
-            raise UserError(
-                f"{self._path}: its last line is not an audit entry: {error}"
-            ) from error
-        return BEGINNING if place is None else place.link
-
     def _rotate(self) -> None:
         try:
             self._file.rotate(chain.rotated_name(self._path, self.head))
@@ -265,3 +258,12 @@ class AuditLog:
                     old.unlink()
         except (UserError, OSError) as error:
             logger.error("audit log %s cannot be rotated: %s", self._path, error)
+
+
+def _link(path: Path, line: str) -> Link:
+    """The link that the last line of a file is."""
+    try:
+        place = AuditEntry.from_line(line).place
+    except ValueError as error:
+        raise UserError(f"{path}: its last line is not an audit entry: {error}") from error
+    return BEGINNING if place is None else place.link

@@ -149,7 +149,10 @@ def _pixels(fields: _Fields) -> npt.NDArray[np.float32] | None:
 
 
 def _all_of(kind: type) -> type:
-    """The fields of a dataclass as they are written: each of them, a stop rule as text."""
+    """The fields of a dataclass as they are written: each of them, a stop rule as text.
+
+    None has a default: a field that is added later has to be given one here, for logs of before.
+    """
     fields = dataclasses.fields(kind)
     return dataclasses.make_dataclass(
         kind.__name__,

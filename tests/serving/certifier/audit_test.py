@@ -253,6 +253,12 @@ class TestRotation:
         assert write(path, 3).head.number == 3
         assert numbers(path) == [1, 2, 3]
 
+    @pytest.mark.parametrize("text", [b"", b"\xff\n", b"{}\n"])
+    def test_a_kill_between_two_files_and_no_entry_in_the_first(self, path: Path, text) -> None:
+        chain.rotated_name(path, chain.Link(7, "")).write_bytes(text)
+        with pytest.raises(UserError, match=f"^--audit_log={path}.000000000007: its last line"):
+            AuditLog(path, pixels=True)
+
     def test_it_goes_on_where_it_cannot_be_renamed(self, path: Path, caplog) -> None:
         write(path, 1)
         chain.rotated_name(path, chain.Link(1, "")).mkdir()
@@ -307,6 +313,28 @@ class TestFailure:
         assert "certificate c2 is not in the audit log: " in caplog.text
         assert "No space left on device" in caplog.text
         assert [entry.certificate_id for entry in read_audit_log(path)] == ["c1", "c3"]
+        assert numbers(path) == [1, 2]
+
+    def test_a_line_that_is_whole_is_not_written_twice(self, path: Path, monkeypatch) -> None:
+        """The disk did not confirm it, and it could not be cut off either."""
+        failures: list[None] = []
+        fsync, broken = os.fsync, [True]
+
+        def failing(file: int) -> None:
+            if broken and broken.pop():
+                raise OSError(5, "Input/output error")
+            fsync(file)
+
+        def refused(file: int, size: int) -> None:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(appending.os, "fsync", failing)
+        monkeypatch.setattr(appending.os, "ftruncate", refused)
+        log = AuditLog(path, pixels=True, on_failure=lambda: failures.append(None))
+        for number in (1, 2):
+            log.after(FakeContext(ended=True), made(number))  # type: ignore[arg-type]
+        log.close()
+        assert failures == []
         assert numbers(path) == [1, 2]
 
     @pytest.mark.parametrize("how", ["moved", "removed", "emptied"])
