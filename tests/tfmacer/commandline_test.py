@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import grpc
@@ -11,7 +12,7 @@ from processes import ROOT
 from recording_proxy import proxied
 
 from tfmacer import commandline
-from tfmacer.errors import UserError
+from tfmacer.errors import Notice, UserError
 
 
 @pytest.fixture
@@ -170,3 +171,24 @@ def test_no_channel_of_a_command_asks_a_proxy_for_this_machine(values, monkeypat
         assert run(main, values, []) == 0
         assert proxy.asked == []
         assert os.environ[commandline.NO_PROXY].startswith(no_proxy)
+
+
+def test_what_a_user_should_know_is_one_line_once(capsys):
+    def main():
+        for _ in range(2):
+            warnings.warn("run\nwas written before", Notice, stacklevel=1)
+        warnings.warn("run was edited", Notice, stacklevel=1)
+
+    assert commandline.run(main, flags.FlagValues(), [], name="name", doc="doc") == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: run was written before",
+        "warning: run was edited",
+    ]
+
+
+def test_other_warnings_are_shown_as_ever():
+    def main():
+        warnings.warn("of a library", DeprecationWarning, stacklevel=1)
+
+    with pytest.warns(DeprecationWarning, match="of a library"):
+        assert commandline.run(main, flags.FlagValues(), [], name="name", doc="doc") == 0

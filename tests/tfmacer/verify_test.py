@@ -165,6 +165,18 @@ def test_an_unfinished_log_is_verified_as_far_as_it_goes(tmp_path, capsys):
     assert "unfinished: 7 of 12 images" in capsys.readouterr().err
 
 
+def test_a_selection_beyond_memory_is_counted(tmp_path, capsys):
+    path = tmp_path / "log.tsv"
+    small, huge = (made_logs.settings(total=total) for total in (2, 10**12))
+    made_logs.write(path, small)
+    lines = [huge.to_line(huge.sealed(record)) for record in read_log(path).records]
+    path.write_text("\n".join(["\t".join(huge.columns), *lines]) + "\n")
+    settings_path(path).write_text(huge.to_json())
+    assert run(path) == 0
+    assert f"unfinished: {10**12 - 2} of {10**12} images have no row" in capsys.readouterr().out
+    assert run(path, "--complete") == 1
+
+
 def test_a_row_taken_out_is_reported(path, capsys):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:4], *lines[5:]]))

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ _ENVIRONMENTS_DIFFER = (
     "the parts were made in different environments: votes drawn again in one of them may differ "
     "where two logits tie within rounding"
 )
+# How many missing shards are named.
+_NAMED = 5
 
 
 def merge(shards: Iterable[Path], out: Path) -> Log:
@@ -121,5 +124,9 @@ def _check_numbers(logs: Sequence[Log], settings: Sequence[LogSettings]) -> None
         if number in by_number:
             raise UserError(f"{log.path}: holds shard {one.shard}, and so does {by_number[number]}")
         by_number[number] = log.path
-    if gaps := [f"{number}/{parts}" for number in range(parts) if number not in by_number]:
-        raise UserError(f"shards are missing: {', '.join(gaps)}")
+    lacking = (f"{number}/{parts}" for number in range(parts) if number not in by_number)
+    if named := list(itertools.islice(lacking, _NAMED)):
+        more = parts - len(by_number) - len(named)
+        raise UserError(
+            f"shards are missing: {', '.join(named)}" + (f" and {more} more" if more else "")
+        )

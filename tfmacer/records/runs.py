@@ -90,7 +90,7 @@ class Smoothing:
                 f"{origin}: written by an earlier version, without a digest: nothing tells "
                 "whether it was altered since",
                 Notice,
-                stacklevel=2,
+                stacklevel=1,  # one place, so that the same text is shown once
             )
         return found
 

@@ -301,9 +301,10 @@ class TableWriter(Generic[RowT]):
           UserError: the table or its settings were removed, replaced or changed meanwhile.
         """
         self._file.check()
-        beside = settings_path(self.path)
-        if not beside.is_file():
-            raise UserError(f"{beside}: is gone: it was removed while {self.path} was written to")
+        if read_text(settings_path(self.path)) != self._text:
+            raise UserError(
+                f"{settings_path(self.path)}: was changed while {self.path} was written to"
+            )
 
     def close(self) -> None:
         """Closes the table and lets others write it."""
@@ -341,3 +342,4 @@ class TableWriter(Generic[RowT]):
             )
         else:
             write_atomically(beside, self._settings.to_json())
+        self._text = read_text(beside)

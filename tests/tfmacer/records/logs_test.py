@@ -384,8 +384,15 @@ def test_our_log_needs_its_settings(tmp_path):
         read_log(tmp_path / "log.tsv")
 
 
-@pytest.mark.parametrize("what", ["table", "settings"])
-def test_a_log_removed_meanwhile_is_not_done(tmp_path, what):
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("table", r"log\.tsv: is gone"),
+        ("settings", r"log\.tsv\.json: cannot be read: No such file"),
+        ("edit", r"log\.tsv\.json: was changed while"),
+    ],
+)
+def test_a_log_removed_or_edited_meanwhile_is_not_done(tmp_path, what, message):
     path = tmp_path / "log.tsv"
     settings = made_logs.settings(total=2)
 
@@ -393,9 +400,12 @@ def test_a_log_removed_meanwhile_is_not_done(tmp_path, what):
         with LogWriter(path, settings) as writer:
             for idx in list(writer.missing):
                 writer.append(made_logs.record(settings, idx))
-            (path if what == "table" else settings_path(path)).unlink()
+            if what == "edit":
+                settings_path(path).write_text(made_logs.settings(total=3).to_json())
+            else:
+                (path if what == "table" else settings_path(path)).unlink()
 
-    with pytest.raises(UserError, match=r"log\.tsv.*is gone"):
+    with pytest.raises(UserError, match=message):
         write()
     assert not path.with_name("log.tsv.lock").exists()
 

@@ -62,6 +62,11 @@ def test_an_unfinished_shard_is_refused(tmp_path):
     refused(paths, tmp_path / "out.tsv", "shard1of3.tsv: not finished: 10 of 13 images have no row")
 
 
+def test_shards_beyond_number_are_not_listed(tmp_path):
+    path = shard(tmp_path, 0, 10**12)
+    refused([path], tmp_path / "out.tsv", f"1/{10**12}, .* and {10**12 - 6} more")
+
+
 def test_shards_of_other_divisions_are_refused(tmp_path):
     paths = [shard(tmp_path, 0, 2), shard(tmp_path, 1, 3)]
     refused(paths, tmp_path / "out.tsv", "one of 3 shards, .* is one of 2")

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 
@@ -6,8 +7,9 @@ import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
+from small_exports import small_smoothing, write_small_export
 
-from tfmacer.errors import UserError
+from tfmacer.errors import Notice, UserError
 from tfmacer.records.runs import RunDirectory, Smoothing
 from tfmacer.votes import counting, local, models, noise
 from tfmacer.votes.source import ESTIMATE, SELECT, row_seed
@@ -224,6 +226,17 @@ def test_blocks_in_flight_are_bounded_by_memory(shape, blocks):
     """A layer of one block is 256 x H x W x 64 x 4 bytes: 268 MB for 64 x 64 pixels."""
     smoothing = Smoothing(sigma=1.0, num_classes=2, input_shape=shape, model_digest="t")
     assert counting.parallel_blocks(smoothing) == blocks
+
+
+def test_an_export_from_before_the_seal_is_loaded_with_a_notice(tmp_path, monkeypatch):
+    def first_version(smoothing):
+        return json.dumps(dataclasses.asdict(smoothing) | {"format_version": 1}, indent=2) + "\n"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Smoothing, "to_json", first_version)
+        write_small_export(tmp_path / "1")
+    with pytest.warns(Notice, match=f"^{tmp_path / '1'}: written by an earlier version"):
+        assert local.SavedModelVotes(tmp_path).smoothing == small_smoothing()
 
 
 def test_newest_version_is_chosen_by_number(tmp_path):

@@ -1,10 +1,12 @@
 """Votes over the wire: the right ones, and a clear refusal of every other answer."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -12,6 +14,7 @@ import portpicker
 import pytest
 from fake_backend import BLOCK, SMOOTHING, FakeBackend, expected_votes
 
+from tfmacer.errors import Notice
 from tfmacer.votes.endpoint import BackendError, Endpoint, served_model
 from tfmacer.votes.remote import RemoteVotes
 from tfmacer.wire import tensors
@@ -249,6 +252,22 @@ def test_models_that_cannot_be_certified(backend, change, code, text: str) -> No
     with pytest.raises(BackendError, match=text) as caught:
         RemoteVotes.connect(f"127.0.0.1:{backend.port}", "m")
     assert caught.value.code is code
+
+
+def test_an_edited_description_is_refused_and_an_old_one_taken_with_a_notice(backend) -> None:
+    text = SMOOTHING.to_json()
+    target = f"127.0.0.1:{backend.port}"
+    backend.smoothing = SimpleNamespace(to_json=lambda: text.replace('"sigma": 0.', '"sigma": 1.'))
+    with pytest.raises(BackendError, match="tfmacer_info: .* altered after it was") as caught:
+        RemoteVotes.connect(target, "m")
+    assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
+    first = json.loads(text) | {"format_version": 1}
+    del first["digest"]
+    backend.smoothing = SimpleNamespace(to_json=lambda: json.dumps(first))
+    with pytest.warns(Notice, match="model m version 3: written by an earlier version"):
+        remote = RemoteVotes.connect(target, "m")
+    assert remote.smoothing == SMOOTHING
+    remote.close()
 
 
 def test_available_versions(backend) -> None:
