@@ -209,6 +209,7 @@ def test_reloads_that_wait_hold_nothing_up(calls, tmp_path) -> None:
             time.sleep(0.02)
         with pytest.raises(grpc.RpcError) as caught:
             stub.HandleReloadConfigRequest(request, timeout=0.5)
-        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        # Taken up and given up in time: whichever of the two sides is first says so.
+        assert caught.value.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNKNOWN)
     server.stop(0).wait()
     registry.stop()
