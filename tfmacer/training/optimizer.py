@@ -19,6 +19,9 @@ class SGD(keras.optimizers.SGD):
     momentum accumulates gradients rather than steps, so that a drop of the rate takes effect at
     once rather than after the momentum has forgotten the old rate.
 
+    With several replicas it sums gradients as Keras' optimizers do, unless it is told that those it
+    is given are sums over all of them already (`given_sums`).
+
     Args:
       learning_rate: a number or a schedule.
       momentum: m, in [0, 1).
@@ -36,6 +39,7 @@ class SGD(keras.optimizers.SGD):
     ) -> None:
         super().__init__(learning_rate, momentum=momentum, nesterov=nesterov, **kwargs)
         self.l2 = weight_decay
+        self.given_sums = False
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """See the class."""
@@ -47,6 +51,11 @@ class SGD(keras.optimizers.SGD):
             self.assign(buffer, velocity)
             step = step + self.momentum * velocity if self.nesterov else velocity
         self.assign_sub(variable, rate * step)
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        if self.given_sums:
+            return grads_and_vars
+        return super()._all_reduce_sum_gradients(grads_and_vars)
 
     def get_config(self) -> dict[str, Any]:
         """Configuration for saving."""

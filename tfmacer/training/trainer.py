@@ -17,6 +17,7 @@ import tensorflow as tf
 from tfmacer.errors import UserError
 from tfmacer.training import precision
 from tfmacer.training.objectives import Batch, Losses, Objective
+from tfmacer.training.optimizer import SGD
 from tfmacer.votes import noise
 from tfmacer.votes.source import row_seed
 
@@ -84,10 +85,11 @@ class SmoothedTrainer(keras.Model):
           **kwargs: passed on to `keras.Model`.
 
         Raises:
-          UserError: a number out of its range, or `noise_chunk` for an objective that needs all
-            copies at once.
+          UserError: a number out of its range, `noise_chunk` for an objective that needs all
+            copies at once, or an objective of another sigma.
         """
-        super().__init__(**kwargs)
+        # Whatever the global policy is: the network has its own, and the trainer scales losses.
+        super().__init__(**{"dtype": "float32"} | kwargs)
         if not (math.isfinite(sigma) and sigma > 0):
             raise UserError(f"sigma must be positive and finite, got {sigma}")
         if num_noise < 1:
@@ -95,6 +97,7 @@ class SmoothedTrainer(keras.Model):
         if clip_norm is not None and not clip_norm > 0:
             raise UserError(f"clip_norm must be positive, got {clip_norm}")
         _check_chunk(noise_chunk, num_noise, objective)
+        _check_sigma(objective, sigma)
         self.network = network
         self.objective = objective
         self.sigma = sigma
@@ -106,8 +109,12 @@ class SmoothedTrainer(keras.Model):
         self.seed = seed
         self.clip_norm = clip_norm
         self.loss_scale = precision.loss_scale(network)
-        self._train_means = {name: keras.metrics.Mean(name=name) for name in TRAIN_METRICS}
-        self._test_means = {name: keras.metrics.Mean(name=f"test_{name}") for name in TEST_METRICS}
+        # Keras orders lists of results by these names: those of `evaluate` have their own.
+        self._train_means = {
+            name: keras.metrics.Mean(name=f"train_{name}" if name in TEST_METRICS else name)
+            for name in TRAIN_METRICS
+        }
+        self._test_means = {name: keras.metrics.Mean(name=name) for name in TEST_METRICS}
         slopes = self._slopes_at_once if noise_chunk is None else self._slopes_by_chunks
         self._slopes = slopes
         # Hidden from Keras, which would count its variables and metrics among this one's.
@@ -116,9 +123,22 @@ class SmoothedTrainer(keras.Model):
         self._jitted_slopes = tf.function(slopes, jit_compile=True)
         self.built = True
 
+    @property
+    def metrics_names(self) -> list[str]:
+        """What the numbers are that `evaluate` returns, in order."""
+        return list(TEST_METRICS)
+
     def compile(self, *args: Any, jit_compile: bool = False, **kwargs: Any) -> None:
-        """As `keras.Model.compile`, but XLA (`jit_compile`) is used only where it is asked for."""
+        """As `keras.Model.compile`, but XLA (`jit_compile`) is used only where it is asked for.
+
+        Raises:
+          UserError: the optimizer scales losses or accumulates gradients, or clips them where
+            there are several replicas.
+        """
         super().compile(*args, jit_compile=jit_compile, **kwargs)
+        _check_optimizer(self.optimizer, self.distribute_strategy.num_replicas_in_sync)
+        if isinstance(self.optimizer, SGD):
+            self.optimizer.given_sums = True
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Logits of the network, without noise."""
@@ -340,6 +360,8 @@ class SmoothedTrainer(keras.Model):
         return logits, tf.add_n([*self.network.losses, tf.zeros(())])
 
     def _gradients(self, tape: tf.GradientTape, target: tf.Tensor) -> list[tf.Tensor]:
+        if not self.network.trainable_variables:
+            raise UserError(f"the network {self.network.name!r} has no trainable weights")
         return tape.gradient(
             target,
             self.network.trainable_variables,
@@ -383,9 +405,9 @@ class SmoothedTrainer(keras.Model):
         norm = tf.linalg.global_norm(gradients)
         if self.clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, use_norm=norm)
-        # Summed over replicas already, for the norm of the whole; the optimizer sums once more.
         replicas = self.distribute_strategy.num_replicas_in_sync
-        if replicas > 1:
+        if replicas > 1 and not isinstance(self.optimizer, SGD):
+            # Summed over replicas already, for the norm of the whole; Keras' own sum once more.
             gradients = [gradient / replicas for gradient in gradients]
         self.optimizer.apply(gradients, self.network.trainable_variables)
         return norm, weight
@@ -401,6 +423,32 @@ def _check_chunk(noise_chunk: int | None, num_noise: int, objective: Objective) 
             f"noise_chunk={noise_chunk}: {type(objective).__name__} needs all copies at once; "
             "only gaussian, macer and consistency can be computed a few copies at a time"
         )
+
+
+def _check_sigma(objective: Objective, sigma: float) -> None:
+    """Of the objective and those that it holds."""
+    part: Any = objective
+    while part is not None:
+        found = getattr(part, "sigma", sigma)
+        if found != sigma:
+            raise UserError(f"{type(part).__name__} has sigma={found}, the trainer sigma={sigma}")
+        part = getattr(part, "objective", None)
+
+
+def _check_optimizer(optimizer: Any, replicas: int) -> None:
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise UserError(
+            "optimizer: LossScaleOptimizer would scale losses twice: the trainer scales those of "
+            "networks in float16 itself; give the optimizer within it"
+        )
+    if steps := optimizer.gradient_accumulation_steps:
+        raise UserError(
+            f"optimizer: gradient_accumulation_steps={steps} would draw the same noise {steps} "
+            "times; noise_chunk takes a batch in parts"
+        )
+    for name in ("clipnorm", "clipvalue", "global_clipnorm"):
+        if replicas > 1 and getattr(optimizer, name) is not None:
+            raise UserError(f"optimizer: {name} is for one device; clip_norm is for {replicas}")
 
 
 def _mean(losses: Losses) -> tf.Tensor:

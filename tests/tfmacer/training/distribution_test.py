@@ -74,7 +74,22 @@ def trained(strategy, root):
     run(trainer, f"{sys.argv[1]}/{root}", callbacks=[Keep()])
     return trainer, logs
 
+reduced = []
+def counting(context, op, value, *args, plain=tf.distribute.ReplicaContext.all_reduce, **kwargs):
+    reduced.extend(int(np.prod(part.shape)) for part in tf.nest.flatten(value))
+    return plain(context, op, value, *args, **kwargs)
+tf.distribute.ReplicaContext.all_reduce = counting
+
 (alone, expected), (shared, found) = trained(one, "one"), trained(two, "two")
+# Every gradient once, in each of the two traces of the step, one for each replica.
+weights = [int(np.prod(v.shape)) for v in alone.network.trainable_variables]
+assert reduced.count(max(weights)) == 2, (reduced, weights)
+try:
+    with two.scope():
+        shared.compile(optimizer=keras.optimizers.SGD(0.1, clipnorm=1.0))
+    raise AssertionError
+except UserError as error:
+    assert "clip_norm is for 2" in str(error), error
 for a, b in zip(alone.network.variables, shared.network.variables):
     np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-5)
     first, second = two.experimental_local_results(b.value)

@@ -84,6 +84,26 @@ def test_a_step_is_that_of_float32_but_for_the_rounding(name):
         np.testing.assert_allclose(found, expected, atol=bound)
 
 
+def test_under_a_global_policy_losses_are_scaled_once():
+    """Keras would wrap the optimizer in a scale of its own, and undo it on gradients without it."""
+    alone = _trainer("mixed_float16")
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        trainer = _trainer("mixed_float16")
+        history = trainer.fit(*_data(), batch_size=12, shuffle=False, verbose=0).history
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert isinstance(trainer.optimizer, SGD)
+    expected = alone.fit(*_data(), batch_size=12, shuffle=False, verbose=0).history
+    assert history["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-5)
+    pairs = zip(trainer.network.get_weights(), alone.network.get_weights(), strict=True)
+    for found, same in pairs:
+        np.testing.assert_allclose(found, same, rtol=1e-5, atol=1e-6)
+    start = _trainer("mixed_float16").network.get_weights()[0]
+    assert np.abs(trainer.network.get_weights()[0] - start).max() > 1e-3
+
+
 def test_networks_of_the_project_answer_in_float32():
     with precision.policy("mixed_bfloat16"):
         network = networks.build("lenet", "mnist", (28, 28, 1), 10)
