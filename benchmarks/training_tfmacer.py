@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tfmacer.splits import ArraySplit
 from tfmacer.training import batches, callbacks, loop, networks, objectives, precision
+from tfmacer.training.checkpoints import Checkpoints
 from tfmacer.training.optimizer import SGD
 from tfmacer.training.trainer import SmoothedTrainer
 
@@ -60,7 +61,7 @@ def whole(variant: str, network: str, size: int, copies: int, steps: int, folder
             ),
             epochs=1,
             steps=WARM + steps,
-            manager=loop.checkpoints(trainer, folder / "checkpoints"),
+            kept=Checkpoints(trainer, folder / "checkpoints"),
             checkpoint_every=1000,
             callbacks=[
                 callbacks.MetricsFile(folder / "metrics.csv"),

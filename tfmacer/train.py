@@ -66,6 +66,7 @@ def _locked(run: RunDirectory) -> Iterator[None]:
 def _train(run: RunDirectory, strategy: "tf.distribute.Strategy", *, chief: bool) -> None:
     from tfmacer import datasets
     from tfmacer.training import batches, distribution, loop
+    from tfmacer.training.checkpoints import Checkpoints
 
     distribution.check_divides(strategy, get("batch_size"))
     split = datasets.load_split(get("dataset"), get("train_split"), get("data_dir"))
@@ -86,12 +87,23 @@ def _train(run: RunDirectory, strategy: "tf.distribute.Strategy", *, chief: bool
         return
     held_out = _held_out()
     trainer = _trainer(split, objective, steps, strategy)
+    kept = Checkpoints(trainer, run.checkpoints)
+    restored = kept.restore()
+    if run.smoothing.is_file() and not restored:
+        raise UserError(
+            f"--run_dir={run.root} holds a finished run without checkpoints, which cannot go on; "
+            f"give another --run_dir, and --init_from={run.root} to start from its weights"
+        )
+    if restored:
+        where = f"going on after step {trainer.steps_taken}"
+        _say("; ".join([f"{run.root}: {where}", *kept.damaged]), chief)
+    elif run.flags.is_file():
+        _say(f"{run.root}: starting again, there is no checkpoint yet", chief)
+    listeners = _callbacks(run, split, held_out, steps)
     if chief:
+        # Only now: until here, what was there is as it was.
         run.smoothing.unlink(missing_ok=True)
         write_atomically(run.flags, FLAGS.flags_into_string())
-    manager = loop.checkpoints(trainer, run.checkpoints)
-    if loop.restore(trainer, manager):
-        _say(f"{run.root}: going on after step {trainer.steps_taken}", chief)
     with loop.termination() as stop:
         complete = loop.run(
             trainer,
@@ -105,10 +117,10 @@ def _train(run: RunDirectory, strategy: "tf.distribute.Strategy", *, chief: bool
             ),
             epochs=get("epochs"),
             steps=steps,
-            manager=manager,
+            kept=kept,
             checkpoint_every=get("checkpoint_every"),
             held_out=_evaluated(held_out),
-            callbacks=_callbacks(run, split, held_out, steps),
+            callbacks=listeners,
             stop=stop,
         )
     if complete and chief:

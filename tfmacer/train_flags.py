@@ -322,9 +322,14 @@ def is_finished(run: RunDirectory) -> bool:
     """Whether the directory holds this run, finished.
 
     Raises:
-      UserError: it holds another.
+      UserError: it holds another, or one of which it cannot be told.
     """
     if not run.flags.is_file():
+        if run.smoothing.exists() or run.checkpoints.exists():
+            raise UserError(
+                f"--run_dir={run.root} holds a run without {run.flags.name}, which says of what "
+                "flags; give another --run_dir"
+            )
         return False
     previous = copy.deepcopy(FLAGS)
     previous.unparse_flags()

@@ -159,6 +159,77 @@ def test_an_unfinished_run_is_taken_up_and_ends_the_same(
     assert curves[0] == curves[1]
 
 
+@pytest.mark.parametrize("lost", [(), ("step-3",), ("step-3", "step-6", "step-8")])
+def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(tiny, tmp_path, capsys, lost):
+    """The network is then the one of an undisturbed run; where none is whole, nothing starts."""
+    whole = tmp_path / "whole"
+    assert train.main([*tiny, f"--run_dir={whole}", "--epochs=3"]) == 0
+    assert train.main(tiny) == 0
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert {path.stem for path in checkpoints.iterdir()} == {"step-6", "step-8"}
+    newest = checkpoints / "step-8.data-00000-of-00001"
+    newest.write_bytes(newest.read_bytes()[:50])
+    for name in lost:
+        for path in checkpoints.glob(f"{name}.*"):
+            path.unlink()
+    before = (tmp_path / "run" / "smoothing.json").read_bytes()
+    capsys.readouterr()
+    if "step-8" in lost:
+        status, error = _error(capsys, [*tiny, "--epochs=3"])
+        assert status == 1
+        assert "holds a finished run without checkpoints, which cannot go on" in error
+        assert (tmp_path / "run" / "smoothing.json").read_bytes() == before
+        return
+    assert train.main([*tiny, "--epochs=3"]) == 0
+    said = capsys.readouterr().out.splitlines()[0]
+    assert "run: going on after step 6; step-8 is damaged: " in said
+    found, expected = (RunDirectory(root) for root in (tmp_path / "run", whole))
+    assert found.read_smoothing() == expected.read_smoothing()
+
+
+DAMAGED_RUNS = {
+    "checkpoints": (
+        lambda run: [path.write_bytes(b"") for path in run.checkpoints.glob("*.index")],
+        "none of the checkpoints is whole (step-8 is damaged: ",
+    ),
+    "flags lost": (lambda run: run.flags.unlink(), "holds a run without flags.txt"),
+    "flags torn": (lambda run: run.flags.write_text("--sigma=0.25\n--netw"), "cannot be read"),
+    "flags no text": (lambda run: run.flags.write_bytes(b"\xff\xfe"), "flags.txt cannot be read"),
+    "metrics no text": (lambda run: run.metrics.write_bytes(b"\xff\n"), "metrics.csv: cannot be"),
+    "metrics of another kind": (lambda run: run.metrics.write_text("a,b\n1,2\n"), "'step'"),
+    "a step that is none": (
+        lambda run: run.metrics.write_text(run.metrics.read_text().replace(",4,", ",4x,", 1)),
+        "a step is '4x'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED_RUNS)
+def test_a_damaged_run_is_refused_in_one_line_and_left_as_it_is(tiny, tmp_path, capsys, name):
+    damage, message = DAMAGED_RUNS[name]
+    assert train.main(tiny) == 0
+    run = RunDirectory(tmp_path / "run")
+    damage(run)
+    capsys.readouterr()
+    status, error = _error(capsys, [*tiny, "--epochs=3"])
+    assert status == 1
+    assert message in error
+    assert run.smoothing.is_file()
+
+
+def test_starting_again_is_said(tiny, tmp_path, capsys):
+    """A run that was killed before its first checkpoint."""
+    (tmp_path / "run").mkdir()
+    assert train.main(tiny) == 0
+    run = RunDirectory(tmp_path / "run")
+    run.smoothing.unlink()
+    for path in run.checkpoints.iterdir():
+        path.unlink()
+    capsys.readouterr()
+    assert train.main(tiny) == 0
+    assert "run: starting again, there is no checkpoint yet" in capsys.readouterr().out
+
+
 def test_precision_is_part_of_what_is_certified_and_exported(tiny, tmp_path):
     """The votes of the run and of its export are those of the network in bfloat16."""
     from export import saved_model

@@ -13,6 +13,7 @@ import tensorflow as tf
 import tqdm
 
 from tfmacer.certification import certify_images
+from tfmacer.errors import UserError
 from tfmacer.records.runs import Smoothing, write_atomically
 from tfmacer.training.losses import soft_radius
 from tfmacer.training.objectives import noisy_views
@@ -41,6 +42,9 @@ class MetricsFile(keras.callbacks.Callback):
 
     Args:
       path: the file.
+
+    Raises:
+      UserError: there is a file, and it cannot be read as one of these.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,18 +52,30 @@ class MetricsFile(keras.callbacks.Callback):
         self._path = path
         self._header = ("epoch", "step", *LOGGED, "seconds")
         self._started = 0.0
+        self._rows()
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Keeps the rows up to the step that training goes on from."""
         step = self.model.steps_taken
-        kept = [",".join(self._header)]
-        if step and self._path.is_file():
-            with open(self._path, newline="") as file:
+        kept = [row for row in self._rows() if int(row["step"]) <= step] if step else []
+        lines = [",".join(row.get(name) or "" for name in self._header) for row in kept]
+        write_atomically(self._path, "\n".join([",".join(self._header), *lines]) + "\n")
+
+    def _rows(self) -> list[dict[str, str]]:
+        """What there is so far."""
+        if not self._path.exists():
+            return []
+        try:
+            with open(self._path, newline="", encoding="utf-8") as file:
                 # A kill may have torn the last row; no checkpoint is as late as that.
                 rows = [row for row in csv.DictReader(file) if None not in row.values()]
-            done = [row for row in rows if int(row["step"]) <= step]
-            kept += [",".join(row.get(name) or "" for name in self._header) for row in done]
-        write_atomically(self._path, "\n".join(kept) + "\n")
+            if wrong := [row for row in rows if not row["step"].isdecimal()]:
+                raise ValueError(f"a step is {wrong[0]['step']!r}")
+        except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError) as error:
+            raise UserError(
+                f"{self._path}: cannot be read: {error!r}; move it away to go on without its rows"
+            ) from error
+        return rows
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Starts the clock."""

@@ -5,7 +5,6 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,64 +12,10 @@ import tensorflow as tf
 
 from tfmacer.errors import UserError
 from tfmacer.training import distribution
+from tfmacer.training.checkpoints import Checkpoints
 from tfmacer.training.trainer import SmoothedTrainer
 
-KEPT_CHECKPOINTS = 2
-
 Step = Callable[[Iterator[Any]], dict[str, tf.Tensor]]
-
-
-def checkpoints(trainer: SmoothedTrainer, directory: Path) -> tf.train.CheckpointManager:
-    """What a run must keep to go on bit for bit, and where.
-
-    That is the network, the optimizer (its iteration count among the rest, from which noise, data
-    order and schedules follow), float16's scale and the running means of the epoch under way. All
-    replicas hold the same: the first one's is kept.
-    """
-    strategy = trainer.distribute_strategy
-    with strategy.scope():
-        trainer.optimizer.build(trainer.network.trainable_variables)
-    kept = {name: [_of_replica(strategy, v) for v in vs] for name, vs in _state(trainer).items()}
-    if strategy.num_replicas_in_sync > 1:
-        # Their noise is that of as many replicas.
-        kept["replicas"] = [tf.Variable(strategy.num_replicas_in_sync)]
-    return tf.train.CheckpointManager(
-        tf.train.Checkpoint(**kept),
-        str(directory),
-        max_to_keep=KEPT_CHECKPOINTS,
-        checkpoint_name="step",
-    )
-
-
-def restore(trainer: SmoothedTrainer, manager: tf.train.CheckpointManager) -> bool:
-    """Restores the newest checkpoint; False where there is none.
-
-    Raises:
-      UserError: it is not one of this network, optimizer and number of devices.
-    """
-    latest = manager.latest_checkpoint
-    if latest is None:
-        return False
-    strategy = trainer.distribute_strategy
-    replicas = strategy.num_replicas_in_sync
-    found = dict(tf.train.list_variables(latest)).keys()
-    saved = "replicas/0/.ATTRIBUTES/VARIABLE_VALUE"
-    recorded = int(tf.train.load_variable(latest, saved)) if saved in found else 1
-    if recorded != replicas:
-        raise UserError(
-            f"{latest} was trained on {recorded} devices, here are {replicas}: their noise would "
-            "be another; give as many (--distribution, TF_CONFIG) or another --run_dir"
-        )
-    try:
-        manager.checkpoint.restore(latest).assert_consumed()
-    except (AssertionError, ValueError, tf.errors.OpError) as error:
-        raise UserError(f"{latest}: cannot be restored: {error}") from error
-    for variables in _state(trainer).values():
-        for variable in variables:
-            first, *others = strategy.experimental_local_results(variable.value)
-            for other in others:
-                other.assign(first)
-    return True
 
 
 def run(
@@ -79,7 +24,7 @@ def run(
     *,
     epochs: int,
     steps: int,
-    manager: tf.train.CheckpointManager,
+    kept: Checkpoints,
     checkpoint_every: int,
     held_out: tf.data.Dataset | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -95,7 +40,7 @@ def run(
       batches: gives a share of the batches from a step to the end of its epoch.
       epochs: to train in all.
       steps: per epoch.
-      manager: see `checkpoints`.
+      kept: where the state is saved.
       checkpoint_every: steps between checkpoints; one more is written at the end.
       held_out: batches to evaluate on after each epoch; None for none.
       callbacks: told of epochs and batches as `fit` would tell them.
@@ -124,14 +69,14 @@ def run(
         while step < (epoch + 1) * steps:
             logs = take_step(iterator)
             step += 1
-            _check_finite(logs, step, manager)
+            _check_finite(logs, step, kept)
             listeners.on_train_batch_end(step, logs)
             if chief and step == (epoch + 1) * steps:
                 # Before the checkpoint, so that none is ever ahead of what was recorded.
                 listeners.on_epoch_end(epoch, logs | _evaluate(trainer, held_out))
             stopped = stopped_anywhere(stop())
             if chief and (stopped or step % checkpoint_every == 0 or step == epochs * steps):
-                manager.save(checkpoint_number=step)
+                kept.save(step)
             if stopped:
                 listeners.on_train_end()
                 return step == epochs * steps
@@ -169,31 +114,15 @@ def termination() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _state(trainer: SmoothedTrainer) -> dict[str, list[keras.Variable]]:
-    """The variables that a run goes on from."""
-    state = {
-        "network": trainer.network.variables,
-        "optimizer": trainer.optimizer.variables,
-        "means": [variable for metric in trainer.metrics for variable in metric.variables],
-    }
-    if trainer.loss_scale is not None:
-        state["loss_scale"] = trainer.loss_scale.variables
-    return state
-
-
-def _of_replica(strategy: tf.distribute.Strategy, variable: keras.Variable) -> tf.Variable:
-    """The first local replica's part of a variable."""
-    return strategy.experimental_local_results(variable.value)[0]
-
-
-def _check_finite(logs: dict[str, Any], step: int, manager: tf.train.CheckpointManager) -> None:
+def _check_finite(logs: dict[str, Any], step: int, kept: Checkpoints) -> None:
     # The logs are running means, where one value that is not finite stays.
     for name in ("loss", "gradient_norm"):
         value = float(logs[name])
         if not math.isfinite(value):
+            last = kept.path(kept.steps[-1]) if kept.steps else "none yet"
             raise UserError(
                 f"{name} is {value} at step {step}: training stopped; last good checkpoint: "
-                f"{manager.latest_checkpoint}; --clip_norm=1 or a smaller --learning_rate may help"
+                f"{last}; --clip_norm=1 or a smaller --learning_rate may help"
             )
 
 

@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from tfmacer.errors import UserError
-from tfmacer.training import precision
+from tfmacer.training import inputs, precision
 from tfmacer.training.objectives import Batch, Losses, Objective
 from tfmacer.training.optimizer import SGD
 from tfmacer.votes import noise
@@ -33,7 +33,7 @@ class Slopes(NamedTuple):
 
     Attributes:
       gradients: of the loss, times the scale asked for; one for each trainable variable.
-      loss: scalar, the mean over this replica's images, with the network's own regularisation.
+      loss: scalar, weighted mean over this replica's images and the network's own regularisation.
       losses: the objective's.
     """
 
@@ -42,7 +42,7 @@ class Slopes(NamedTuple):
     losses: Losses
 
 
-class SmoothedTrainer(keras.Model):
+class SmoothedTrainer(inputs.CheckedModel):
     """Trains a classifier to be smoothed: `compile`, `fit` and `evaluate` as any Keras model.
 
     The noise of a step is a function of the seed, the optimizer's iteration count, the replica and
@@ -119,6 +119,7 @@ class SmoothedTrainer(keras.Model):
         self._slopes = slopes
         # Hidden from Keras, which would count its variables and metrics among this one's.
         self._hidden = types.SimpleNamespace(single=None)
+        self._xla = False
         # Without what updates variables across replicas, which XLA cannot compile.
         self._jitted_slopes = tf.function(slopes, jit_compile=True)
         self.built = True
@@ -129,13 +130,20 @@ class SmoothedTrainer(keras.Model):
         return list(TEST_METRICS)
 
     def compile(self, *args: Any, jit_compile: bool = False, **kwargs: Any) -> None:
-        """As `keras.Model.compile`, but XLA (`jit_compile`) is used only where it is asked for.
+        """As `keras.Model.compile`, but for what the objective is instead of.
+
+        XLA (`jit_compile`) is used only where it is asked for, and for forward, loss and backward
+        alone: it would drop the assertions on what is given.
 
         Raises:
-          UserError: the optimizer scales losses or accumulates gradients, or clips them where
-            there are several replicas.
+          UserError: a loss or metrics are given, or the optimizer scales losses or accumulates
+            gradients, or clips them where there are several replicas.
         """
-        super().compile(*args, jit_compile=jit_compile, **kwargs)
+        for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+            if kwargs.get(name) is not None:
+                raise UserError(f"compile: {name} has no meaning here, the objective says both")
+        self._xla = jit_compile
+        super().compile(*args, jit_compile=False, **kwargs)
         _check_optimizer(self.optimizer, self.distribute_strategy.num_replicas_in_sync)
         if isinstance(self.optimizer, SGD):
             self.optimizer.given_sums = True
@@ -144,51 +152,65 @@ class SmoothedTrainer(keras.Model):
         """Logits of the network, without noise."""
         return self.network(images, training=training)
 
-    def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One step on `(images [B, H, W, C], labels [B])`, a replica's share of the batch.
+    def train_step(self, data: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
+        """One step on a replica's share of the batch.
+
+        Args:
+          data: images, labels and, if they have any, their weights; see `inputs.examples`.
 
         Returns:
           The epoch's running means over all replicas, and this step's learning rate, lambda and
-          epsilon.
+          epsilon. Weights enter the losses, which are sums of weight x loss divided by the number
+          of images, as in Keras; accuracies are without them.
         """
-        images, labels = data
+        images, labels, weights, size = inputs.examples(data, self.network)
         step = tf.convert_to_tensor(self.optimizer.iterations)
         scale = tf.constant(1.0) if self.loss_scale is None else self.loss_scale.value()
-        slopes = self._jitted_slopes if self.jit_compile else self._slopes
-        # The optimizer sums the gradients of all replicas.
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        gradients, loss, losses = slopes(images, labels, step, scale / replicas)
+        slopes = self._jitted_slopes if self._xla else self._slopes
+        gradients, loss, losses = slopes(images, labels, weights, step, scale)
         accuracy = _accuracy(losses.noisy_logits, labels)
-        terms = (tf.reduce_mean(term) for term in (losses.classification, losses.robustness))
+        terms = (_mean(term, weights) for term in (losses.classification, losses.robustness))
         values = tf.stack([loss, *terms, accuracy])
-        gradients, values = self._over_replicas(gradients, values)
+        # With the moving statistics equal everywhere, an attack sees the same network on every
+        # replica, and a checkpoint of one replica is one of all.
+        moving = self._moving_statistics()
+        (values, *means), size = self._over_replicas([values, *gradients, *moving], size)
+        gradients, statistics = means[: len(gradients)], means[len(gradients) :]
+        for variable, value in zip(moving, statistics, strict=True):
+            variable.assign(value)
         rates = {
             "learning_rate": tf.convert_to_tensor(self.optimizer.learning_rate),
             "lambda": self.objective.weight_at(step),
             "epsilon": self.objective.epsilon_at(step),
         }
         norm, weight = self._apply(gradients, scale)
-        size = tf.cast(tf.shape(images)[0], tf.float32)
-        weights = [size] * 4 + [size * weight]
+        sizes = [size] * 4 + [size * weight]
         for mean, value, each in zip(
-            self._train_means.values(), (*tf.unstack(values), norm), weights, strict=True
+            self._train_means.values(), (*tf.unstack(values), norm), sizes, strict=True
         ):
             mean.update_state(value, sample_weight=each)
         return {name: mean.result() for name, mean in self._train_means.items()} | rates
 
-    def test_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Accuracy on `(images, labels)` without noise and under one draw of it."""
-        images, labels = data
+    def test_step(self, data: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
+        """Accuracy on `data` as in `train_step`, without noise and under one draw of it."""
+        images, labels, _, size = inputs.examples(data, self.network)
         # How many images came before numbers the batch: each has noise of its own, and every
         # evaluation has the same.
         position = tf.cast(self._test_means["accuracy"].count, tf.int64)
         batch = self.draw(images, labels, TEST, position, copies=1)
         clean = self.network(images, training=False)[:, tf.newaxis]
         noisy = self.network(images + batch.noise[:, 0], training=False)[:, tf.newaxis]
-        size = tf.shape(images)[0]
-        for mean, logits in zip(self._test_means.values(), (clean, noisy), strict=True):
-            mean.update_state(_accuracy(logits, labels), sample_weight=size)
+        accuracies, size = self._over_replicas(
+            [_accuracy(logits, labels) for logits in (clean, noisy)], size
+        )
+        for mean, value in zip(self._test_means.values(), accuracies, strict=True):
+            mean.update_state(value, sample_weight=size)
         return {name: mean.result() for name, mean in self._test_means.items()}
+
+    def predict_step(self, data: tuple[tf.Tensor, ...]) -> tf.Tensor:
+        """The network's logits without noise."""
+        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self(inputs.pixels(images))
 
     def draw(
         self,
@@ -272,7 +294,12 @@ class SmoothedTrainer(keras.Model):
         return tf.stack(drawn, axis=1)
 
     def _slopes_at_once(
-        self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor, scale: tf.Tensor
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        weights: tf.Tensor,
+        step: tf.Tensor,
+        scale: tf.Tensor,
     ) -> Slopes:
         """Loss of a batch and `scale` times its gradient, with all views in memory."""
         batch = self.draw(images, labels, TRAIN, step)
@@ -280,12 +307,18 @@ class SmoothedTrainer(keras.Model):
         with tf.GradientTape() as tape:
             logits, penalties = zip(*map(self._pass, views), strict=True)
             losses = self.objective.losses(tf.concat(logits, axis=1), batch)
-            loss = _mean(losses) + tf.add_n(penalties) / len(views)
+            loss = _mean(losses.classification + losses.robustness, weights)
+            loss += tf.add_n(penalties) / len(views)
             scaled = scale * loss
         return Slopes(self._gradients(tape, scaled), loss, losses)
 
     def _slopes_by_chunks(
-        self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor, scale: tf.Tensor
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        weights: tf.Tensor,
+        step: tf.Tensor,
+        scale: tf.Tensor,
     ) -> Slopes:
         """The same in memory that does not grow with the number of copies, by two passes.
 
@@ -300,7 +333,7 @@ class SmoothedTrainer(keras.Model):
         with tf.GradientTape() as tape:
             tape.watch(logits)
             losses = self.objective.losses(logits, batch)
-            loss = _mean(losses)
+            loss = _mean(losses.classification + losses.robustness, weights)
             scaled = scale * loss
         gradients, penalty = self._second_pass(batch, seeds, tape.gradient(scaled, logits), scale)
         return Slopes(gradients, loss + penalty, losses)
@@ -368,28 +401,24 @@ class SmoothedTrainer(keras.Model):
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
 
-    def _over_replicas(
-        self, gradients: list[tf.Tensor], values: tf.Tensor
-    ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """Gradients summed and values averaged over all replicas; the moving statistics too.
+    def _moving_statistics(self) -> list[keras.Variable]:
+        """What every replica's forward pass changes by itself; none where there is one alone."""
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            return []
+        weights = self.network.non_trainable_weights
+        return [v for v in weights if tf.as_dtype(v.dtype).is_floating]
 
-        With the latter equal everywhere, an attack sees the same network on every replica, and a
-        checkpoint of one replica is one of all.
-        """
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        if replicas == 1:
-            return gradients, values
+    def _over_replicas(
+        self, parts: list[tf.Tensor], size: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Means over all replicas, each counting by the size of its share, and the sum of those."""
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            return parts, size
+        weighed = [tf.cast(size, part.dtype) * part for part in parts]
         context = tf.distribute.get_replica_context()
-        moving = self.network.non_trainable_weights
-        *gradients, values = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, values])
-        if moving:
-            # Copies, so that they are on the replica's device.
-            means = context.all_reduce(
-                tf.distribute.ReduceOp.MEAN, [tf.identity(v) for v in moving]
-            )
-            for variable, mean in zip(moving, means, strict=True):
-                variable.assign(mean)
-        return gradients, values / replicas
+        *sums, total = context.all_reduce(tf.distribute.ReduceOp.SUM, [*weighed, size])
+        means = [tf.math.divide_no_nan(part, tf.cast(total, part.dtype)) for part in sums]
+        return means, total
 
     def _apply(
         self, gradients: list[tf.Tensor], scale: tf.Tensor
@@ -451,9 +480,9 @@ def _check_optimizer(optimizer: Any, replicas: int) -> None:
             raise UserError(f"optimizer: {name} is for one device; clip_norm is for {replicas}")
 
 
-def _mean(losses: Losses) -> tf.Tensor:
-    """What a batch costs."""
-    return tf.reduce_mean(losses.classification + losses.robustness)
+def _mean(losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """What a batch costs whose images cost `[B]` and have weights `[B]`."""
+    return tf.reduce_mean(losses * weights)
 
 
 def _accuracy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

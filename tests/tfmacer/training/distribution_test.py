@@ -25,7 +25,8 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 
 from tfmacer.errors import UserError
 from tfmacer.splits import ArraySplit
-from tfmacer.training import batches, callbacks, distribution, loop, objectives, precision
+from tfmacer.training import (batches, callbacks, checkpoints, distribution, loop, objectives,
+                              precision)
 from tfmacer.training.optimizer import SGD
 from tfmacer.training.trainer import SmoothedTrainer
 
@@ -38,16 +39,16 @@ two = distribution.strategy("mirrored", workers=1)
 assert (two.num_replicas_in_sync, one.num_replicas_in_sync) == (2, 1)
 
 def run(trainer, root, epochs=2, **options):
-    manager = loop.checkpoints(trainer, pathlib.Path(root))
-    resumed = loop.restore(trainer, manager)
+    kept = checkpoints.Checkpoints(trainer, pathlib.Path(root))
+    resumed = kept.restore()
     loop.run(trainer, lambda step, share: batches.epoch_batches(
         split, batch_size=BATCH, seed=2, start=step, augmentation="crop", share=share),
-        epochs=epochs, steps=STEPS, manager=manager, checkpoint_every=3, **options)
+        epochs=epochs, steps=STEPS, kept=kept, checkpoint_every=3, **options)
     return resumed
 
 def values(trainer):
-    state = loop._state(trainer)
-    return [loop._of_replica(trainer.distribute_strategy, v).numpy()
+    state = checkpoints.state(trainer)
+    return [checkpoints.of_replica(trainer.distribute_strategy, v).numpy()
             for vs in state.values() for v in vs]
 """
 
@@ -125,7 +126,7 @@ for options in CASES:
         trainer = Watching(network, objectives.Gaussian(), sigma=1.0, num_noise=4,
                            noise_chunk=chunk)
         trainer.compile(optimizer=SGD(0.1), jit_compile="jit" in options)
-    loop.checkpoints(trainer, pathlib.Path(sys.argv[1]))
+    checkpoints.Checkpoints(trainer, pathlib.Path(sys.argv[1]))
     data = iter(distribution.share_batches(two, lambda step, share: batches.epoch_batches(
         split, batch_size=BATCH, seed=2, share=share), 0))
     step = tf.function(lambda: two.run(trainer.train_step, args=(next(data),))["noise"])
@@ -133,6 +134,52 @@ for options in CASES:
     assert [noise.shape for noise in drawn] == [(4, 4, *SHAPE)] * 4
     flat = np.concatenate(drawn).ravel()
     assert len(np.unique(flat)) > 0.99 * len(flat), options
+print("equal")
+"""
+
+UNEQUAL = """
+# 9 images in batches of 4: of the last one, the second replica gets none.
+images, labels = split.take(range(9))
+pairs = tf.data.Dataset.from_tensor_slices((images, labels, np.linspace(0, 2, 9))).batch(4)
+
+class Fixed(SmoothedTrainer):
+    def draw(self, images, labels, stream, step, copies=None):
+        batch = super().draw(images, labels, stream, step, copies)
+        return batch._replace(noise=tf.sin(50 * images[:, tf.newaxis]) + 0 * batch.noise)
+
+def made(strategy, objective, extra=()):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        network = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), *extra,
+                                    keras.layers.Dense(3)])
+        trainer = Fixed(network, objective, sigma=0.5, num_noise=2)
+        trainer.compile(optimizer=SGD(0.3, momentum=0.9))
+    return trainer
+
+results = []
+for strategy in (one, two):
+    trainer = made(strategy, objectives.Macer(sigma=0.5, weight=0.5, beta=2.0))
+    logs = trainer.fit(pairs, epochs=2, verbose=0).history
+    logs |= trainer.evaluate(pairs, verbose=0, return_dict=True)
+    results.append((logs, [v.numpy() for v in trainer.network.variables]))
+(expected, weights), (found, others) = results
+for a, b in zip(weights, others, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+assert found.keys() == expected.keys()
+for name in expected:
+    np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, err_msg=name)
+
+for name in objectives.OBJECTIVES:
+    few = {"steps": 1} if "steps" in objectives.options(name) else {}
+    few |= {"sigma": 0.5} if name == "macer" else {}
+    trainer = made(two, objectives.compose(name, **few), [keras.layers.BatchNormalization()])
+    logs = trainer.fit(pairs, verbose=0).history | trainer.evaluate(
+        pairs, verbose=0, return_dict=True)
+    assert all(np.isfinite(value).all() for value in logs.values()), (name, logs)
+    for variable in trainer.network.variables:
+        first, second = (v.numpy() for v in two.experimental_local_results(variable.value))
+        assert np.isfinite(first).all(), (name, variable.path)
+        np.testing.assert_array_equal(first, second)
 print("equal")
 """
 
@@ -213,6 +260,10 @@ def _environment(folder, **extra):
 
 def test_two_devices_train_as_one_with_noise_of_their_own(tmp_path):
     _run(AS_ONE + "CASES = [{}]\n" + NOISE, tmp_path)
+
+
+def test_a_share_without_an_image_counts_nothing(tmp_path):
+    _run(UNEQUAL, tmp_path)
 
 
 @pytest.mark.slow
@@ -324,6 +375,5 @@ def test_two_machines_stop_together_go_on_and_write_once(tmp_path):
     assert list((tmp_path / "machine1").iterdir()) == []
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert names == {
-        "checkpoint",
         *(f"step-{step}.{end}" for step in (45, 48) for end in ("index", "data-00000-of-00001")),
     }

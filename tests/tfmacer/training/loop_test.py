@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfmacer.errors import UserError
 from tfmacer.splits import ArraySplit
 from tfmacer.training import batches, callbacks, loop, objectives, schedules
+from tfmacer.training.checkpoints import Checkpoints
 from tfmacer.training.optimizer import SGD
 from tfmacer.training.trainer import SmoothedTrainer
 
@@ -63,14 +64,14 @@ def _run(trainer, split, root, *, extra=(), source=None, every=3, epochs=EPOCHS,
         )
         return source(step, data) if source else data
 
-    manager = loop.checkpoints(trainer, root / "checkpoints")
-    resumed = loop.restore(trainer, manager)
+    kept = Checkpoints(trainer, root / "checkpoints")
+    resumed = kept.restore()
     complete = loop.run(
         trainer,
         from_step,
         epochs=epochs,
         steps=STEPS,
-        manager=manager,
+        kept=kept,
         checkpoint_every=every,
         held_out=tf.data.Dataset.from_tensor_slices(split.take(range(6))).batch(4),
         callbacks=[callbacks.MetricsFile(root / "metrics.csv"), *extra],
@@ -162,21 +163,6 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_spares_the_checkpoint(split
         _run(trainer, split, tmp_path, source=poison)
     assert int(trainer.optimizer.iterations) == 8
     fresh = _trainer(initial=99)
-    assert loop.restore(fresh, loop.checkpoints(fresh, tmp_path / "checkpoints"))
+    assert Checkpoints(fresh, tmp_path / "checkpoints").restore()
     assert int(fresh.optimizer.iterations) == 6
     assert all(np.isfinite(v.numpy()).all() for v in fresh.network.variables)
-
-
-def test_a_checkpoint_of_another_network_is_refused(split, tmp_path):
-    _run(_trainer(), split, tmp_path, epochs=1)
-    network = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(7)])
-    other = SmoothedTrainer(network, objectives.Gaussian(), sigma=0.5)
-    other.compile(optimizer=SGD(0.1))
-    with pytest.raises(UserError, match="step-5: cannot be restored"):
-        loop.restore(other, loop.checkpoints(other, tmp_path / "checkpoints"))
-
-
-def test_only_the_newest_checkpoints_are_kept(split, tmp_path):
-    _run(_trainer(), split, tmp_path, every=2)
-    names = {path.name.partition(".")[0] for path in (tmp_path / "checkpoints").glob("step-*")}
-    assert names == {"step-18", "step-20"}

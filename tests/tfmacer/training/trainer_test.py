@@ -29,8 +29,8 @@ def _trainer(objective=None, *, rate=0.1, **options):
     return trainer
 
 
-def _step(trainer, images, labels):
-    return trainer.train_step((tf.constant(images), tf.constant(labels)))
+def _step(trainer, *data):
+    return trainer.train_step(tuple(tf.constant(part) for part in data))
 
 
 @pytest.mark.parametrize(
@@ -45,12 +45,15 @@ def _step(trainer, images, labels):
         objectives.SmoothMix(steps=2),
     ],
 )
-def test_a_step_descends_the_objective_of_the_noisy_copies(objective):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_step_descends_the_objective_of_the_noisy_copies(objective, weighted):
     """The network is x W + b, so its logits and their gradient can be written in NumPy.
 
-    The views are constants of it: what an attack found is not differentiated.
+    The views are constants of it: what an attack found is not differentiated. What every image
+    costs is weighed, and the sum divided by how many there are.
     """
     images, labels = _data()
+    weights = np.linspace(0, 3, 12, dtype=np.float32) if weighted else np.ones(12, np.float32)
     trainer = _trainer(objective)
     kernel, bias = trainer.network.get_weights()
     batch = trainer.draw(tf.constant(images), tf.constant(labels), "train", 0)
@@ -60,10 +63,11 @@ def test_a_step_descends_the_objective_of_the_noisy_copies(objective):
     with tf.GradientTape() as tape:
         tape.watch(logits)
         losses = objective.losses(logits, batch)
-        loss = tf.reduce_mean(losses.classification + losses.robustness)
+        costs = [tf.reduce_sum(weights * term) / 12 for term in losses[:2]]
+        loss = costs[0] + costs[1]
     slopes = tape.gradient(loss, logits).numpy()
     gradients = [np.einsum("bvd,bvk->dk", views, slopes), slopes.sum(axis=(0, 1))]
-    found = _step(trainer, images, labels)
+    found = _step(trainer, images, labels, *([weights] if weighted else []))
     for weight, before, gradient in zip(
         trainer.network.get_weights(), (kernel, bias), gradients, strict=True
     ):
@@ -72,8 +76,8 @@ def test_a_step_descends_the_objective_of_the_noisy_copies(objective):
     accuracy = np.mean(losses.noisy_logits.numpy().argmax(axis=-1) == labels[:, np.newaxis])
     expected = {
         "loss": loss,
-        "classification": tf.reduce_mean(losses.classification),
-        "robustness": tf.reduce_mean(losses.robustness),
+        "classification": costs[0],
+        "robustness": costs[1],
         "noisy_accuracy": accuracy,
         "gradient_norm": norm,
         "learning_rate": 0.1,
@@ -435,7 +439,6 @@ def test_xla_takes_the_same_steps(objective, options):
     for jit in (False, True):
         trainer = _deep(objective, sigma=1e-7, **options)
         trainer.compile(optimizer=SGD(0.1, momentum=0.9), jit_compile=jit)
-        assert trainer.jit_compile is jit
         step = tf.function(trainer.train_step)
         for _ in range(2):
             step((tf.constant(images), tf.constant(labels)))

@@ -1,0 +1,154 @@
+"""The state of a run on disk: what it goes on from, bit for bit."""
+
+import re
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from tfmacer.errors import UserError
+from tfmacer.training.trainer import SmoothedTrainer
+
+KEPT = 2
+
+# TensorFlow writes a checkpoint as a table of contents and the tensors, each with a checksum.
+_FILE = re.compile(r"step-(\d+)\.(index|data-\d+-of-\d+)")
+
+
+class Checkpoints:
+    """The newest states of a run.
+
+    That is the network, the optimizer (its iteration count among the rest, from which noise, data
+    order and schedules follow), float16's scale and the running means of the epoch under way. All
+    replicas hold the same: the first one's is kept.
+
+    What there is, the files themselves say, and no list beside them that could be lost.
+
+    Attributes:
+      damaged: what `restore` has passed over, and why; the newest first.
+    """
+
+    def __init__(self, trainer: SmoothedTrainer, directory: Path) -> None:
+        """Looks at nothing yet.
+
+        Args:
+          trainer: compiled; of which the state is.
+          directory: where the files are, and appear.
+        """
+        self.damaged: list[str] = []
+        self._trainer, self._directory = trainer, directory
+        strategy = trainer.distribute_strategy
+        with strategy.scope():
+            trainer.optimizer.build(trainer.network.trainable_variables)
+        kept = {
+            name: [of_replica(strategy, variable) for variable in variables]
+            for name, variables in state(trainer).items()
+        }
+        if strategy.num_replicas_in_sync > 1:
+            # Their noise is that of as many replicas.
+            kept["replicas"] = [tf.Variable(strategy.num_replicas_in_sync)]
+        self._checkpoint = tf.train.Checkpoint(**kept)
+        # Makes the variable, which restoring looks for.
+        assert self._checkpoint.save_counter is not None
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps after which there is one, whole or not, ascending."""
+        files = self._directory.iterdir() if self._directory.is_dir() else ()
+        found = (_FILE.fullmatch(path.name) for path in files)
+        return sorted({int(match[1]) for match in found if match})
+
+    def path(self, step: int) -> Path:
+        """What the names of the files of a checkpoint begin with."""
+        return self._directory / f"step-{step}"
+
+    def save(self, step: int) -> None:
+        """Writes the state after `step` steps and deletes all but the newest ones.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._checkpoint.write(str(self.path(step)))
+        except (OSError, tf.errors.OpError) as error:
+            raise UserError(f"{self.path(step)}: cannot be written: {_line(error)}") from error
+        # Those of later steps were damaged, or training would not be here.
+        for other in set(self.steps) - set([s for s in self.steps if s <= step][-KEPT:]):
+            for file in self._directory.glob(f"{self.path(other).name}.*"):
+                file.unlink()
+
+    def restore(self) -> bool:
+        """Restores the newest one that is whole; False where there is none at all.
+
+        Raises:
+          UserError: none is whole, or the newest whole one is not of this network, optimizer and
+            number of devices.
+        """
+        for step in reversed(self.steps):
+            damage = _damage(self.path(step))
+            if damage is None:
+                self._restore(str(self.path(step)))
+                return True
+            self.damaged.append(f"{self.path(step).name} is damaged: {damage}")
+        if self.damaged:
+            raise UserError(
+                f"{self._directory}: none of the checkpoints is whole ({'; '.join(self.damaged)}); "
+                "delete the directory to start from the beginning"
+            )
+        return False
+
+    def _restore(self, path: str) -> None:
+        strategy = self._trainer.distribute_strategy
+        replicas = strategy.num_replicas_in_sync
+        found = dict(tf.train.list_variables(path)).keys()
+        saved = "replicas/0/.ATTRIBUTES/VARIABLE_VALUE"
+        recorded = int(tf.train.load_variable(path, saved)) if saved in found else 1
+        if recorded != replicas:
+            raise UserError(
+                f"{path} was trained on {recorded} devices, here are {replicas}: their noise would "
+                "be another; give as many (--distribution, TF_CONFIG) or another --run_dir"
+            )
+        try:
+            self._checkpoint.restore(path).assert_consumed()
+        except (AssertionError, ValueError, tf.errors.OpError) as error:
+            raise UserError(f"{path}: cannot be restored: {_line(error)}") from error
+        for variables in state(self._trainer).values():
+            for variable in variables:
+                first, *others = strategy.experimental_local_results(variable.value)
+                for other in others:
+                    other.assign(first)
+
+
+def state(trainer: SmoothedTrainer) -> dict[str, list[keras.Variable]]:
+    """The variables that a run goes on from."""
+    found = {
+        "network": trainer.network.variables,
+        "optimizer": trainer.optimizer.variables,
+        "means": [variable for metric in trainer.metrics for variable in metric.variables],
+    }
+    if trainer.loss_scale is not None:
+        found["loss_scale"] = trainer.loss_scale.variables
+    return found
+
+
+def of_replica(strategy: tf.distribute.Strategy, variable: keras.Variable) -> tf.Variable:
+    """The first local replica's part of a variable."""
+    return strategy.experimental_local_results(variable.value)[0]
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with the files of a checkpoint; None where all of it can be read."""
+    try:
+        reader = tf.train.load_checkpoint(str(path))
+        for name in reader.get_variable_to_shape_map():
+            # Compares the checksum.
+            reader.get_tensor(name)
+    # TensorFlow's own errors, and those that its reader gives to Python in place of some.
+    except (tf.errors.OpError, ValueError, IndexError, RuntimeError, MemoryError) as error:
+        return _line(error)
+    return None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
