@@ -196,9 +196,8 @@ def test_a_run_directory_is_a_source_and_its_network_is_held_to_its_digest(tmp_p
     run = make_run(tmp_path / "run", network)
     votes = ask(local.from_run(run.root), **rows(1), offsets=[0], num_samples=[100])
     assert votes.counts.sum() == 100
-    fields = json.loads(run.smoothing.read_text())
-    fields["model_digest"] = "0" * 64
-    run.smoothing.write_text(json.dumps(fields))
+    other = dataclasses.replace(run.read_smoothing(), model_digest="0" * 64)
+    run.smoothing.write_text(other.to_json())
     with pytest.raises(UserError, match="was changed after the run"):
         local.from_run(run.root)
 
