@@ -34,6 +34,8 @@ _TIME = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)", re.ASCII)
 # As numbers are written by anyone; Python itself also takes digits of other scripts, 1_000 and inf.
 _INTEGER = re.compile(r"-?\d{1,18}", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+# Far beyond any, and such that means and squares of radii are finite.
+_LARGEST_RADIUS = 1e100
 # `correct` as the published logs of this field have it.
 _TRUTHS = {"0": False, "1": True, "False": False, "True": True}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -205,6 +207,8 @@ def from_published(cells: Mapping[str, str]) -> Record:
         )
     if radius < 0:
         raise ValueError(f"radius is {cells['radius']}, a certified radius is 0 or more")
+    if radius > _LARGEST_RADIUS:
+        raise ValueError(f"radius is {cells['radius']}, which is no distance of images")
     if predict < 0 < radius:
         raise ValueError(f"radius is {cells['radius']}, but predict is -1: abstain has no radius")
     if correct is None:

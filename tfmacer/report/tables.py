@@ -15,7 +15,7 @@ from tfmacer.text import csv_cell
 
 # More columns do not fit on a page.
 _MOST_RADII = 17
-_STEPS = tuple(part * 10.0**power for power in range(-2, 6) for part in (1, 2.5, 5))
+_STEPS = tuple(part * 10.0**power for power in range(-2, 101) for part in (1, 2.5, 5))
 _USUAL_STEP = 0.25
 # Probability, over the noise, that a dataset-level bound is wrong.
 RISK = 0.001

@@ -346,6 +346,7 @@ def test_what_is_no_log_is_refused_with_its_place(tmp_path, text, message):
     [
         ("0 3 3 -9.51 1 1", "radius is -9.51, a certified radius is 0 or more"),
         ("0 3 3 inf 1 1", "radius is 'inf', not a finite number"),
+        ("0 3 3 1e101 1 1", "radius is 1e101, which is no distance of images"),
         ("0 3 3 nan 1 1", "radius is 'nan', not a finite number"),
         ("0 3 3 1e999 1 1", "radius is '1e999', not a finite number"),
         ("0 3 3 1_0 1 1", "radius is '1_0', not a finite number"),

@@ -39,6 +39,7 @@ RUNS = [
         (1.0, [0.0, 0.25, 0.5, 0.75, 1.0]),
         (7.9, [i * 0.5 for i in range(16)]),
         (1000.0, [i * 100.0 for i in range(11)]),
+        (1e12, [i * 1e11 for i in range(11)]),
     ],
 )  # fmt: skip
 def test_radii_go_in_round_steps_to_the_largest(largest, radii):
