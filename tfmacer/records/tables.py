@@ -18,6 +18,9 @@ from tfmacer.records import sealing
 from tfmacer.records.appending import LockedFile
 from tfmacer.records.runs import read_text, write_atomically
 
+# Of wrong lines, after the first.
+_NAMED = 5
+
 # A cell for nothing.
 ABSENT = "-"
 
@@ -187,14 +190,22 @@ def read_lines(
       UserError: `read` raises ValueError for a line, or two lines are of one idx.
     """
     by_idx: dict[int, tuple[int, RowT]] = {}
+    wrong: list[tuple[int, str]] = []
     for number, line in lines:
         try:
             row = read(line)
         except ValueError as error:
-            raise UserError(f"{path}:{number}: corrupt line: {error}") from error
+            wrong.append((number, f"corrupt line: {error}"))
+            continue
         before, _ = by_idx.setdefault(row.idx, (number, row))
         if before != number:
-            raise UserError(f"{path}:{number}: idx {row.idx} stands twice, first in line {before}")
+            wrong.append((number, f"idx {row.idx} stands twice, first in line {before}"))
+    if wrong:
+        (number, what), *others = wrong
+        named = ", ".join(str(other) for other, _ in others[:_NAMED])
+        more = f", and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        also = f"; wrong as well: line {named}{more}" if others else ""
+        raise UserError(f"{path}:{number}: {what}{also}")
     return tuple(by_idx[idx][1] for idx in sorted(by_idx))
 
 

@@ -378,6 +378,22 @@ def test_a_row_that_cannot_be_true_is_refused_with_its_line(tmp_path, cells, mes
     assert message in str(error.value)
 
 
+def test_all_wrong_lines_are_named(tmp_path):
+    path = tmp_path / "log"
+    rows = [("-9.51", 1), ("0.3", 1), ("0.3", 0), ("0.3", 1)]
+    lines = [f"{i}\t3\t3\t{radius}\t{correct}\t1" for i, (radius, correct) in enumerate(rows)]
+    path.write_text("\n".join([HEADER, *lines, lines[1], ""]))
+    with pytest.raises(UserError) as error:
+        read_log(path)
+    assert str(error.value) == (
+        f"{path}:2: corrupt line: radius is -9.51, a certified radius is 0 or more; "
+        "wrong as well: line 4, 6"
+    )
+    path.write_text("\n".join([HEADER, *["x"] * 20, ""]))
+    with pytest.raises(UserError, match=r"wrong as well: line 3, 4, 5, 6, 7, and 14 more$"):
+        read_log(path)
+
+
 def test_our_log_needs_its_settings(tmp_path):
     made_logs.write(tmp_path / "log.tsv", made_logs.settings(total=3))
     settings_path(tmp_path / "log.tsv").unlink()
