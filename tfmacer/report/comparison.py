@@ -16,7 +16,7 @@ from scipy import optimize, stats
 from tfmacer.errors import UserError
 from tfmacer.records.falsifications import Falsification
 from tfmacer.records.logs import Log
-from tfmacer.report.copies import repeated, repetitions
+from tfmacer.report.copies import other_pixels, repeated, repetitions
 from tfmacer.report.summary import NORMS, Estimate, Run, mean_difference
 from tfmacer.text import one_line, visible
 
@@ -160,7 +160,11 @@ def _same_images(first: Run, second: Run, common: int) -> bool:
         return common >= _FEWEST_COMMON
     if first.settings is None or second.settings is None:
         return False
-    return common >= 2 and all(
+    return common >= 2 and _same_split(first, second) and not other_pixels(first, second)
+
+
+def _same_split(first: Run, second: Run) -> bool:
+    return all(
         getattr(first.settings, field) == getattr(second.settings, field)
         for field in ("dataset", "split", "total")
     )
@@ -227,6 +231,10 @@ def warnings(runs: Sequence[Run]) -> list[str]:
             "no further seed, and not compared with it"
         )
         texts.setdefault(text, []).append(each.run.name)
+    for first, second in itertools.combinations(runs, 2):
+        if other_pixels(first, second) and _same_split(first, second):
+            text = f"other pixels than {first.name} under the same idx: not compared with it"
+            texts.setdefault(text, []).append(second.name)
     for run in runs:
         for text in _run_warnings(run):
             texts.setdefault(text, []).append(run.name)

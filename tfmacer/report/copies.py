@@ -49,7 +49,7 @@ def repeated(first: Run, second: Run) -> int:
     holds. Another project's are the same where all rows that both hold are, at least 20 or all of
     one log.
     """
-    if first.norm != second.norm:
+    if first.norm != second.norm or other_pixels(first, second):
         return 0
     mine, theirs = first.rows, second.rows
     common, left, right = np.intersect1d(mine["idx"], theirs["idx"], return_indices=True)
@@ -57,6 +57,11 @@ def repeated(first: Run, second: Run) -> int:
         return len(common) if _drawn(first.settings) == _drawn(second.settings) else 0
     enough = len(common) >= min(_FEWEST_EQUAL, len(mine), len(theirs)) > 0
     return len(common) if enough and np.array_equal(mine[left], theirs[right]) else 0
+
+
+def other_pixels(first: Run, second: Run) -> bool:
+    """Whether an idx is another image in one log than in the other."""
+    return any(second.pixels.get(idx, digest) != digest for idx, digest in first.pixels.items())
 
 
 def _drawn(settings: LogSettings) -> str:

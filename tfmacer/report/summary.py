@@ -90,6 +90,11 @@ class Run:
         return np.array(kept, _ROW)
 
     @functools.cached_property
+    def pixels(self) -> dict[int, str]:
+        """Digest of each image by idx, as far as the log names them."""
+        return {r.idx: r.pixels_sha256 for r in self.log.records if r.pixels_sha256 is not None}
+
+    @functools.cached_property
     def idx(self) -> npt.NDArray[np.int64]:
         """Positions of the labelled images, ascending."""
         return np.array([record.idx for record in self._labelled], np.int64)

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import made_logs
@@ -74,6 +75,18 @@ def test_differences_are_paired_by_image(tmp_path):
 def test_other_images_are_not_paired(tmp_path, others):
     runs = [write(tmp_path, "a"), write(tmp_path, "b", **others)]
     assert paired_differences(runs, [0.0]) == []
+
+
+def test_other_pixels_under_the_same_idx_are_not_paired_and_said(tmp_path):
+    """A folder whose pictures were exchanged between two runs."""
+    first, second = write(tmp_path, "a"), write(tmp_path, "b", model_digest="b" * 64)
+    (pair,) = paired_differences([first, second], [0.0])
+    assert pair.images == 40
+    changed = dataclasses.replace(second.log.records[7], pixels_sha256="0" * 64)
+    records = (*second.log.records[:7], changed, *second.log.records[8:])
+    other = Run("c", dataclasses.replace(second.log, records=records))
+    assert paired_differences([first, other], [0.0]) == []
+    assert "c: other pixels than a under the same idx: not compared with it" in told([first, other])
 
 
 def test_no_image_in_common_is_no_pair(tmp_path):
