@@ -80,7 +80,6 @@ def export(folder: Path, *, checked: bool = True) -> None:
 
 def in_process(folder: Path, image: npt.NDArray[np.float32]) -> Iterator[tuple[float, float]]:
     """Seconds, by the clock and of the processors, of one certificate after another, drawn here."""
-    from tfmacer.certification import smoothing_law
     from tfmacer.votes.local import SavedModelVotes
 
     source = SavedModelVotes(folder)
@@ -88,9 +87,7 @@ def in_process(folder: Path, image: npt.NDArray[np.float32]) -> Iterator[tuple[f
     while True:
         started, spent = time.perf_counter(), time.process_time()
         deque(
-            draw_certificates(
-                source, [Task.seeded(1, 0, image)], rule, smoothing_law(source.smoothing)
-            ),
+            draw_certificates(source, [Task.seeded(1, 0, image)], rule, source.smoothing.law),
             maxlen=0,
         )
         yield time.perf_counter() - started, time.process_time() - spent

@@ -29,8 +29,8 @@ _TURNS = flags.DEFINE_integer("turns", 5, "Turns of each variant.", 1, flag_valu
 _VARIANTS = flags.DEFINE_list(
     "variants",
     ["tfmacer", "bare"],
-    "Of tfmacer, bare, art, torch; and rounded_gaussian, generalized_gaussian, mixed_norm, which "
-    "are tfmacer with that noise.",
+    "Of tfmacer, bare, art, torch; rounded_gaussian, generalized_gaussian, mixed_norm, which are "
+    "tfmacer with that noise; and philox, which draws by the first generator.",
     flag_values=FLAGS,
 )
 
@@ -51,7 +51,7 @@ VARIANTS = {
     "tfmacer": Variant(PROJECT, ("throughput_tfmacer.py", "tfmacer")),
     **{
         family: Variant(PROJECT, ("throughput_tfmacer.py", family))
-        for family in ("rounded_gaussian", "generalized_gaussian", "mixed_norm")
+        for family in ("rounded_gaussian", "generalized_gaussian", "mixed_norm", "philox")
     },
     "bare": Variant(PROJECT, ("throughput_tfmacer.py", "bare")),
     "art": Variant(OTHERS, ("throughput_art.py",)),

@@ -11,6 +11,7 @@ import tensorflow as tf
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tfmacer.certification import certify_images
+from tfmacer.guarantee.generators import LATEST, PHILOX
 from tfmacer.training import networks
 from tfmacer.votes import devices, local
 
@@ -20,6 +21,7 @@ NOISES = {
     "rounded_gaussian": ("rounded_gaussian", {}),
     "generalized_gaussian": ("generalized_gaussian", {"k": 100.0}),
     "mixed_norm": ("mixed_norm", {"k": 10.0}),
+    "philox": ("gaussian", {}),
 }
 SHAPES = {"lenet": ("mnist", (28, 28, 1)), "resnet20": ("cifar10", (32, 32, 3))}
 BATCH = 256
@@ -45,6 +47,7 @@ def main(variant: str, network: str, n: int, path: str) -> None:
             model_digest="-",
             noise_family=family,
             noise_params=params,
+            generator=PHILOX if variant == "philox" else LATEST,
         )
         source = local.NetworkVotes(model, smoothing)
         certify_images(source, image, n=2 * BATCH)

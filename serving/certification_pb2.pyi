@@ -113,6 +113,7 @@ class Model(_message.Message):
     NUM_CLASSES_FIELD_NUMBER: _builtins.int
     INPUT_SHAPE_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
+    GENERATOR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.int
     digest: _builtins.str
@@ -124,6 +125,8 @@ class Model(_message.Message):
     """Draws per block of the noise stream."""
     num_classes: _builtins.int
     precision: _builtins.str
+    generator: _builtins.str
+    """What draws the noise: one of the names in the documentation of `smoothing.json`."""
     @_builtins.property
     def noise_params(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     @_builtins.property
@@ -141,10 +144,11 @@ class Model(_message.Message):
         num_classes: _builtins.int = ...,
         input_shape: _abc.Iterable[_builtins.int] | None = ...,
         precision: _builtins.str = ...,
+        generator: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "digest", b"digest", "input_shape", b"input_shape", "name", b"name", "noise_family", b"noise_family", "noise_params", b"noise_params", "num_classes", b"num_classes", "precision", b"precision", "sigma", b"sigma", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "digest", b"digest", "generator", b"generator", "input_shape", b"input_shape", "name", b"name", "noise_family", b"noise_family", "noise_params", b"noise_params", "num_classes", b"num_classes", "precision", b"precision", "sigma", b"sigma", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -203,7 +207,9 @@ class Prediction(_message.Message):
     alpha: _builtins.float
     n: _builtins.int
     pixels_sha256: _builtins.str
-    """SHA-256 (hex) of the pixels: float32, little-endian, row-major."""
+    """SHA-256 (hex) of the pixels: float32, little-endian, row-major; under `rounded_gaussian` noise
+    of those that are multiples of 1/255, to which the ones sent were rounded.
+    """
     @_builtins.property
     def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -350,7 +356,9 @@ class Certificate(_message.Message):
     stopped_early: _builtins.bool
     """Fewer than the draws asked for were needed, or possible in time."""
     pixels_sha256: _builtins.str
-    """SHA-256 (hex) of the pixels: float32, little-endian, row-major."""
+    """SHA-256 (hex) of the pixels: float32, little-endian, row-major; under `rounded_gaussian` noise
+    of those that are multiples of 1/255, to which the ones sent were rounded.
+    """
     certificate_id: _builtins.str
     """Names the noise behind this certificate in the operator's audit log."""
     statement: _builtins.str

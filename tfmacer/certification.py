@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee import smoothing as laws
 from tfmacer.guarantee.certificate import Certificate, certify, check_reachable
+from tfmacer.guarantee.law import Law
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records import rows
 from tfmacer.records.logs import LogSettings, LogWriter, Record
@@ -42,7 +42,7 @@ class Example:
 
     Attributes:
       index: position in the split as stored; with the run's seed it names the noise.
-      image: float32 `[H, W, C]` in [0, 1].
+      image: float32 `[H, W, C]` in [0, 1], as the law of the noise certifies it: see `Law.pixels`.
       label: the true class, -1 where there is none.
       name: what the dataset calls it; None where it has no name.
     """
@@ -62,14 +62,14 @@ class Example:
 Examples = Callable[[Sequence[int]], Iterable[Example]]
 
 
-def examples_of(split: "Split") -> Examples:
-    """The images of a split, read a few ahead."""
+def examples_of(split: "Split", law: Law) -> Examples:
+    """The images of a split, read a few ahead, as the law certifies them."""
 
     def examples(positions: Sequence[int]) -> Iterator[Example]:
         for start in range(0, len(positions), _LOADED):
             chunk = positions[start : start + _LOADED]
             for index, image, label in zip(chunk, *split.take(chunk), strict=True):
-                yield Example(index, image, int(label), split.image_name(index))
+                yield Example(index, law.pixels(image), int(label), split.image_name(index))
 
     return examples
 
@@ -107,16 +107,6 @@ class Certified:
         )
 
 
-def smoothing_law(smoothing: Smoothing) -> laws.Law:
-    """The law of a classifier's noise."""
-    return laws.law(
-        smoothing.noise_family,
-        sigma=smoothing.sigma,
-        params=smoothing.noise_params,
-        dimension=int(np.prod(smoothing.input_shape)),
-    )
-
-
 def certify_examples(
     source: VoteSource,
     examples: Iterable[Example],
@@ -138,6 +128,7 @@ def certify_examples(
     Yields:
       Each example with its certificate, in the order in which they finish.
     """
+    law = source.smoothing.law
     waiting: dict[int, tuple[Example, int]] = {}
 
     def tasks() -> Iterator[Task]:
@@ -147,7 +138,6 @@ def certify_examples(
                 waiting[example.index] = (example, int(clean))
                 yield Task.seeded(seed, example.index, example.image)
 
-    law = smoothing_law(source.smoothing)
     for progress in draw_certificates(source, tasks(), rules[0], law, also=rules[1:]):
         on_progress(progress)
         if progress.done and progress.certificate is not None:
@@ -303,14 +293,14 @@ def certify_images(
     )
     check_shape(source.smoothing, pixels.shape[1:])
     rule = Rule(**({"block_size": source.smoothing.block_size} | plan))
-    law = smoothing_law(source.smoothing)
+    law = source.smoothing.law
     check_reachable(rule, law)
     numbers = range(len(pixels)) if indices is None else indices
     if len(numbers) != len(pixels) or len(set(numbers)) != len(pixels):
         raise UserError(f"indices must be {len(pixels)} different integers, got {indices}")
     truths = _as_labels(labels, len(pixels), source.smoothing.num_classes)
     examples = [
-        Example(int(i), image, label)
+        Example(int(i), law.pixels(image), label)
         for i, image, label in zip(numbers, pixels, truths, strict=True)
     ]
     if out is not None and indices is not None:
@@ -330,7 +320,7 @@ def certify_images(
 
 
 def _certify_to(
-    path: Path, source: VoteSource, examples: list[Example], rule: Rule, law: laws.Law, seed: int
+    path: Path, source: VoteSource, examples: list[Example], rule: Rule, law: Law, seed: int
 ) -> list[Certificate]:
     from tfmacer.votes.devices import environment
 

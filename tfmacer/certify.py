@@ -135,25 +135,19 @@ def _main() -> None:
         _dataset(smoothing)
 
     commandline.load_tensorflow()
-    from tfmacer.certification import (
-        check_shape,
-        examples_of,
-        preflight,
-        prepare_logs,
-        smoothing_law,
-    )
+    from tfmacer.certification import check_shape, examples_of, preflight, prepare_logs
 
     source, doubts = _open_source(transport)
     smoothing = source.smoothing
     _check_sigma(smoothing)
     rules = _rules(stop, smoothing.block_size)
-    check_reachable(rules[0], smoothing_law(smoothing))
+    check_reachable(rules[0], smoothing.law)
     split = _load_split(smoothing)
     check_shape(smoothing, split.shape, what=f"images of {split.dataset}")
     settings = [_settings(smoothing, rule, split, doubts) for rule in rules]
     for warning in settings[0].warnings:
         commandline.warn(warning)
-    examples = examples_of(split)
+    examples = examples_of(split, smoothing.law)
     if _RUNNER.value is not None:
         preflight(source, [example.image for example in examples(settings[0].indices[:2])])
         from tfmacer.distributed.launch import certify_logs

@@ -156,7 +156,11 @@ class Falsifier:
         if self._plan.clip or self._eight_bits:
             moved = np.clip(moved, 0.0, 1.0)
         pixels = moved.astype(np.float32)
-        return pixels, self._norm(pixels.astype(np.float64) - image)
+        moved_by = pixels.astype(np.float64) - image
+        if self._eight_bits:
+            # Distances are between multiples of 1/255, not between the floats that stand for them.
+            moved_by = np.round(moved_by * rounding.LEVELS) / rounding.LEVELS
+        return pixels, self._norm(moved_by)
 
     def answer(self, image: Images, idx: int, number: int) -> int:
         """What the smoothed classifier answers, by the fresh noise of test `number`; or -1."""

@@ -41,12 +41,12 @@ from tfmacer.records.falsifications import (
 from tfmacer.records.logs import Log, read_log
 from tfmacer.records.naming import ImageFlags
 from tfmacer.records.rows import Record
-from tfmacer.records.runs import UNKNOWN_MODEL, RunDirectory, Smoothing
+from tfmacer.records.runs import CLASSIFIER, UNKNOWN_MODEL, RunDirectory, Smoothing
 from tfmacer.records.settings import NO_PIXELS, LogSettings
 
 if TYPE_CHECKING:
+    from tfmacer.certification import Examples
     from tfmacer.falsification import Falsifier
-    from tfmacer.splits import Split
 
 # Images read at a time.
 _LOADED = 64
@@ -112,13 +112,13 @@ def _main() -> None:
     from tfmacer.votes import devices
 
     devices.use_threads(_INTRA_OP.value)
-    falsifier, split = _falsifier(run, settings, named)
+    falsifier, examples = _falsifier(run, settings, named)
     attack = _attack_settings(log, settings, len(considered), chosen)
     with FalsificationWriter(out, attack) as writer:
         missing = set(writer.missing)
         todo = [record for record in chosen if record.idx in missing]
         if todo:
-            _attack_all(falsifier, split, todo, writer, log)
+            _attack_all(falsifier, examples, todo, writer, log)
         else:
             commandline.say(f"{out}: finished already, {len(writer.rows)} certificates")
     _conclude(read_falsification(out), log)
@@ -153,7 +153,7 @@ def _check_model(smoothing: Smoothing, settings: LogSettings, log: Log) -> None:
     """Refuses a log of another classifier than the run's."""
     if settings.model_digest == UNKNOWN_MODEL:
         raise UserError(f"--log={log.path}: does not say of which model it is")
-    for field in ("model_digest", "sigma", "noise_family", "noise_params", "num_classes"):
+    for field in CLASSIFIER:
         mine, others = getattr(settings, field), getattr(smoothing, field)
         if mine != others:
             raise UserError(
@@ -174,7 +174,8 @@ def _certified(considered: Sequence[Record], log: Log) -> list[Record]:
 
 def _falsifier(
     run: RunDirectory, settings: LogSettings, named: tuple[str, str]
-) -> tuple["Falsifier", "Split"]:
+) -> tuple["Falsifier", "Examples"]:
+    from tfmacer.certification import examples_of
     from tfmacer.datasets import load_split
     from tfmacer.falsification import Falsifier, Plan
     from tfmacer.votes.local import NetworkVotes
@@ -197,7 +198,8 @@ def _falsifier(
             f"{named[0]} has {split.total} images in {named[1]}, "
             f"the log was made from {settings.total}"
         )
-    return Falsifier(network, source, settings.rule, settings.law.norm, plan), split
+    falsifier = Falsifier(network, source, settings.rule, settings.law.norm, plan)
+    return falsifier, examples_of(split, settings.law)
 
 
 def _attack_settings(
@@ -228,7 +230,7 @@ def _attack_settings(
 
 def _attack_all(
     falsifier: "Falsifier",
-    split: "Split",
+    examples: "Examples",
     todo: Sequence[Record],
     writer: FalsificationWriter,
     log: Log,
@@ -246,7 +248,7 @@ def _attack_all(
             unit="image",
             mininterval=every,
         ) as bar:
-            for images, records in _loaded(split, todo, log):
+            for images, records in _loaded(examples, todo, log):
                 for row in pool.map(falsifier, images, records):
                     writer.append(row)
                     flipped = sum(done.flipped_within for done in writer.rows)
@@ -257,15 +259,15 @@ def _attack_all(
 
 
 def _loaded(
-    split: "Split", records: Sequence[Record], log: Log
+    examples: "Examples", records: Sequence[Record], log: Log
 ) -> Iterator[tuple[list[npt.NDArray[np.float32]], Sequence[Record]]]:
-    from tfmacer.certification import check_images, examples_of
+    from tfmacer.certification import check_images
 
     for start in range(0, len(records), _LOADED):
         some = records[start : start + _LOADED]
-        examples = list(examples_of(split)([record.idx for record in some]))
-        check_images(log.path, some, examples)
-        yield [example.image for example in examples], some
+        found = list(examples([record.idx for record in some]))
+        check_images(log.path, some, found)
+        yield [example.image for example in found], some
 
 
 def _conclude(found: Falsification, log: Log) -> None:

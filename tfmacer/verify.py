@@ -151,10 +151,10 @@ def _compare(log: Log) -> None:
     commandline.load_tensorflow()
     from tfmacer.certification import check_images, examples_of
 
-    split = _split(log)
-    if log.settings is not None and not log.settings.names_images:
+    split, settings = _split(log), _settings(log)
+    if not settings.names_images:
         commandline.say(f"{log.path}: {NO_PIXELS}")
-    examples = examples_of(split)
+    examples = examples_of(split, settings.law)
     check_images(log.path, log.records, examples([record.idx for record in log.records]))
 
 
@@ -263,18 +263,23 @@ def _split(log: Log) -> "Split":
     """The split that a log is of."""
     from tfmacer.datasets import load_split
 
-    if log.settings is None:
-        raise UserError(f"{log.path}: not a log of tfmacer")
+    settings = _settings(log)
     images = ImageFlags(dataset=_DATASET.value, split=_SPLIT.value, data_dir=_DATA_DIR.value)
     run = RunDirectory(Path(_RUN_DIR.value)) if _RUN_DIR.value is not None else None
     dataset, name = images.of_log(log, run=run)
-    split = load_split(dataset, name, _DATA_DIR.value, channels=log.settings.input_shape[2])
-    if split.total != log.settings.total:
+    split = load_split(dataset, name, _DATA_DIR.value, channels=settings.input_shape[2])
+    if split.total != settings.total:
         raise UserError(
             f"{log.path}: {dataset} has {split.total} images in {name}, "
-            f"the log was made from {log.settings.total}"
+            f"the log was made from {settings.total}"
         )
     return split
+
+
+def _settings(log: Log) -> LogSettings:
+    if log.settings is None:
+        raise UserError(f"{log.path}: not a log of tfmacer")
+    return log.settings
 
 
 class _ByIdx:

@@ -19,6 +19,7 @@ def model_message(model: ServedModel) -> pb.Model:
         num_classes=smoothing.num_classes,
         input_shape=smoothing.input_shape,
         precision=smoothing.precision,
+        generator=smoothing.generator,
     )
 
 

@@ -8,8 +8,7 @@ from collections.abc import Callable
 import grpc
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee import smoothing
-from tfmacer.guarantee.smoothing import Law
+from tfmacer.guarantee.law import Law
 from tfmacer.votes.endpoint import BackendError, Endpoint, ServedModel, served_model
 
 logger = logging.getLogger(__name__)
@@ -179,13 +178,7 @@ class Models:
                 f"{origin} has digest {found.model_digest}, --model_digest is {self._digest}",
             )
         try:
-            height, width, channels = found.input_shape
-            law = smoothing.law(
-                found.noise_family,
-                sigma=found.sigma,
-                params=found.noise_params,
-                dimension=height * width * channels,
-            )
+            law = found.law
         except UserError as error:
             raise BackendError(grpc.StatusCode.FAILED_PRECONDITION, f"{origin}: {error}") from error
         return Certifiable(model, law)

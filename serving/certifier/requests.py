@@ -9,6 +9,7 @@ import numpy.typing as npt
 from serving import certification_pb2 as pb
 from serving.certifier.limits import Limits
 from tfmacer.errors import UserError
+from tfmacer.guarantee.law import Law
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.sealing import pixels_digest
@@ -38,12 +39,17 @@ class Image:
     sha256: str
 
 
-def read_image(pixels: pb.Pixels, input_shape: tuple[int, int, int]) -> Image:
-    """The image that `Pixels` describe.
+def read_image(pixels: pb.Pixels, input_shape: tuple[int, int, int], law: Law) -> Image:
+    """The image that answers to `Pixels` are about.
+
+    Args:
+      pixels: as sent.
+      input_shape: the model's.
+      law: of its noise; under one of whole steps, the image is that of the steps.
 
     Raises:
-      UserError: no values, another shape than the model's, a length that does not fit it, or a
-        value outside [0, 1].
+      UserError: no values, another shape than the model's, a length that does not fit it, a value
+        outside [0, 1], or one that the law is not about.
     """
     if tuple(pixels.shape) != input_shape:
         # Of millions of numbers in a few bytes, compressed, the first ones are enough.
@@ -68,7 +74,8 @@ def read_image(pixels: pb.Pixels, input_shape: tuple[int, int, int]) -> Image:
             f"pixels.float32 has {values[tuple(where)]} at {where.tolist()}, "
             "values must lie in [0, 1]"
         )
-    return Image(values.astype(np.float32), pixels_digest(values))
+    values = law.pixels(values.astype(np.float32))
+    return Image(values, pixels_digest(values))
 
 
 def read_rule(

@@ -147,7 +147,7 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
         with self._calls.open(context, "Predict") as call:
             target = self._models.current()
             n, alpha = read_prediction(request, self._limits)
-            image = read_image(request.pixels, target.model.smoothing.input_shape)
+            image = read_image(request.pixels, target.model.smoothing.input_shape, target.law)
             votes = self._backend.votes(target, call, context)
             with self._following_versions():
                 counts = _draw(votes, image, self._task(image).select_seed, n)
@@ -193,7 +193,7 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
             request, self._limits, block_size=target.model.smoothing.block_size, anytime=anytime
         )
         check_reachable(rule, target.law)
-        image = read_image(request.pixels, target.model.smoothing.input_shape)
+        image = read_image(request.pixels, target.model.smoothing.input_shape, target.law)
         votes = self._backend.votes(target, call, context)
         task = self._task(image)
         certificate_id = uuid.uuid4().hex

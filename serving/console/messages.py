@@ -159,6 +159,7 @@ class ServedModel(_Answer):
     num_classes: int
     input_shape: list[int] = Field(description="[H, W, C]")
     precision: str
+    generator: str = Field(description="What draws the noise.")
 
 
 class Limits(BaseModel):

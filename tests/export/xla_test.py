@@ -96,7 +96,9 @@ def test_predictions_in_clusters_take_fresh_noise(clustered, plain) -> None:
     votes = []
     for each in (plain, clustered[0]):
         for name in ("serving_default", "encoded"):
-            assert {"NonDeterministicInts", "StatelessRandomNormalV2"} <= each[name].ops()
+            assert {"NonDeterministicInts", "StatelessRandomUniformFullIntV2", "Cos"} <= each[
+                name
+            ].ops()
             for found in each[name].answers:
                 assert found.keys() == COUNTS
                 assert found["counts"].sum(axis=1).tolist() == [100, 100, 100]

@@ -185,7 +185,7 @@ def test_the_largest_radii_are_as_written():
     assert {name for name, _ in rows} == set(BOUNDS)
     for bound, cells in rows:
         rules = [Rule(n=10**power, bound=bound) for power in (3, 4, 5, 6)]
-        radii = [round_down(largest_radius(rule, Gaussian(1.0)), 3) for rule in rules]
+        radii = [round_down(largest_radius(rule, Gaussian(1.0, 784)), 3) for rule in rules]
         assert [float(cell) for cell in cells.split(" | ")[1:]] == radii
 
 

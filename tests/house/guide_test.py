@@ -63,7 +63,7 @@ def test_plans_can_certify():
     plans = [_certify_flags(words)[0] for module, words in _all_commands() if "certify" in module]
     assert len(plans) > 5
     for rule in (rule for plan in plans for rule in plan.values()):
-        check_reachable(rule, Gaussian(0.5))
+        check_reachable(rule, Gaussian(0.5, 784))
 
 
 def test_what_needs_no_tensorflow_runs(tmp_path, monkeypatch, capsys):

@@ -32,7 +32,7 @@ def smoothing(*, sigma: float = 0.5, model_digest: str = "a" * 64, **noise) -> S
 
 
 def settings(rule: Rule | None = None, *, total: int = 40, **others) -> LogSettings:
-    names = ("sigma", "model_digest", "noise_family", "noise_params")
+    names = ("sigma", "model_digest", "noise_family", "noise_params", "generator")
     known = {name: others.pop(name) for name in names if name in others}
     defaults = {
         "seed": 3,

@@ -85,7 +85,7 @@ def test_certificates_hold_and_the_attack_comes_close_to_the_true_radius(attack)
     """Of images certified in earnest: certified <= true <= found, and found is near."""
     images = np.stack([image_at(d, seed) for seed, d in enumerate([0.02, 0.15, 0.4])])
     network = classifier()
-    certificates = certify_images(network, images, sigma=SIGMA, num_classes=2, n=5000, seed=0)
+    certificates = certify_images(network, images, sigma=SIGMA, num_classes=2, n=5000, seed=1)
     for image, certificate in zip(images, certificates, strict=True):
         assert certificate.predict == 1
         found = attacked(image, certificate.radius, attack=attack, steps=10)

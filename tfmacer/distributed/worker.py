@@ -11,6 +11,7 @@ import apache_beam as beam
 from tfmacer.distributed.job import Block, Job
 from tfmacer.errors import UserError
 from tfmacer.records.parts import Part
+from tfmacer.records.runs import CLASSIFIER
 
 if TYPE_CHECKING:
     from tfmacer.splits import Split
@@ -39,7 +40,8 @@ class CertifyBlock(beam.DoFn):
         job, settings = self._job, self._job.settings[0]
         devices.use_threads(job.intra_op_threads, job.worker_threads)
         self._source, _ = open_model(job.run_dir, job.saved_model, job.distribution)
-        if self._source.smoothing.model_digest != settings.model_digest:
+        mine = self._source.smoothing
+        if any(getattr(mine, field) != getattr(settings, field) for field in CLASSIFIER):
             raise UserError(
                 f"{socket.gethostname()}: {job.run_dir or job.saved_model} is another model here"
             )
@@ -66,7 +68,7 @@ class CertifyBlock(beam.DoFn):
         if job.read(block) is None:
             started = time.time()
             rules = [settings.rule for settings in job.settings]
-            examples = examples_of(self._split)(block)
+            examples = examples_of(self._split, self._source.smoothing.law)(block)
             seed = job.settings[0].seed
             found = {
                 done.example.index: done.records

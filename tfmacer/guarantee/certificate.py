@@ -34,6 +34,8 @@ class Certificate:
       alpha: probability, over the draws, that the statement is wrong.
       sigma: scale of the noise.
       family: of the noise.
+      dimension: numbers in one image.
+      generator: what drew the noise, one of `tfmacer.guarantee.generators.GENERATORS`.
       bound: key of `tfmacer.guarantee.bounds.BOUNDS`.
       bilateral: whether the runner-up's probability was bounded too.
       beta: inverse temperature of the softmax; of soft bounds only.
@@ -55,6 +57,8 @@ class Certificate:
     alpha: float
     sigma: float
     family: str
+    dimension: int
+    generator: str
     bound: str
     bilateral: bool
     beta: float
@@ -97,13 +101,14 @@ class Certificate:
                 f"Abstained: nothing is certified for these pixels. {subject} {basis} This does "
                 "not say that its answer can be changed: more draws may certify it."
             )
+        open_points = caveat(self.family, generator=self.generator, dimension=self.dimension)
         return (
             f"Except with probability {self.alpha!r} over the random draws, the smoothed "
             f"classifier answers class {self.predict} for these pixels and for all pixels at "
             f"{self.norm} distance below {down(self.radius, RADIUS_DECIMALS)} from them. "
             f"{subject} {basis} The probability is that of this image alone: among N certificates "
             f"up to {self.alpha!r} x N wrong ones are to be expected. Nothing is said about the "
-            f"network without noise, or about whether the class is right; {caveat(self.family)}"
+            f"network without noise, or about whether the class is right; {open_points}"
         )
 
 
@@ -167,6 +172,8 @@ def certify(counts: Counts, rule: Rule, law: Law) -> Certificate:
         alpha=rule.alpha,
         sigma=law.sigma,
         family=law.family,
+        dimension=law.dimension,
+        generator=law.generator,
         bound=rule.bound,
         bilateral=rule.bilateral,
         beta=rule.beta,

@@ -10,10 +10,17 @@ import numpy.typing as npt
 from scipy import special
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee import rounding
-from tfmacer.guarantee.law import check_no_params, check_probabilities, check_sigma, outward
+from tfmacer.guarantee import generators, rounding
+from tfmacer.guarantee.law import (
+    check_dimension,
+    check_no_params,
+    check_probabilities,
+    check_sigma,
+    outward,
+)
 
-# How far 255 x may be from a whole number: float32 products of j by 1/255 are off by 3e-5 at most.
+# How far 255 x may be from the whole number that it is taken for: float32 products of j by 1/255
+# are off by 3e-5 at most.
 _OFF_GRID = 2.0**-14
 
 
@@ -25,17 +32,22 @@ class Gaussian:
     """
 
     sigma: float
+    dimension: int
+    generator: str = generators.LATEST
     family: ClassVar[str] = "gaussian"
     norm: ClassVar[str] = "l2"
 
     def __post_init__(self) -> None:
         check_sigma(self.sigma)
+        check_dimension(self.dimension)
 
     @classmethod
-    def build(cls, *, sigma: float, params: Mapping[str, float], dimension: int) -> Self:
-        """See `Law`; it has no further parameters, and its theorem does not ask the dimension."""
+    def build(
+        cls, *, sigma: float, params: Mapping[str, float], dimension: int, generator: str
+    ) -> Self:
+        """See `Law`; it has no further parameters."""
         check_no_params(cls.family, params)
-        return cls(sigma)
+        return cls(sigma, dimension, generator)
 
     def radius(self, p_lower: float, p_upper_second: float | None = None) -> float:
         """See `Law`: sigma Phi^-1(p_A), or the formula with p_B where a bound on it is given."""
@@ -57,8 +69,9 @@ class Gaussian:
             p = math.nextafter(p, 1.0)
         return p
 
-    def check_pixels(self, image: npt.NDArray[np.float32]) -> None:
+    def pixels(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """See `Law`: the theorem is about every image."""
+        return images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,19 +94,25 @@ class RoundedGaussian:
 
     sigma: float
     dimension: int
+    generator: str = generators.LATEST
     family: ClassVar[str] = "rounded_gaussian"
     norm: ClassVar[str] = "l2"
 
     def __post_init__(self) -> None:
         check_sigma(self.sigma)
-        if self.dimension < 1:
-            raise UserError(f"dimension must be 1 or more, got {self.dimension}")
+        check_dimension(self.dimension)
 
     @classmethod
-    def build(cls, *, sigma: float, params: Mapping[str, float], dimension: int) -> Self:
+    def build(
+        cls, *, sigma: float, params: Mapping[str, float], dimension: int, generator: str
+    ) -> Self:
         """See `Law`; it has no further parameters."""
         check_no_params(cls.family, params)
-        return cls(sigma, dimension)
+        return cls(sigma, dimension, generator)
+
+    @property
+    def _exact(self) -> Gaussian:
+        return Gaussian(self.sigma, self.dimension, self.generator)
 
     def radius(self, p_lower: float, p_upper_second: float | None = None) -> float:
         """See `Law`: the Gaussian's, of probabilities moved by what the table may be off."""
@@ -101,21 +120,25 @@ class RoundedGaussian:
         slack = rounding.total_variation(self.sigma, self.dimension)
         lower = max(math.nextafter(p_lower - slack, -1.0), 0.0)
         if p_upper_second is None:
-            return Gaussian(self.sigma).radius(lower)
+            return self._exact.radius(lower)
         upper = min(math.nextafter(p_upper_second + slack, 2.0), 1.0)
-        return Gaussian(self.sigma).radius(lower, upper)
+        return self._exact.radius(lower, upper)
 
     def probability(self, radius: float) -> float:
         """See `Law`: Phi(r / sigma), and what the table may be off."""
         slack = rounding.total_variation(self.sigma, self.dimension)
-        p = min(Gaussian(self.sigma).probability(radius) + slack, 1.0)
+        p = min(self._exact.probability(radius) + slack, 1.0)
         while p < 1.0 and self.radius(p) < radius:
             p = math.nextafter(p, 1.0)
         return p
 
-    def check_pixels(self, image: npt.NDArray[np.float32]) -> None:
-        """See `Law`: pixels must be multiples of 1/255 in [0, 1], as uint8 / 255 gives them."""
-        steps = np.asarray(image, np.float64) * rounding.LEVELS
+    def pixels(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """See `Law`: multiples of 1/255 in [0, 1], as uint8 / 255 gives them.
+
+        Pixels within 2^-14 of such a step are taken for it: the votes are those of the multiple,
+        and so is the certificate. Others are refused.
+        """
+        steps = np.asarray(images, np.float64) * rounding.LEVELS
         levels = np.round(steps)
         on_grid = np.abs(steps - levels) <= _OFF_GRID
         wrong = np.argwhere(~(on_grid & (levels >= 0) & (levels <= rounding.LEVELS)))
@@ -123,5 +146,7 @@ class RoundedGaussian:
             place = tuple(int(i) for i in wrong[0])
             raise UserError(
                 f"noise_family {self.family} certifies 8-bit images: pixel {place} is "
-                f"{float(image[place])!r}, not a multiple of 1/255 in [0, 1]"
+                f"{float(images[place])!r}, not a multiple of 1/255 in [0, 1]"
             )
+        # Without a sign of zero, which would show in a digest.
+        return (levels + 0.0).astype(np.float32) / np.float32(rounding.LEVELS)

@@ -31,14 +31,30 @@ class Law(Protocol):
         """Scale of the noise, in units of pixels in [0, 1]."""
         ...
 
+    @property
+    def dimension(self) -> int:
+        """Numbers in one image, H x W x C."""
+        ...
+
+    @property
+    def generator(self) -> str:
+        """What draws the noise: the theorem does not ask it, what a certificate leaves open does.
+
+        One of `tfmacer.guarantee.generators.GENERATORS`.
+        """
+        ...
+
     @classmethod
-    def build(cls, *, sigma: float, params: Mapping[str, float], dimension: int) -> Self:
+    def build(
+        cls, *, sigma: float, params: Mapping[str, float], dimension: int, generator: str
+    ) -> Self:
         """Makes the law.
 
         Args:
           sigma: scale of the noise, > 0.
           params: the family's further parameters by name.
           dimension: numbers in one image, H x W x C.
+          generator: what draws the noise.
 
         Raises:
           UserError: a parameter is missing, unknown or out of range.
@@ -66,14 +82,17 @@ class Law(Protocol):
         """
         ...
 
-    def check_pixels(self, image: npt.NDArray[np.float32]) -> None:
-        """Refuses an image that the theorem is not about.
+    def pixels(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The images that certificates are about, where these are given: the same, or rounded.
 
         Args:
-          image: float `[H, W, C]` in [0, 1].
+          images: float32 `[..., H, W, C]` in [0, 1].
+
+        Returns:
+          The same shape. Given again, they stay as they are.
 
         Raises:
-          UserError: naming the first such pixel.
+          UserError: the theorem is not about such images; names the first such pixel.
         """
         ...
 
@@ -82,6 +101,12 @@ def check_sigma(sigma: float) -> None:
     """Raises UserError unless `sigma` is positive and finite."""
     if not (math.isfinite(sigma) and sigma > 0):
         raise UserError(f"sigma must be positive and finite, got {sigma}")
+
+
+def check_dimension(dimension: int) -> None:
+    """Raises UserError unless `dimension` is 1 or more."""
+    if dimension < 1:
+        raise UserError(f"dimension must be 1 or more, got {dimension}")
 
 
 def check_no_params(family: str, params: Mapping[str, float]) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy import special
 
 from tfmacer.errors import UserError
-from tfmacer.guarantee import mixed_norm
+from tfmacer.guarantee import generators, mixed_norm
 from tfmacer.guarantee.law import check_probabilities, check_sigma, last_holding, outward
 
 
@@ -29,11 +29,13 @@ class MixedNorm:
       sigma: scale of the density, in units of pixels in [0, 1].
       k: exponent, in [0, d - 1]; 0 is the Gaussian.
       dimension: d, numbers in one image.
+      generator: see `Law`.
     """
 
     sigma: float
     k: float
     dimension: int
+    generator: str = generators.LATEST
     family: ClassVar[str] = "mixed_norm"
     norm: ClassVar[str] = "linf"
 
@@ -48,11 +50,13 @@ class MixedNorm:
             )
 
     @classmethod
-    def build(cls, *, sigma: float, params: Mapping[str, float], dimension: int) -> Self:
+    def build(
+        cls, *, sigma: float, params: Mapping[str, float], dimension: int, generator: str
+    ) -> Self:
         """See `Law`; its parameter is k."""
         if set(params) != {"k"}:
             raise UserError(f"noise_params of {cls.family} must be k alone, got {dict(params)}")
-        return cls(sigma, float(params["k"]), dimension)
+        return cls(sigma, float(params["k"]), dimension, generator)
 
     @property
     def _noise(self) -> mixed_norm.MixedNormNoise:
@@ -92,8 +96,9 @@ class MixedNorm:
             p = math.nextafter(p, 1.0)
         return p
 
-    def check_pixels(self, image: npt.NDArray[np.float32]) -> None:
+    def pixels(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """See `Law`: the theorem is about every image."""
+        return images
 
 
 def linf_from_l2(radius: float, dimension: int) -> float:

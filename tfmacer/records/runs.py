@@ -1,6 +1,7 @@
 """The run directory and `smoothing.json`: what a trained smoothed classifier is, on disk."""
 
 import dataclasses
+import functools
 import hashlib
 import math
 import os
@@ -13,11 +14,25 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmacer.errors import Notice, UserError
+from tfmacer.guarantee import generators
+from tfmacer.guarantee.smoothing import Law, law
 from tfmacer.records import sealing
 
 # Since version 2 the text ends with a digest of itself.
 FORMAT_VERSION = 2
 BLOCK_SIZE = 256
+# What makes one smoothed classifier, and its votes, another than the next.
+CLASSIFIER = (
+    "model_digest",
+    "sigma",
+    "noise_family",
+    "noise_params",
+    "block_size",
+    "generator",
+    "num_classes",
+    "input_shape",
+    "precision",
+)
 # In one image: indices into tensors are of 32 bits.
 _MOST_NUMBERS = 2**31
 # Digest of a model that nothing identifies.
@@ -33,6 +48,7 @@ class Smoothing:
       noise_family: key of `tfmacer.guarantee.smoothing.LAWS`.
       noise_params: the family's further parameters (none for `gaussian`).
       block_size: draws per block of the noise stream; part of the draws' identity.
+      generator: of the noise, one of `tfmacer.guarantee.generators.GENERATORS`; likewise.
       num_classes: K, 2 or more.
       input_shape: `(H, W, C)`.
       dataset: what it was trained on; None where unknown.
@@ -50,6 +66,7 @@ class Smoothing:
     noise_family: str = "gaussian"
     noise_params: Mapping[str, float] = dataclasses.field(default_factory=dict)
     block_size: int = BLOCK_SIZE
+    generator: str = generators.LATEST
     dataset: str | None = None
     objective: str | None = None
     precision: str = "float32"
@@ -60,6 +77,22 @@ class Smoothing:
         if not (math.isfinite(self.sigma) and self.sigma > 0):
             raise UserError(f"sigma must be positive and finite, got {self.sigma}")
         check_sizes(self.num_classes, self.input_shape, self.block_size)
+        generators.check_generator(self.generator)
+
+    @functools.cached_property
+    def law(self) -> Law:
+        """The law of the noise.
+
+        Raises:
+          UserError: the family is unknown, or a parameter is out of range.
+        """
+        return law(
+            self.noise_family,
+            sigma=self.sigma,
+            params=self.noise_params,
+            dimension=math.prod(self.input_shape),
+            generator=self.generator,
+        )
 
     def to_json(self) -> str:
         """This description as indented JSON with its digest and a final newline."""
@@ -102,7 +135,9 @@ class Smoothing:
           ValueError: a field is missing, unknown, of another type or out of range.
         """
         sealing.check_version(fields, FORMAT_VERSION)
-        return cls(**sealing.typed(cls, fields) | {"format_version": FORMAT_VERSION})
+        # Before generators had names there was one.
+        known = sealing.typed(cls, {"generator": generators.PHILOX, **fields})
+        return cls(**known | {"format_version": FORMAT_VERSION})
 
 
 def check_sizes(num_classes: int, input_shape: tuple[int, int, int], block_size: int) -> None:

@@ -15,7 +15,6 @@ from tfmacer.records.rows import Record
 from tfmacer.records.runs import UNKNOWN_MODEL, Smoothing, check_sizes
 from tfmacer.records.tables import Settings
 
-GENERATOR = "philox"
 NO_PIXELS = (
     "of format version 1, which does not record the pixels: labels alone tell whether the images "
     "are those that were certified"
@@ -42,7 +41,7 @@ class LogSettings(Settings[Record]):
       n0: draws that choose the class.
       n: draws that estimate its probability, at most.
       seed: of the run; the draws of an image depend on it and on `idx` alone.
-      generator: algorithm that draws the noise.
+      generator: of the noise, one of `tfmacer.guarantee.generators.GENERATORS`.
       num_classes: K.
       input_shape: `(H, W, C)`.
       model_digest: see `tfmacer.records.runs.model_digest`.
@@ -79,7 +78,7 @@ class LogSettings(Settings[Record]):
     n0: int
     n: int
     seed: int
-    generator: str = GENERATOR
+    generator: str
     num_classes: int
     input_shape: tuple[int, int, int]
     model_digest: str
@@ -140,6 +139,7 @@ class LogSettings(Settings[Record]):
             noise_family=smoothing.noise_family,
             noise_params=dict(smoothing.noise_params),
             block_size=smoothing.block_size,
+            generator=smoothing.generator,
             bound=rule.bound,
             bilateral=rule.bilateral,
             beta=rule.beta,
@@ -177,6 +177,7 @@ class LogSettings(Settings[Record]):
             sigma=self.sigma,
             params=self.noise_params,
             dimension=math.prod(self.input_shape),
+            generator=self.generator,
         )
 
     @functools.cached_property

@@ -234,7 +234,7 @@ def draw_certificates(
                 task = next(pending, None)
                 if task is None:
                     break
-                law.check_pixels(task.image)
+                task = dataclasses.replace(task, image=law.pixels(task.image))
                 stream = _Stream(task, rule, smoothing.num_classes, started)
                 streams.append(stream)
             share = min(room, stream.missing(smoothing.block_size))

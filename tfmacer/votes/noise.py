@@ -4,8 +4,9 @@ Draw j of a stream lies in block b = j // BLOCK; a block is drawn whole, by stat
 keyed by (seed, b). The draws therefore depend on the seed and their index alone: not on how the
 stream is cut into chunks, nor on what else is computed beside it.
 
-A family is one function of `NOISES`. What certifies adds it to an image block by block
-(`noisy_block`); training draws the same noise for its batches.
+A family is one function of `_FAMILIES`, over a generator of normal numbers. What certifies adds it
+to an image block by block (`noisy_block`), by the generator of the model; training draws the same
+noise for its batches (`NOISES`), always by the first one.
 """
 
 import functools
@@ -18,6 +19,8 @@ import tensorflow as tf
 from tfmacer.errors import UserError
 from tfmacer.guarantee import extremes, rounding
 from tfmacer.records.runs import Smoothing
+from tfmacer.votes import draws
+from tfmacer.votes.draws import Generator
 
 _F = TypeVar("_F")
 
@@ -26,11 +29,16 @@ Noise = Callable[[tf.Tensor, tf.Tensor, float, Mapping[str, float]], tf.Tensor]
 
 
 def gaussian_noise(
-    shape: tf.Tensor, seed: tf.Tensor, sigma: float, params: Mapping[str, float]
+    draw: Generator,
+    shape: tf.Tensor,
+    seed: tf.Tensor,
+    sigma: float,
+    params: Mapping[str, float],
 ) -> tf.Tensor:
     """N(0, sigma^2 I), in float32 whatever the network computes in.
 
     Args:
+      draw: makes normal numbers of bits.
       shape: int `[2 + 3]` or `[1 + 3]`, of what is drawn; the last three are one image's.
       seed: int64 `[2]`, of a Philox generator.
       sigma: scale of the noise, in units of pixels in [0, 1].
@@ -39,7 +47,7 @@ def gaussian_noise(
     Returns:
       float32 of that shape.
     """
-    return sigma * tf.random.stateless_normal(shape, seed, alg="philox")
+    return draw.normals(shape, seed, sigma)
 
 
 def rounded_steps(shape: tf.Tensor, seed: tf.Tensor, sigma: float) -> tf.Tensor:
@@ -53,14 +61,22 @@ def rounded_steps(shape: tf.Tensor, seed: tf.Tensor, sigma: float) -> tf.Tensor:
 
 
 def rounded_gaussian_noise(
-    shape: tf.Tensor, seed: tf.Tensor, sigma: float, params: Mapping[str, float]
+    draw: Generator,
+    shape: tf.Tensor,
+    seed: tf.Tensor,
+    sigma: float,
+    params: Mapping[str, float],
 ) -> tf.Tensor:
     """Whole steps of 1/255, as a network in training meets them; see `gaussian_noise`."""
     return tf.cast(rounded_steps(shape, seed, sigma), tf.float32) / rounding.LEVELS
 
 
 def generalized_gaussian_noise(
-    shape: tf.Tensor, seed: tf.Tensor, sigma: float, params: Mapping[str, float]
+    draw: Generator,
+    shape: tf.Tensor,
+    seed: tf.Tensor,
+    sigma: float,
+    params: Mapping[str, float],
 ) -> tf.Tensor:
     """Density |z|^-k exp(-|z|^2 / (2 sigma^2)), exactly; see `gaussian_noise`.
 
@@ -68,19 +84,21 @@ def generalized_gaussian_noise(
     Gamma((d - k) / 2, scale 2 sigma^2).
     """
     length_seed, direction_seed = tf.unstack(tf.random.split(seed, 2, alg="philox"))
-    direction = tf.random.stateless_normal(shape, direction_seed, alg="philox")
+    direction = draw.normals(shape, direction_seed, 1.0)
     axes = [-3, -2, -1]
     dimension = tf.cast(tf.reduce_prod(tf.shape(direction)[-3:]), tf.float64)
-    square = 2 * tf.random.stateless_gamma(
-        tf.shape(direction)[:-3], length_seed, (dimension - params["k"]) / 2, dtype=tf.float64
-    )
+    square = 2 * draw.gammas(tf.shape(direction)[:-3], length_seed, (dimension - params["k"]) / 2)
     length = sigma * tf.cast(tf.sqrt(square), tf.float32)
     norm = tf.sqrt(tf.reduce_sum(direction**2, axis=axes))
     return direction * (length / norm)[..., tf.newaxis, tf.newaxis, tf.newaxis]
 
 
 def mixed_norm_noise(
-    shape: tf.Tensor, seed: tf.Tensor, sigma: float, params: Mapping[str, float]
+    draw: Generator,
+    shape: tf.Tensor,
+    seed: tf.Tensor,
+    sigma: float,
+    params: Mapping[str, float],
 ) -> tf.Tensor:
     """Density |z|_inf^-k exp(-|z|_2^2 / (2 sigma^2)); see `gaussian_noise`.
 
@@ -90,23 +108,21 @@ def mixed_norm_noise(
     largest_seed, sign_seed, face_seed, others_seed = tf.unstack(
         tf.random.split(seed, 4, alg="philox")
     )
-    uniform = tf.random.stateless_uniform(shape, others_seed, -1.0, 1.0, alg="philox")
-    dimension = math.prod(uniform.shape[-3:])
-    rows = tf.shape(uniform)[:-3]
+    sides = draw.sides(shape, others_seed)
+    dimension = math.prod(sides.shape[-3:])
+    rows = tf.shape(sides)[:-3]
     share = tf.random.stateless_uniform(rows, largest_seed, dtype=tf.float64, alg="philox")
     law = extremes.largest_coordinate(dimension, params["k"])
     largest = _largest(share, law)[..., tf.newaxis]
     bound = tf.cast(largest, tf.float32)
-    flat = tf.reshape(uniform, tf.concat([rows, [dimension]], axis=0))
-    # By the lower tail, where probabilities keep their digits, and mirrored.
     edge = tf.cast(tf.math.erfc(largest / math.sqrt(2)) / 2, tf.float32)
-    others = -tf.sign(flat) * tf.math.ndtri(0.5 - tf.abs(flat) * (0.5 - edge))
+    others = draw.truncated(tf.reshape(sides, tf.concat([rows, [dimension]], axis=0)), edge)
     above = tf.random.stateless_uniform(rows, sign_seed, alg="philox") < 0.5
     signed = tf.where(above[..., tf.newaxis], bound, -bound)
-    face = tf.random.stateless_uniform(rows, face_seed, 0, dimension, dtype=tf.int32, alg="philox")
+    face = draw.choices(rows, face_seed, dimension)
     is_face = tf.one_hot(face, dimension, on_value=True, off_value=False)
     z = tf.where(is_face, signed, tf.clip_by_value(others, -bound, bound))
-    return sigma * tf.reshape(z, tf.shape(uniform))
+    return sigma * tf.reshape(z, tf.shape(sides))
 
 
 def _largest(share: tf.Tensor, law: extremes.LargestCoordinate) -> tf.Tensor:
@@ -123,27 +139,10 @@ def _largest(share: tf.Tensor, law: extremes.LargestCoordinate) -> tf.Tensor:
     return tf.exp(tf.gather(law.nodes, cell) + step * tf.where(level, part, bent))
 
 
-def gaussian(
-    image: tf.Tensor, seed: tf.Tensor, block: tf.Tensor, smoothing: Smoothing
-) -> tf.Tensor:
-    """One block of x + N(0, sigma^2 I).
-
-    Args:
-      image: float32 `[H, W, C]` in [0, 1].
-      seed: int32 `[2]`, the stream's.
-      block: int64 scalar, the block's number.
-      smoothing: gives sigma and the block size.
-
-    Returns:
-      float32 `[BLOCK, H, W, C]`.
-    """
-    return _add(gaussian_noise, image, seed, block, smoothing)
-
-
 def rounded_gaussian(
     image: tf.Tensor, seed: tf.Tensor, block: tf.Tensor, smoothing: Smoothing
 ) -> tf.Tensor:
-    """One block of clip(255 x + D, -255 K, 255 (K + 1)) / 255; see `gaussian`.
+    """One block of clip(255 x + D, -255 K, 255 (K + 1)) / 255; see `noisy_block`.
 
     All sums are of whole numbers, and the sum is clipped, not D: so the result is h's, see
     `tfmacer.guarantee.gaussian.RoundedGaussian`. The division is the first step of the network:
@@ -170,42 +169,48 @@ def _block_shape(smoothing: Smoothing) -> tuple[int, ...]:
     return (smoothing.block_size, *smoothing.input_shape)
 
 
-def _add(
-    noise: Noise, image: tf.Tensor, seed: tf.Tensor, block: tf.Tensor, smoothing: Smoothing
-) -> tf.Tensor:
-    """One block of an image under additive noise; see `gaussian`."""
-    drawn = noise(
-        _block_shape(smoothing), block_seed(seed, block), smoothing.sigma, smoothing.noise_params
+def _add(image: tf.Tensor, seed: tf.Tensor, block: tf.Tensor, smoothing: Smoothing) -> tf.Tensor:
+    """One block of an image under additive noise; see `noisy_block`."""
+    drawn = find(_FAMILIES, smoothing.noise_family)(
+        draws.GENERATORS[smoothing.generator],
+        _block_shape(smoothing),
+        block_seed(seed, block),
+        smoothing.sigma,
+        smoothing.noise_params,
     )
     return image[tf.newaxis] + drawn
 
 
-NOISES: dict[str, Noise] = {
+_FAMILIES: Mapping[str, Callable[..., tf.Tensor]] = {
     "gaussian": gaussian_noise,
     "rounded_gaussian": rounded_gaussian_noise,
     "generalized_gaussian": generalized_gaussian_noise,
     "mixed_norm": mixed_norm_noise,
 }
 
-NOISY_BLOCKS: dict[str, NoisyBlock] = {
-    "gaussian": gaussian,
-    "rounded_gaussian": rounded_gaussian,
-    "generalized_gaussian": functools.partial(_add, generalized_gaussian_noise),
-    "mixed_norm": functools.partial(_add, mixed_norm_noise),
+# What training and attacks draw. No certificate rests on it, so it stays as it was when a new
+# generator comes: unfinished runs go on bit for bit.
+NOISES: Mapping[str, Noise] = {
+    family: functools.partial(draw, draws.PHILOX) for family, draw in _FAMILIES.items()
 }
 
 
 def noisy_block(smoothing: Smoothing) -> NoisyBlock:
-    """The function that draws a block of the smoothing's family.
+    """The function that draws a block of an image under the smoothing's noise.
+
+    It takes the image, float32 `[H, W, C]` in [0, 1]; the stream's seed, int32 `[2]`; the block's
+    number, an int64 scalar; and the smoothing, for sigma, the block size and the generator. It
+    returns float32 `[BLOCK, H, W, C]`.
 
     Raises:
       UserError: the family is not known.
     """
-    return find(NOISY_BLOCKS, smoothing.noise_family)
+    find(_FAMILIES, smoothing.noise_family)
+    return rounded_gaussian if smoothing.noise_family == "rounded_gaussian" else _add
 
 
 def find(families: Mapping[str, _F], family: str) -> _F:
-    """One family's entry of `NOISES` or `NOISY_BLOCKS`.
+    """One family's entry of `NOISES`.
 
     Raises:
       UserError: the family is not known.

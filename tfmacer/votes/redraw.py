@@ -10,7 +10,7 @@ from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records.audit import AuditEntry
 from tfmacer.records.rows import Record
-from tfmacer.records.runs import UNKNOWN_MODEL, Smoothing
+from tfmacer.records.runs import CLASSIFIER, UNKNOWN_MODEL, Smoothing
 from tfmacer.records.sealing import pixels_digest
 from tfmacer.records.settings import LogSettings
 from tfmacer.records.verification import Redraw, Redrawn
@@ -34,7 +34,8 @@ def redraw_from(source: VoteSource, images: Images) -> Redraw:
 
     def redraw(settings: LogSettings, record: Record) -> Redrawn:
         _check_source(source, settings)
-        image, label = images(record.idx)
+        given, label = images(record.idx)
+        image = settings.law.pixels(given)
         drawn = record.all_counts
         seeds = (
             row_seed(settings.seed, SELECT, record.idx),
@@ -117,16 +118,7 @@ def _check_source(source: VoteSource, settings: LogSettings | Smoothing) -> None
             "model_digest is unknown: the records do not say of which model they are, so nothing "
             "tells whether the source is the same"
         )
-    for field in (
-        "model_digest",
-        "sigma",
-        "noise_family",
-        "noise_params",
-        "block_size",
-        "num_classes",
-        "input_shape",
-        "precision",
-    ):
+    for field in CLASSIFIER:
         theirs, ours = getattr(source.smoothing, field), getattr(settings, field)
         if theirs != ours:
             raise UserError(f"the source is another model: its {field} is {theirs}, not {ours}")

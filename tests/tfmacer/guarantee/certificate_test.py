@@ -31,7 +31,7 @@ from tfmacer.guarantee.smoothing import Gaussian
 from tfmacer.guarantee.stopping import StopRule
 
 NORMAL = NormalDist()
-UNIT = Gaussian(1.0)
+UNIT = Gaussian(1.0, 784)
 SEQUENTIAL = ("beta_binomial", "alpha_spending", "late_spending")
 VOTE_BOUNDS = ("clopper_pearson", *SEQUENTIAL)
 # Ten classes, three of them close.
@@ -150,7 +150,9 @@ class TestCounts:
 class TestCertify:
     def test_one_sided(self):
         """Sigma 0.25, 950 of 1000 votes: the 0.001 quantile of Beta(950, 51) is the bound."""
-        certificate = certify(make_counts((50, 950), (1, 9)), Rule(n0=10, n=1000), Gaussian(0.25))
+        certificate = certify(
+            make_counts((50, 950), (1, 9)), Rule(n0=10, n=1000), Gaussian(0.25, 784)
+        )
         assert certificate.p_lower == pytest.approx(stats.beta.ppf(0.001, 950, 51), rel=1e-12)
         expected = 0.25 * NORMAL.inv_cdf(stats.beta.ppf(0.001, 950, 51))
         assert certificate.radius == pytest.approx(expected, rel=1e-9)
@@ -221,7 +223,7 @@ class TestCertify:
 
     def test_radius_that_would_be_recorded_as_none_is_none(self):
         """p_lower a little above one half: a radius below 1e-9 is an abstention."""
-        certificate = certify(make_counts((950, 50)), Rule(n0=10, n=1000), Gaussian(1e-10))
+        certificate = certify(make_counts((950, 50)), Rule(n0=10, n=1000), Gaussian(1e-10, 784))
         assert certificate.p_lower > 0.9
         assert (certificate.predict, certificate.radius) == (-1, 0)
 
@@ -277,12 +279,14 @@ class TestCertify:
         @dataclasses.dataclass(frozen=True)
         class Laplace:
             sigma: float
+            dimension: int = 784
+            generator: str = "philox"
             family: ClassVar[str] = "laplace"
             norm: ClassVar[str] = "l1"
 
             @classmethod
-            def build(cls, *, sigma, params, dimension):
-                return cls(sigma)
+            def build(cls, *, sigma, params, dimension, generator):
+                return cls(sigma, dimension, generator)
 
             def radius(self, p_lower, p_upper_second=None):
                 return max(-self.sigma * math.log(2 * (1 - p_lower)), 0.0)
@@ -441,7 +445,7 @@ class TestLinearClassifier:
         )
         truth = (weights @ image + offset) / np.linalg.norm(weights)
         assert truth > 0
-        rule, law, failures = Rule(n0=10, n=n, alpha=alpha), Gaussian(sigma), 0
+        rule, law, failures = Rule(n0=10, n=n, alpha=alpha), Gaussian(sigma, 784), 0
         for _ in range(runs):
             noise = rng.normal(0, sigma, size=(10 + n, 4))
             votes = (image + noise) @ weights + offset > 0
@@ -459,7 +463,9 @@ class TestLinearClassifier:
         for n in (1000, 30_000, 1_000_000):
             rule = Rule(n0=10, n=n, bound=bound)
             hits = rng.binomial(n, p, size=20).tolist()
-            radii = [certify(make_counts((h, n - h)), rule, Gaussian(sigma)).radius for h in hits]
+            radii = [
+                certify(make_counts((h, n - h)), rule, Gaussian(sigma, 784)).radius for h in hits
+            ]
             shares.append(np.mean(radii) / margin)
         assert shares[0] < shares[1] < shares[2] < 1
         assert shares[2] > 0.95
@@ -668,19 +674,29 @@ class TestLargestRadius:
         assert largest_radius(rule, UNIT) == pytest.approx(found, rel=1e-9)
 
     def test_known_value(self):
-        assert largest_radius(Rule(), Gaussian(0.5)) == pytest.approx(0.5 * 3.81, abs=0.005)
+        assert largest_radius(Rule(), Gaussian(0.5, 784)) == pytest.approx(0.5 * 3.81, abs=0.005)
 
     def test_radius_out_of_reach(self):
         rule = Rule(n=1000, bound="beta_binomial", stop="decide:3")
         with pytest.raises(UserError, match=r"stop=decide:3.0: n = 1000 .* a radius of 2\.\d+ at"):
             check_reachable(rule, UNIT)
-        check_reachable(rule, Gaussian(2.0))
+        check_reachable(rule, Gaussian(2.0, 784))
         check_reachable(Rule(), UNIT)
 
 
 class TestStatement:
-    def test_certified(self):
-        certificate = certify(make_counts((9900, 100)), Rule(n0=10, n=10_000), Gaussian(0.25))
+    @pytest.mark.parametrize(
+        ("dimension", "generator", "part"),
+        [
+            # 2^-23 of pairs, 75,266 of them, and 2^-63 of numbers.
+            (150_528, "philox", "9.0e-3"),
+            (784, "philox", "4.7e-5"),
+            (784, "philox-boxmuller", "8.6e-17"),
+        ],
+    )
+    def test_certified(self, dimension, generator, part):
+        law = Gaussian(0.25, dimension, generator)
+        certificate = certify(make_counts((9900, 100)), Rule(n0=10, n=10_000), law)
         shown = f"{round_down(certificate.radius):.9f}"
         assert certificate.statement() == (
             "Except with probability 0.001 over the random draws, the smoothed classifier answers "
@@ -691,8 +707,9 @@ class TestStatement:
             "10000 independent ones bounded its score (clopper_pearson bound). The probability is "
             "that of this image alone: among N certificates up to 0.001 x N wrong ones are to be "
             "expected. Nothing is said about the network without noise, or about whether the "
-            "class is right; the noise is taken as exact, so the rounding of floating-point sums "
-            "is not covered."
+            "class is right; the noise is taken as exact: neither the rounding of floating-point "
+            f"numbers is covered, nor what the generator {generator} never draws, at most {part} "
+            f"of the noise's probability in {dimension} dimensions."
         )
 
     def test_abstained(self):

@@ -73,17 +73,17 @@ class TestRadius:
         law = RoundedGaussian(0.5, 150_528)
         slack = rounding.total_variation(0.5, 150_528)
         assert 0 < slack < 1e-10
-        assert law.radius(p) <= Gaussian(0.5).radius(max(p - slack, 0))
-        assert law.radius(p) >= Gaussian(0.5).radius(max(p - 2 * slack, 0))
-        assert law.radius(p, second) <= Gaussian(0.5).radius(p - slack, second + slack)
-        assert law.radius(p, second) >= Gaussian(0.5).radius(p - 2 * slack, second + 2 * slack)
+        assert law.radius(p) <= Gaussian(0.5, 784).radius(max(p - slack, 0))
+        assert law.radius(p) >= Gaussian(0.5, 784).radius(max(p - 2 * slack, 0))
+        assert law.radius(p, second) <= Gaussian(0.5, 784).radius(p - slack, second + slack)
+        assert law.radius(p, second) >= Gaussian(0.5, 784).radius(p - 2 * slack, second + 2 * slack)
 
     @pytest.mark.parametrize("radius", [0.01, 0.5, 1.5])
     def test_probability_certifies_the_radius(self, radius):
         law = RoundedGaussian(0.5, 784)
         p = law.probability(radius)
         assert law.radius(p) >= radius
-        assert p == pytest.approx(Gaussian(0.5).probability(radius), abs=1e-12)
+        assert p == pytest.approx(Gaussian(0.5, 784).probability(radius), abs=1e-12)
 
     def test_certainty_certifies_a_finite_radius_only(self):
         """With all of the probability, what the table may be off is still left to an attacker."""
@@ -96,18 +96,43 @@ class TestRadius:
 
 
 class TestPixels:
-    def test_every_level_in_every_common_spelling_is_accepted(self):
+    def test_every_level_in_every_common_spelling_is_the_same_pixel(self):
         levels = np.arange(256)
+        exact = (levels.astype(np.float32) / np.float32(255)).reshape(16, 16, 1)
         for image in (
             levels.astype(np.float32) / np.float32(255),
             levels.astype(np.float32) * np.float32(1 / 255),
             (levels / 255).astype(np.float32),
         ):
-            RoundedGaussian(0.25, 256).check_pixels(image.reshape(16, 16, 1))
+            found = RoundedGaussian(0.25, 256).pixels(image.reshape(16, 16, 1))
+            assert found.dtype == np.float32
+            np.testing.assert_array_equal(found, exact)
+
+    @pytest.mark.parametrize("level", [0, 1, 128, 255])
+    def test_pixels_up_to_the_limit_are_those_of_the_level(self, level):
+        """At most 2^-14 of a step off, they are certified as the level; beyond, refused."""
+        law = RoundedGaussian(0.25, 2)
+        exact = np.float32(level) / np.float32(255)
+        # The first floats whose 255-fold is farther than 2^-14 from the level, and those before.
+        inside, outside = [], []
+        for side in (-1, 1):
+            pixel = np.float32((level + side * 2.0**-14) / 255)
+            while abs(float(pixel) * 255 - level) <= 2.0**-14:
+                pixel = np.nextafter(pixel, np.float32(2 * side))
+            outside.append(pixel)
+            inside.append(np.nextafter(pixel, exact))
+        image = np.array(inside, np.float32).reshape(1, 2, 1)
+        assert (image != exact).all()
+        found = law.pixels(image)
+        assert found.tobytes() == np.full((1, 2, 1), exact, "f4").tobytes()
+        assert law.pixels(found).tobytes() == found.tobytes()
+        for pixel in outside:
+            with pytest.raises(UserError, match=r"pixel \(0, 1, 0\) is .*, not a multiple"):
+                law.pixels(np.array([exact, pixel], np.float32).reshape(1, 2, 1))
 
     @pytest.mark.parametrize("value", [0.5, 1.5 / 255, 256 / 255, -1 / 255, np.nan])
     def test_others_are_refused_by_place(self, value):
         image = np.zeros((4, 5, 3), np.float32)
         image[2, 3, 1] = value
         with pytest.raises(UserError, match=r"pixel \(2, 3, 1\) is .*, not a multiple of 1/255"):
-            RoundedGaussian(0.25, 60).check_pixels(image)
+            RoundedGaussian(0.25, 60).pixels(image)

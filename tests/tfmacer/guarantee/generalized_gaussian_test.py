@@ -133,7 +133,7 @@ class TestLaw:
         assert GeneralizedGaussian(0.1, 6, 20).probability(0.79) == 1
 
     def test_bilateral_of_k_0_is_the_gaussians(self):
-        law, closed = GeneralizedGaussian(1.0, 0, 100), Gaussian(1.0)
+        law, closed = GeneralizedGaussian(1.0, 0, 100), Gaussian(1.0, 784)
         for first, second in ((0.45, 0.2), (0.99, 0.003)):
             exact = closed.radius(first, second)
             assert exact - 0.003 <= law.radius(first, second) <= exact
@@ -155,7 +155,7 @@ class TestLaw:
     def test_bilateral_at_the_ends(self, first, second):
         """Nothing raises or hangs, and a Gaussian of the same scale is hardly exceeded."""
         found = GeneralizedGaussian(1.0, 6, 20).radius(first, second)
-        assert 0 <= found <= 1.1 * Gaussian(math.sqrt(14 / 20)).radius(first, second)
+        assert 0 <= found <= 1.1 * Gaussian(math.sqrt(14 / 20), 20).radius(first, second)
 
     def test_bilateral_against_the_shifted_probabilities(self):
         """The two worst classifiers, shifted by the radius, meet: by Monte Carlo, within 0.01."""

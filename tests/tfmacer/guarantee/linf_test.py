@@ -213,7 +213,7 @@ class TestLaw:
 
     def test_not_more_than_the_gaussian_of_the_same_mean_square(self, law):
         """Twice the scale of a coordinate: 0.5 sqrt(4 / 6)."""
-        gaussian = Gaussian(0.5 * math.sqrt(4 / 6))
+        gaussian = Gaussian(0.5 * math.sqrt(4 / 6), 6)
         for p in (0.7, 0.9, 0.99):
             assert law.radius(p) < 1.02 * linf_from_l2(gaussian.radius(p), 6)
 

@@ -27,7 +27,7 @@ class TestGaussian:
         """The product sigma Phi^-1(p), or a few units in the last place less."""
         with mpmath.workdps(60):
             exact = max(mpmath.mpf(sigma) * quantile(p), mpmath.mpf(0))
-            found = Gaussian(sigma).radius(p)
+            found = Gaussian(sigma, 784).radius(p)
             assert exact * (1 - mpmath.mpf(10) ** -14) <= found <= exact
 
     @given(first=PROBABILITIES, second=PROBABILITIES, sigma=SIGMAS)
@@ -37,18 +37,18 @@ class TestGaussian:
             terms = quantile(first), quantile(second)
             exact = mpmath.mpf(sigma) / 2 * (terms[0] - terms[1])
             slack = mpmath.mpf(10) ** -14 * sigma * (abs(terms[0]) + abs(terms[1]))
-            found = Gaussian(sigma).radius(first, second)
+            found = Gaussian(sigma, 784).radius(first, second)
             assert max(exact - slack, 0) <= found <= max(exact, 0)
 
     @given(p=PROBABILITIES, sigma=SIGMAS)
     def test_one_sided_is_bilateral_with_all_that_is_left(self, p, sigma):
         assume(1 - (1 - p) == p)
-        law = Gaussian(sigma)
+        law = Gaussian(sigma, 784)
         assert law.radius(p) == pytest.approx(law.radius(p, 1 - p), rel=1e-12, abs=1e-15)
 
     @given(p=PROBABILITIES, q=PROBABILITIES, second=PROBABILITIES)
     def test_more_is_known_more_is_certified(self, p, q, second):
-        law = Gaussian(0.5)
+        law = Gaussian(0.5, 784)
         low, high = sorted((p, q))
         assert law.radius(low) <= law.radius(high)
         assert law.radius(low, second) <= law.radius(high, second)
@@ -56,7 +56,7 @@ class TestGaussian:
 
     @given(radius=st.floats(1e-6, 8), sigma=st.floats(0.1, 10))
     def test_probability_certifies_the_radius(self, radius, sigma):
-        law = Gaussian(sigma)
+        law = Gaussian(sigma, 784)
         p = law.probability(radius)
         with mpmath.workdps(60):
             exact = mpmath.ncdf(mpmath.mpf(radius) / mpmath.mpf(sigma))
@@ -65,16 +65,16 @@ class TestGaussian:
         assert p == 1 or law.radius(p) >= radius
 
     def test_probability_of_a_radius_beyond_all_counting(self):
-        assert Gaussian(0.1).probability(5.0) == 1
+        assert Gaussian(0.1, 784).probability(5.0) == 1
 
     @pytest.mark.parametrize("p", [0.0, 0.2, 0.5])
     def test_half_of_the_votes_certify_nothing(self, p):
-        assert Gaussian(1.0).radius(p) == 0
+        assert Gaussian(1.0, 784).radius(p) == 0
 
     def test_bilateral_certifies_below_half(self):
         """p_A = 0.45 against 0.2: (Phi^-1(0.45) - Phi^-1(0.2)) / 2 = 0.35798."""
-        assert Gaussian(1.0).radius(0.45, 0.2) == pytest.approx(0.35798, abs=5e-6)
-        assert Gaussian(1.0).radius(0.2, 0.45) == 0
+        assert Gaussian(1.0, 784).radius(0.45, 0.2) == pytest.approx(0.35798, abs=5e-6)
+        assert Gaussian(1.0, 784).radius(0.2, 0.45) == 0
 
     @pytest.mark.parametrize(
         ("first", "second", "radius"),
@@ -88,25 +88,25 @@ class TestGaussian:
         ],
     )
     def test_ends(self, first, second, radius):
-        assert Gaussian(0.25).radius(first, second) == radius
+        assert Gaussian(0.25, 784).radius(first, second) == radius
 
     @pytest.mark.parametrize("p", [-0.1, 1.1, math.nan])
     def test_no_probability(self, p):
         with pytest.raises(UserError, match=r"p_lower must lie in \[0, 1\]"):
-            Gaussian(1.0).radius(p)
+            Gaussian(1.0, 784).radius(p)
         with pytest.raises(UserError, match=r"p_upper_second must lie in \[0, 1\]"):
-            Gaussian(1.0).radius(0.9, p)
+            Gaussian(1.0, 784).radius(0.9, p)
 
     @pytest.mark.parametrize("sigma", [0.0, -0.5, math.inf, math.nan])
     def test_sigma_out_of_range(self, sigma):
         with pytest.raises(UserError, match="sigma must be positive and finite"):
-            Gaussian(sigma)
+            Gaussian(sigma, 784)
 
 
 class TestRegistry:
     def test_gaussian(self):
         law = smoothing.law("gaussian", sigma=0.5, dimension=784)
-        assert law == Gaussian(0.5)
+        assert law == Gaussian(0.5, 784)
         assert (law.family, law.norm, law.sigma) == ("gaussian", "l2", 0.5)
 
     def test_keys_are_the_families_own_names(self):
@@ -129,10 +129,30 @@ class TestRegistry:
     @pytest.mark.parametrize(
         ("family", "part"),
         [
-            ("gaussian", "the rounding of floating-point sums is not covered."),
+            ("gaussian", "the rounding of floating-point numbers is covered, nor what"),
+            ("generalized_gaussian", "never draws, at most 4.7e-5 of the noise's probability"),
+            ("rounded_gaussian", "the multiples of 1/255 nearest to those given, and the noise is"),
             ("rounded_gaussian", "rounding is covered for all pixels of 8 bits"),
             ("mixed_norm", "rest on one table, which is wrong with probability 1e-09,"),
+            ("mixed_norm", "never draws, at most 1.9e-4 of the noise's probability"),
         ],
     )
     def test_what_a_certificate_leaves_open(self, family, part):
-        assert part in smoothing.caveat(family)
+        assert part in smoothing.caveat(family, generator="philox", dimension=784)
+
+    @pytest.mark.parametrize("generator", ["philox", "philox-boxmuller"])
+    def test_whole_steps_leave_nothing_out(self, generator):
+        text = smoothing.caveat("rounded_gaussian", generator=generator, dimension=150_528)
+        assert "never draws" not in text
+
+    @pytest.mark.parametrize("family", smoothing.LAWS)
+    def test_a_law_knows_its_dimension_and_generator(self, family):
+        params = {"k": 3.0} if family in ("generalized_gaussian", "mixed_norm") else {}
+        law = smoothing.law(family, sigma=0.5, params=params, dimension=12, generator="philox")
+        assert (law.dimension, law.generator) == (12, "philox")
+        latest = smoothing.law(family, sigma=0.5, params=params, dimension=12)
+        assert latest.generator == "philox-boxmuller"
+
+    def test_unknown_generator(self):
+        with pytest.raises(UserError, match="generator must be one of philox, .*got 'mersenne'"):
+            smoothing.law("gaussian", sigma=0.5, dimension=784, generator="mersenne")

@@ -211,7 +211,7 @@ def test_the_digest_covers_every_field_but_the_time():
 
 OTHERS = {
     "sigma": 0.25, "alpha": 0.01, "seed": 4, "model_digest": "b", "n": 2001, "dataset": "letters",
-    "total": 41, "class_names": ("a", "b"), "format_version": 1, "generator": "other",
+    "total": 41, "class_names": ("a", "b"), "format_version": 1, "generator": "philox",
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ MADE = Smoothing(
     noise_family="generalized_gaussian", noise_params={"k": 2.0}, objective="macer",
     versions={"numpy": "2"},
 )  # fmt: skip
+OLD = dataclasses.replace(MADE, generator="philox")
 
 
 def read(text):
@@ -22,8 +23,10 @@ def read(text):
 
 
 def first_version(**change):
-    """The text as the first version wrote it."""
-    fields = dataclasses.asdict(MADE) | {"format_version": 1} | change
+    """The text as the first version wrote it, when generators had no names."""
+    fields = dataclasses.asdict(MADE) | {"format_version": 1}
+    del fields["generator"]
+    fields |= change
     return json.dumps(fields, indent=2) + "\n"
 
 
@@ -70,6 +73,7 @@ IMPOSSIBLE = {
     "noise_family": [None, 1],
     "noise_params": [[], {"k": "2"}, {"k": True}, None],
     "block_size": [0, -256, 256.0, "256"],
+    "generator": ["mersenne", "", None, 1],
     "dataset": [5, ["mnist5k"]],
     "objective": [5],
     "precision": [5, None],
@@ -109,7 +113,32 @@ def test_a_key_given_twice_is_refused():
 
 def test_the_first_version_is_read_with_a_notice():
     with pytest.warns(Notice, match=r"^smoothing\.json: written by an earlier version, without a"):
-        assert read(first_version()) == MADE
+        assert read(first_version()) == OLD
+
+
+def test_a_model_without_a_generator_is_of_the_first():
+    """And one made here of the latest; what is written again names it."""
+    assert MADE.generator == "philox-boxmuller"
+    with pytest.warns(Notice):
+        found = read(first_version())
+    assert (found.generator, found.law.generator) == ("philox", "philox")
+    assert json.loads(found.to_json())["generator"] == "philox"
+    unnamed = dataclasses.asdict(MADE)
+    del unnamed["generator"]
+    assert read(sealing.seal(unnamed)) == OLD
+
+
+def test_an_unknown_generator_is_one_line():
+    """As of a model that a later version exported."""
+    fields = dataclasses.asdict(MADE) | {"generator": "philox-3"}
+    with pytest.raises(UserError, match="generator must be one of philox, .*, got 'philox-3'$"):
+        read(sealing.seal(fields))
+
+
+def test_the_law_is_that_of_the_fields():
+    law = MADE.law
+    assert (law.family, law.sigma, law.k, law.dimension) == ("generalized_gaussian", 0.5, 2.0, 784)
+    assert law.generator == MADE.generator
 
 
 def test_a_seal_cannot_be_left_out():
@@ -124,4 +153,4 @@ def test_fields_within_another_seal_need_none_of_their_own():
         warnings.simplefilter("error")
         for version in (1, 2):
             fields = json.loads(first_version(format_version=version))
-            assert Smoothing.from_fields(fields) == MADE
+            assert Smoothing.from_fields(fields) == OLD

@@ -23,8 +23,15 @@ def test_json_begins_with_alpha_and_sigma_and_round_trips():
     fields = json.loads(settings.to_json())
     assert list(fields)[:2] == ["alpha", "sigma"]
     assert fields["sigma"] == 0.5
-    assert fields["generator"] == "philox"
+    assert fields["generator"] == "philox-boxmuller"
     assert read(settings.to_json()) == settings
+
+
+def test_the_generator_is_the_models_and_part_of_a_rows_identity():
+    old, new = (made_logs.settings(generator=g) for g in ("philox", "philox-boxmuller"))
+    assert (old.generator, new.generator) == ("philox", "philox-boxmuller")
+    assert old.identity != new.identity
+    assert (old.law.generator, new.law.generator) == ("philox", "philox-boxmuller")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +53,7 @@ ALTERED = {
     "alpha": 0.01, "sigma": 1.0, "noise_family": "rounded_gaussian", "noise_params": {"k": 1},
     "block_size": 128, "bound": "hoeffding", "bilateral": True, "beta": 2.0,
     "stop": "budget:1.0", "reject_alpha": 0.01, "n0": 101, "n": 2001, "seed": 4,
-    "generator": "other", "num_classes": 5, "input_shape": [2, 2, 2], "model_digest": "b" * 64,
+    "generator": "philox", "num_classes": 5, "input_shape": [2, 2, 2], "model_digest": "b" * 64,
     "precision": "mixed_bfloat16", "dataset": "letters", "split": "train", "total": 41, "start": 1,
     "skip": 2, "num_examples": 7, "shard": "0/2", "environment": {"device": "GPU"},
     "warnings": ["never mind"], "class_names": ["a", "b"], "format_version": 3, "digest": "0" * 16,

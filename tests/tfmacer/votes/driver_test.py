@@ -17,7 +17,7 @@ from tfmacer.votes.source import ESTIMATE, SELECT, Votes, row_seed
 
 SHAPE = (1, 1, 1)
 BLOCK = 32
-LAW = Gaussian(sigma=0.5)
+LAW = Gaussian(sigma=0.5, dimension=784)
 
 
 class KnownVotes:

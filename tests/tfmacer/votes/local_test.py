@@ -10,6 +10,7 @@ import tensorflow as tf
 from small_exports import small_smoothing, write_small_export
 
 from tfmacer.errors import Notice, UserError
+from tfmacer.guarantee.generators import GENERATORS
 from tfmacer.records.runs import RunDirectory, Smoothing
 from tfmacer.votes import counting, local, models, noise
 from tfmacer.votes.source import ESTIMATE, SELECT, row_seed
@@ -52,23 +53,34 @@ def ask(source, images, seeds, offsets, num_samples, **kwargs):
     )
 
 
-def test_counts_are_those_of_noise_drawn_and_counted_by_hand(source, network):
+def tensorflows_normals(seed):
+    return tf.random.stateless_normal((64, *SHAPE), seed, alg="philox").numpy()
+
+
+def box_muller_by_numpy(seed):
+    """60 numbers of each of the 64 draws are 30 pairs."""
+    length_seed, angle_seed = tf.random.split(seed, 2, alg="philox")
+    bits = [
+        tf.random.stateless_uniform((64, 30), seed, None, None, dtype, alg="philox").numpy()
+        for seed, dtype in ((length_seed, tf.int64), (angle_seed, tf.int32))
+    ]
+    length = np.sqrt(-2 * np.log(np.abs(bits[0].astype(np.float64)) / 2**63))
+    angle = np.pi * bits[1] / 2**31
+    both = np.concatenate([length * np.cos(angle), length * np.sin(angle)], axis=1)
+    return both.reshape(64, *SHAPE).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("generator", "normals"),
+    [("philox", tensorflows_normals), ("philox-boxmuller", box_muller_by_numpy)],
+)
+def test_counts_are_those_of_noise_drawn_and_counted_by_hand(network, generator, normals):
     row = rows(1)
+    source = local.NetworkVotes(network, dataclasses.replace(SMOOTHING, generator=generator))
     votes = ask(source, **row, offsets=[100], num_samples=[150], beta=2.0)
-    noisy = np.concatenate(
-        [
-            row["images"]
-            + 0.5
-            * tf.random.stateless_normal(
-                (64, *SHAPE),
-                tf.random.experimental.stateless_fold_in(
-                    row["seeds"][0].astype(np.int64), np.int64(b)
-                ),
-                alg="philox",
-            ).numpy()
-            for b in range(4)
-        ]
-    )[100:250]
+    seed = row["seeds"][0].astype(np.int64)
+    folded = [tf.random.experimental.stateless_fold_in(seed, np.int64(b)) for b in range(4)]
+    noisy = np.concatenate([row["images"] + 0.5 * normals(each) for each in folded])[100:250]
     logits = network(noisy, training=False).numpy().astype(np.float64)
     soft = np.exp(2 * logits) / np.exp(2 * logits).sum(axis=1, keepdims=True)
     np.testing.assert_array_equal(votes.counts[0], np.bincount(logits.argmax(1), minlength=3))
@@ -136,11 +148,14 @@ def test_draws_without_finite_logits_cast_no_vote():
     assert np.isfinite(votes.sums).all()
 
 
-def test_noise_is_gaussian_in_pixels_and_differs_between_blocks_and_streams():
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_noise_is_gaussian_in_pixels_and_differs_between_blocks_and_streams(generator):
+    smoothing = dataclasses.replace(SMOOTHING, generator=generator)
+    draw = noise.noisy_block(smoothing)
     image = tf.fill(SHAPE, 0.25)
     seeds = [row_seed(0, stage, i) for stage in (SELECT, ESTIMATE) for i in range(2)]
     blocks = [
-        noise.gaussian(image, tf.constant(seed), tf.constant(b, tf.int64), SMOOTHING).numpy() - 0.25
+        draw(image, tf.constant(seed), tf.constant(b, tf.int64), smoothing).numpy() - 0.25
         for seed in seeds
         for b in (0, 1, 2**40)
     ]

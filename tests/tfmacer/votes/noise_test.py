@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import session_runs
 import tensorflow as tf
 from scipy import stats
 
@@ -11,13 +12,14 @@ from export.signatures import SmoothedClassifier
 from tfmacer import certification
 from tfmacer.errors import UserError
 from tfmacer.guarantee import extremes, rounding
+from tfmacer.guarantee.generators import GENERATORS, LATEST
 from tfmacer.records.runs import Smoothing
 from tfmacer.votes import local, noise
 
 SHAPE = (7, 6, 2)
 
 
-def smoothing(family: str, sigma: float, **params: float) -> Smoothing:
+def smoothing(family: str, sigma: float, generator: str = LATEST, **params: float) -> Smoothing:
     return Smoothing(
         sigma=sigma,
         num_classes=2,
@@ -26,6 +28,7 @@ def smoothing(family: str, sigma: float, **params: float) -> Smoothing:
         noise_family=family,
         noise_params=params,
         block_size=128,
+        generator=generator,
     )
 
 
@@ -114,11 +117,13 @@ class TestRoundedGaussian:
         assert drawn.std() == pytest.approx(0.1, rel=0.15)  # 504 draws: standard error 3 %
 
 
+@pytest.mark.parametrize("generator", GENERATORS)
 class TestGeneralizedGaussian:
     @pytest.mark.parametrize("k", [0.0, 40.0, 83.0])
-    def test_lengths_and_directions(self, k):
+    def test_lengths_and_directions(self, k, generator):
         """Squared lengths are Gamma, directions uniform, and neither tells of the other."""
-        noisy = blocks(np.zeros(SHAPE, np.float32), smoothing("generalized_gaussian", 0.5, k=k), 8)
+        described = smoothing("generalized_gaussian", 0.5, generator, k=k)
+        noisy = blocks(np.zeros(SHAPE, np.float32), described, 8)
         z = noisy.reshape(-1, 84).astype(np.float64) / 0.5
         squares = (z**2).sum(axis=1)
         assert stats.kstest(squares, stats.gamma((84 - k) / 2, scale=2).cdf).pvalue > 1e-3
@@ -128,12 +133,12 @@ class TestGeneralizedGaussian:
         # 1,024 draws: standard deviation 0.03.
         assert abs(np.corrcoef(squares, np.abs(cosines[:, 0]))[0, 1]) < 0.12
 
-    def test_certifies_within_the_distance_of_a_linear_boundary(self):
+    def test_certifies_within_the_distance_of_a_linear_boundary(self, generator):
         rng = np.random.default_rng(0)
         weights = rng.normal(size=84)
         images = rng.random((2, *SHAPE)).astype(np.float32)
         bias = -float(weights @ np.full(84, 0.5))
-        described = smoothing("generalized_gaussian", 0.35, k=40.0)
+        described = smoothing("generalized_gaussian", 0.35, generator, k=40.0)
         source = local.NetworkVotes(linear(weights, bias), described)
         certificates = certification.certify_images(source, images, n=4000, alpha=0.001, seed=0)
         truth = np.abs(images.reshape(2, -1) @ weights + bias) / np.linalg.norm(weights)
@@ -143,10 +148,11 @@ class TestGeneralizedGaussian:
         assert (certificates[0].family, certificates[0].norm) == ("generalized_gaussian", "l2")
 
 
+@pytest.mark.parametrize("generator", GENERATORS)
 class TestMixedNorm:
-    def test_extremes_agree_with_those_drawn_elsewhere(self):
+    def test_extremes_agree_with_those_drawn_elsewhere(self, generator):
         """The draws behind the table are another program's; 5,120 here against 20,000 there."""
-        described = smoothing("mixed_norm", 0.5, k=20.0)
+        described = smoothing("mixed_norm", 0.5, generator, k=20.0)
         z = blocks(np.zeros(SHAPE, np.float32), described, 40).reshape(-1, 84) / 0.5
         other = extremes.draw_extremes(84, 20.0, 20_000, np.random.default_rng(0))
         largest = np.maximum(other.largest, -other.smallest)
@@ -162,13 +168,14 @@ class TestMixedNorm:
         lengths = (z.astype(np.float64) ** 2).sum(axis=1)
         assert stats.kstest(lengths, stats.gamma(32, scale=2).cdf).pvalue > 1e-3
 
-    def test_certifies_within_the_distance_of_a_linear_boundary(self):
+    def test_certifies_within_the_distance_of_a_linear_boundary(self, generator):
         """In l-infinity that is |w.x + b| / |w|_1."""
         rng = np.random.default_rng(0)
         weights = rng.normal(size=84)
         images = rng.random((2, *SHAPE)).astype(np.float32)
         bias = -float(weights @ np.full(84, 0.5))
-        source = local.NetworkVotes(linear(weights, bias), smoothing("mixed_norm", 0.3, k=20.0))
+        described = smoothing("mixed_norm", 0.3, generator, k=20.0)
+        source = local.NetworkVotes(linear(weights, bias), described)
         certificates = certification.certify_images(source, images, n=4000, alpha=0.001, seed=0)
         truth = np.abs(images.reshape(2, -1) @ weights + bias) / np.abs(weights).sum()
         radii = np.array([c.radius for c in certificates])
@@ -178,17 +185,65 @@ class TestMixedNorm:
 
 
 FAMILIES = [
+    ("gaussian", {}),
     ("rounded_gaussian", {}),
     ("generalized_gaussian", {"k": 40.0}),
     ("mixed_norm", {"k": 20.0}),
 ]
+# Three numbers of a block of 4 draws of 6 numbers, of either generator.
+RECORDED = [
+    ("gaussian", {}, (0.37667659, 0.7597391, -0.27033338), (0.04884043, -0.01050683, -0.38770714)),
+    ("rounded_gaussian", {}, (92 / 255, -61 / 255, -111 / 255), (92 / 255, -61 / 255, -111 / 255)),
+    (
+        "generalized_gaussian",
+        {"k": 3.0},
+        (0.20193626, 0.24471378, -0.14053485),
+        (0.13167992, -0.12908681, 0.15661365),
+    ),
+    (
+        "generalized_gaussian",
+        {"k": 5.0},
+        (0.13485684, 0.15005569, -0.03101438),
+        (0.08944908, -0.09200804, 0.07559349),
+    ),
+    (
+        "mixed_norm",
+        {"k": 2.0},
+        (-0.40191054, -0.17278351, -0.56882149),
+        (-0.40191054, 0.32331163, 0.48866501),
+    ),
+]
 
 
+@pytest.mark.parametrize(("family", "params", "first", "latest"), RECORDED)
+def test_streams_stay_as_they_were_recorded(family, params, first, latest):
+    for generator, expected in (("philox", first), ("philox-boxmuller", latest)):
+        described = Smoothing(
+            sigma=0.5, num_classes=2, input_shape=(2, 3, 1), model_digest="t", block_size=4,
+            noise_family=family, noise_params=params, generator=generator,
+        )  # fmt: skip
+        draw = noise.noisy_block(described)
+        block = draw(
+            tf.zeros((2, 3, 1)), tf.constant([3, -4]), tf.constant(5, tf.int64), described
+        ).numpy()
+        np.testing.assert_allclose(block.ravel()[[0, 7, 23]], expected, rtol=2e-6)
+
+
+def in_session(version, request) -> np.ndarray:
+    """Counts of `sample_under_noise` in the runtime of TensorFlow Serving."""
+    names = ("images", "seeds", "offsets", "num_samples", "beta")
+    beta = np.ones(len(request[0]), np.float32)
+    asked = dict(zip(names, [*request, beta], strict=True))
+    ran = session_runs.run(version, {"sample_under_noise": asked})
+    return ran["sample_under_noise"].answers[0]["counts"]
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
 @pytest.mark.parametrize(("family", "params"), FAMILIES)
-def test_an_export_draws_what_the_network_here_draws(family, params, tmp_path):
+def test_an_export_draws_what_the_network_here_draws(family, params, generator, tmp_path):
     keras.utils.set_random_seed(0)
     network = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(2)])
-    described = smoothing(family, 0.25, **params)
+    described = smoothing(family, 0.25, generator, **params)
     module = SmoothedClassifier(network, described, 10)
     tf.saved_model.save(module, str(tmp_path / "1"), signatures=module.signatures())
     assert lint(tmp_path / "1", len(network.weights)) == []
@@ -204,6 +259,7 @@ def test_an_export_draws_what_the_network_here_draws(family, params, tmp_path):
     there = exported.sample(*request)
     assert here.counts.sum(axis=1).tolist() == [200, 100]
     np.testing.assert_array_equal(here.counts, there.counts)
+    np.testing.assert_array_equal(here.counts, in_session(tmp_path / "1", request))
 
 
 @pytest.mark.parametrize(("family", "params"), FAMILIES)

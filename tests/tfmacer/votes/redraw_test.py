@@ -129,7 +129,9 @@ def test_votes_of_another_seed_image_or_label_are_told_apart(tmp_path):
     assert verify_log(log, redraw_from(source, mislabelled)).field == "label"
 
 
-@pytest.mark.parametrize("other", [{"sigma": 0.25}, {"model_digest": "b" * 64}])
+@pytest.mark.parametrize(
+    "other", [{"sigma": 0.25}, {"model_digest": "b" * 64}, {"generator": "philox"}]
+)
 def test_another_model_is_refused(tmp_path, other):
     log = drawn_log(tmp_path / "log.tsv", Rule(n=2000))
     with pytest.raises(UserError, match=f"the source is another model: its {next(iter(other))}"):
