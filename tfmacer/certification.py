@@ -430,11 +430,14 @@ def preflight(source: VoteSource, images: Sequence[npt.NDArray[np.float32]]) -> 
 
     Raises:
       UserError: equal draws give different votes or scores (dropout or other randomness is
-        active), or an image's logits depend on the images beside it (batch statistics are active).
+        active), an image's logits depend on the images beside it (batch statistics are active), or
+        are not finite.
     """
     # Its negative stands beside the first image, in case that there is no other.
     batch = np.stack([*images, 1 - images[0]])
     together = source.logits(batch)
+    if not np.isfinite(together).all():
+        raise UserError("the model's logits of an image without noise are not finite")
     scale = max(1.0, float(np.abs(together).max()))
 
     def differ(others: npt.NDArray[np.float32]) -> bool:

@@ -367,7 +367,11 @@ def chancy(x: tf.Tensor) -> tf.Tensor:
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize(
     ("network", "message"),
-    [(batch_dependent, "batch statistics are active"), (chancy, "randomness is active")],
+    [
+        (batch_dependent, "batch statistics are active"),
+        (chancy, "randomness is active"),
+        (lambda x: chancy(x) / 0, "logits of an image without noise are not finite"),
+    ],
 )
 def test_what_is_no_function_of_one_image_is_not_certified(
     problem, tmp_path, network, message, count, logged
