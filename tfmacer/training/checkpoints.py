@@ -7,9 +7,13 @@ import keras
 import tensorflow as tf
 
 from tfmacer.errors import UserError
+from tfmacer.training.networks import difference
 from tfmacer.training.trainer import SmoothedTrainer
 
 KEPT = 2
+
+# What TensorFlow calls the variable of a number in one of the lists that are kept.
+_NAME = "{}/{}/.ATTRIBUTES/VARIABLE_VALUE"
 
 # TensorFlow writes a checkpoint as a table of contents and the tensors, each with a checksum.
 _FILE = re.compile(r"step-(\d+)\.(index|data-\d+-of-\d+)")
@@ -101,13 +105,20 @@ class Checkpoints:
     def _restore(self, path: str) -> None:
         strategy = self._trainer.distribute_strategy
         replicas = strategy.num_replicas_in_sync
-        found = dict(tf.train.list_variables(path)).keys()
-        saved = "replicas/0/.ATTRIBUTES/VARIABLE_VALUE"
+        found = dict(tf.train.list_variables(path))
+        saved = _NAME.format("replicas", 0)
         recorded = int(tf.train.load_variable(path, saved)) if saved in found else 1
         if recorded != replicas:
             raise UserError(
                 f"{path} was trained on {recorded} devices, here are {replicas}: their noise would "
                 "be another; give as many (--distribution, TF_CONFIG) or another --run_dir"
+            )
+        wanted = [tuple(variable.shape) for variable in self._trainer.network.variables]
+        numbers = range(sum(name.startswith("network/") for name in found))
+        shapes = [found.get(_NAME.format("network", number), ()) for number in numbers]
+        if unlike := difference(shapes, wanted):
+            raise UserError(
+                f"{path} is of another network: {unlike}; give the same one or another --run_dir"
             )
         try:
             self._checkpoint.restore(path).assert_consumed()

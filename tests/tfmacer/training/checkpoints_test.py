@@ -128,8 +128,21 @@ def test_where_none_is_whole_nothing_starts_again(folder):
 
 def test_one_of_another_network_is_refused(folder):
     """It is whole, and not this run's: an older one would not be either."""
-    with pytest.raises(UserError, match="step-12: cannot be restored") as caught:
+    """By the first difference; one that is in the optimizer alone is TensorFlow's to tell."""
+    message = (
+        r"step-12 is of another network: its weight 1 is of \(16, 3\), of \(16, 7\) in this one;"
+    )
+    with pytest.raises(UserError, match=message) as caught:
         Checkpoints(_trainer(classes=7), folder).restore()
+    assert "\n" not in str(caught.value)
+    deeper = _trainer()
+    deeper.network.add(keras.layers.Dense(3))
+    with pytest.raises(UserError, match="it has 2 weights, this one 4"):
+        Checkpoints(deeper, folder).restore()
+    plain = _trainer()
+    plain.compile(optimizer=SGD(0.1, momentum=0.0))
+    with pytest.raises(UserError, match="step-12: cannot be restored") as caught:
+        Checkpoints(plain, folder).restore()
     assert "\n" not in str(caught.value)
 
 
