@@ -26,6 +26,7 @@ from tfmacer.errors import UserError
 from tfmacer.records.runs import BLOCK_SIZE, RunDirectory, Smoothing
 
 FLAGS = flags.FlagValues()
+_IMPORT = commandline.define_import(FLAGS)
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Run directory to export.", flag_values=FLAGS)
 _MODEL = flags.DEFINE_string(
     "model",
@@ -83,9 +84,14 @@ def export(
     Raises:
       UserError: the version exists, or the export is not fit to be served.
     """
+    from tfmacer.votes.models import check_logits
+
     target = export_dir / str(version)
     if target.exists():
         raise UserError(f"version: {target} exists already; give another --version")
+    found = check_logits(network, smoothing.input_shape, what="the network")
+    if found != smoothing.num_classes:
+        raise UserError(f"the network has {found} classes, {smoothing.num_classes} are recorded")
     try:
         export_dir.mkdir(parents=True, exist_ok=True)
         # No number, so that a server polling the base path never sees it half written.
@@ -117,46 +123,20 @@ def describe(network: Any, path: Path, sigma: float) -> Smoothing:
       UserError: its shapes are not those of an image classifier that returns logits.
     """
     from tfmacer.votes.devices import library_versions
-    from tfmacer.votes.models import network_digest
+    from tfmacer.votes.models import check_logits, network_digest
 
     shape = network.input_shape
     if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
         raise UserError(f"model {path}: expected images [B, H, W, C] as its input, found {shape}")
-    activation = getattr(getattr(network.layers[-1], "activation", None), "__name__", None)
-    if activation in ("softmax", "sigmoid"):
-        raise UserError(
-            f"model {path}: its last layer applies {activation}; remove it, logits are expected"
-        )
     return Smoothing(
         sigma=sigma,
-        num_classes=_number_of_classes(network, path, shape[1:]),
+        num_classes=check_logits(network, shape[1:], what=f"model {path}"),
         input_shape=shape[1:],
         block_size=BLOCK_SIZE,
         precision=network.dtype_policy.name,
         model_digest=network_digest(path, network),
         versions=library_versions(),
     )
-
-
-def _number_of_classes(network: Any, path: Path, shape: tuple[int, ...]) -> int:
-    """What the network makes of two random images of `[H, W, C]`: must be logits `[2, K]`."""
-    import numpy as np
-    import tensorflow as tf
-
-    images = np.random.default_rng(0).random((2, *shape), np.float32)
-    try:
-        answer = network(images, training=False)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model {path}: fails on images of {(2, *shape)}: {error}") from error
-    if not tf.is_tensor(answer) or answer.shape.rank != 2:
-        found = [tuple(part.shape) for part in tf.nest.flatten(answer)]
-        raise UserError(f"model {path}: expected logits [B, K] as its one output, found {found}")
-    logits = np.asarray(answer, np.float32)
-    if (logits >= 0).all() and np.abs(logits.sum(axis=1) - 1).max() < 0.01:
-        raise UserError(
-            f"model {path}: returns probabilities; remove its softmax, logits are expected"
-        )
-    return int(answer.shape[1])
 
 
 def _write(network: Any, smoothing: Smoothing, folder: Path, num_samples: int) -> None:
@@ -237,7 +217,7 @@ def _main() -> None:
     elif not Path(model or "").is_file():
         raise UserError(f"--model={model}: no such file")
 
-    commandline.load_tensorflow()
+    commandline.load_tensorflow(_IMPORT.value)
     from tfmacer.votes.models import load_run
 
     if model is not None and sigma is not None:

@@ -48,6 +48,7 @@ _integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
 _float = functools.partial(flags.DEFINE_float, flag_values=FLAGS)
 _bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
 
+_IMPORT = commandline.define_import(FLAGS)
 _RUN_DIR = _string("run_dir", None, "Run directory whose network is certified.")
 _SAVED_MODEL = _string(
     "saved_model", None, "Export to certify instead: a version directory, or its parent (newest)."
@@ -134,7 +135,7 @@ def _main() -> None:
         _check_sigma(smoothing)
         _dataset(smoothing)
 
-    commandline.load_tensorflow()
+    commandline.load_tensorflow(_IMPORT.value)
     from tfmacer.certification import check_shape, examples_of, preflight, prepare_logs
 
     source, doubts = _open_source(transport)
@@ -389,6 +390,7 @@ def _job(runner: str, settings: Sequence[LogSettings], out: Path) -> "Job":
         worker_threads=threads,
         intra_op_threads=_INTRA_OP.value,
         data_dir=_DATA_DIR.value,
+        modules=tuple(_IMPORT.value),
         settings=tuple(settings),
         parts_dir=_PARTS_DIR.value or str(out.absolute().with_name(f"{out.name}.parts")),
         launcher=os.getpid() if direct else None,

@@ -5,6 +5,7 @@ imported and run in one process, and nothing is parsed at import.
 """
 
 import contextlib
+import importlib
 import os
 import select
 import signal
@@ -150,11 +151,28 @@ def warn(text: object) -> None:
     note(f"warning: {text}")
 
 
-def load_tensorflow() -> None:
+def define_import(flag_values: flags.FlagValues) -> flags.FlagHolder[list[str]]:
+    """Defines `--import`, for `load_tensorflow`."""
+    return flags.DEFINE_multi_string(
+        "import",
+        [],
+        "Module to import first, found from where the command is run: one that registers layers "
+        "of the network's own. May be repeated.",
+        flag_values=flag_values,
+    )
+
+
+def load_tensorflow(modules: Sequence[str] = ()) -> None:
     """Imports TensorFlow without the lines that it prints about CPUs and missing CUDA drivers.
 
     They come before its logging is set up and obey no level, so the process' standard error is
     held back meanwhile; when the import fails, what was held back is shown.
+
+    Args:
+      modules: to import afterwards, as `--import` names them.
+
+    Raises:
+      UserError: one of these cannot be imported.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.stderr.flush()
@@ -172,6 +190,11 @@ def load_tensorflow() -> None:
         finally:
             os.dup2(shown, 2)
             os.close(shown)
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except (ImportError, TypeError, ValueError) as error:
+            raise UserError(f"--import={name}: cannot be imported: {error}") from error
 
 
 def _silence_unread_output() -> bool:

@@ -57,6 +57,7 @@ FLAGS = flags.FlagValues()
 _string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
 _integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
 
+_IMPORT = commandline.define_import(FLAGS)
 _RUN_DIR = _string("run_dir", None, "Run directory whose network was certified.")
 _LOG = _string("log", None, "The finished log whose certificates are attacked.")
 _OUT = _string("out", None, "Where the findings go, a .tsv file; default: LOG.falsified.tsv.")
@@ -108,7 +109,7 @@ def _main() -> None:
     considered = log.records[:: _SKIP.value][: _NUM_EXAMPLES.value]
     chosen = _certified(considered, log)
 
-    commandline.load_tensorflow()
+    commandline.load_tensorflow(_IMPORT.value)
     from tfmacer.votes import devices
 
     devices.use_threads(_INTRA_OP.value)

@@ -39,7 +39,7 @@ def _main() -> None:
     cluster = train_flags.cluster()
     # Only one machine writes, and only it can be in another's way.
     with _locked(run) if cluster.chief else contextlib.nullcontext():
-        commandline.load_tensorflow()
+        commandline.load_tensorflow(get("import"))
         from tfmacer.training import distribution
 
         strategy = distribution.strategy(get("distribution"), workers=cluster.workers)

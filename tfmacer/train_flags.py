@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from absl import flags
 
 from tfmacer import strict_json
+from tfmacer import commandline
 from tfmacer.errors import UserError
 from tfmacer.records.runs import RunDirectory
 from tfmacer.training.published import (
@@ -38,6 +39,7 @@ _string("dataset", None, "mnist5k, a TFDS name, folder:DIR or package.module:fun
 _string("data_dir", None, "Where TensorFlow Datasets keeps its data; its own default otherwise.")
 _string("train_split", "train", "Split to train on, e.g. train[:90%] to keep a tenth for choosing.")
 _string("network", "lenet", "A network's name, or package.module:function.")
+commandline.define_import(FLAGS)
 _string("init_from", None, "Run directory or .keras file whose weights to start from.")
 _string(
     "objective",

@@ -55,6 +55,7 @@ _bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
 
 _COMPLETE = _bool("complete", False, "Fail also where images of the selection have no row.")
 _REDRAW = _bool("redraw", False, "Draw the votes again from a source, and compare them.")
+_IMPORT = commandline.define_import(FLAGS)
 _RUN_DIR = _string("run_dir", None, "Source for --redraw: the run directory.")
 _SAVED_MODEL = _string("saved_model", None, "Source for --redraw: an export of the model.")
 _SERVER = _string("server", None, "Source for --redraw: HOST:PORT of a TF Serving endpoint.")
@@ -148,7 +149,7 @@ def _verify(path: Path, redraw_of: Callable[[Log], Redraw] | None) -> str | None
 
 def _compare(log: Log) -> None:
     """Compares pixels and labels of a log with the dataset given."""
-    commandline.load_tensorflow()
+    commandline.load_tensorflow(_IMPORT.value)
     from tfmacer.certification import check_images, examples_of
 
     split, settings = _split(log), _settings(log)
@@ -172,7 +173,7 @@ def _verify_served(path: Path) -> None:
             f"off, or it is another log; {trail.chain}"
         )
     if _REDRAW.value:
-        commandline.load_tensorflow()
+        commandline.load_tensorflow(_IMPORT.value)
         trail = _follow(path, redraw_served(_source(threads=1)))
     drawn = ", all votes drawn again" if _REDRAW.value else ""
     commandline.say(f"{path}: {trail.entries} certificates verified{drawn}")
@@ -198,7 +199,7 @@ def _follow(path: Path, redraw: Callable[[AuditEntry], Counts] | None) -> Trail:
 
 def _open() -> Callable[[Log], Redraw]:
     """Loads TensorFlow; opens the source when the first log tells how many threads it used."""
-    commandline.load_tensorflow()
+    commandline.load_tensorflow(_IMPORT.value)
     sources: dict[int, VoteSource] = {}
 
     def redraw_of(log: Log) -> Redraw:

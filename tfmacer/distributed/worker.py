@@ -32,7 +32,7 @@ class CertifyBlock(beam.DoFn):
         """Loads TensorFlow, the network and the dataset, once for many blocks."""
         from tfmacer import commandline
 
-        commandline.load_tensorflow()
+        commandline.load_tensorflow(self._job.modules)
         from tfmacer.datasets import load_split
         from tfmacer.votes import devices
         from tfmacer.votes.opening import open_model

@@ -16,7 +16,7 @@ from keras import layers
 from tfmacer.datasets import load_function
 from tfmacer.errors import UserError
 from tfmacer.records.runs import RunDirectory
-from tfmacer.votes.models import load_network
+from tfmacer.votes.models import check_logits, check_saved, load_network
 
 Shape = tuple[int, int, int]
 
@@ -213,14 +213,14 @@ def _check(name: str, network: object, shape: Shape, num_classes: int) -> keras.
     """A user's network, if it takes such images and returns such logits."""
     if not isinstance(network, keras.Model):
         raise UserError(f"--network={name}: returned {type(network).__name__}, not a keras.Model")
-    found = (network.input_shape, network.output_shape)
+    found = tuple(getattr(network, name, None) for name in ("input_shape", "output_shape"))
     if found != ((None, *shape), (None, num_classes)):
         raise UserError(
             f"--network={name}: maps {found[0]} to {found[1]}, "
             f"must map {(None, *shape)} to {(None, num_classes)}"
         )
-    if getattr(network.layers[-1], "activation", None) is keras.activations.softmax:
-        raise UserError(f"--network={name}: ends in a softmax, must return logits")
+    check_logits(network, shape, what=f"--network={name}")
+    check_saved(network, what=f"--network={name}")
     return network
 
 

@@ -18,7 +18,7 @@ from tfmacer.errors import UserError
 from tfmacer.training import inputs, precision
 from tfmacer.training.objectives import Batch, Losses, Objective
 from tfmacer.training.optimizer import SGD
-from tfmacer.votes import noise
+from tfmacer.votes import models, noise
 from tfmacer.votes.source import row_seed
 
 # Names of the streams; certification's are `select` and `estimate`.
@@ -98,6 +98,8 @@ class SmoothedTrainer(inputs.CheckedModel):
             raise UserError(f"clip_norm must be positive, got {clip_norm}")
         _check_chunk(noise_chunk, num_noise, objective)
         _check_sigma(objective, sigma)
+        if (last := models.last_activation(network)) in models.NOT_LOGITS:
+            raise UserError(f"the network ends in a {last}; remove it, logits are expected")
         self.network = network
         self.objective = objective
         self.sigma = sigma

@@ -1,12 +1,21 @@
 """Keras networks on disk: loaded, and named by a digest of what they are."""
 
 import json
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tfmacer.errors import UserError
 from tfmacer.records.runs import UNKNOWN_MODEL, RunDirectory, Smoothing, model_digest
+
+# What makes something else of logits.
+NOT_LOGITS = ("softmax", "sigmoid")
+
+# Random images that a network is asked about.
+_PROBED = 4
 
 # Layers of Keras that run what others made.
 _FOREIGN_CODE = ("TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
@@ -31,9 +40,121 @@ def load_network(path: Path) -> Any:
         return keras.models.load_model(path, compile=False, safe_mode=True)
     # What a file can make Keras raise has no end; the remedy is the same.
     except Exception as error:
+        if foreign := _unregistered(path):
+            raise UserError(
+                f"model {path}: has {foreign}, which nothing imported here has registered: import "
+                "the module that does, by --import=MODULE"
+            ) from error
         # Keras quotes the model's whole configuration before and after the reason.
         reason = str(error).rsplit("Exception encountered: ")[-1].split(" Full object config")[0]
         raise UserError(f"model {path}: cannot be loaded: {reason.splitlines()[0]}") from error
+
+
+def _unregistered(path: Path) -> str:
+    """The classes and functions of a `.keras` file that Keras does not know, in words."""
+    import keras
+
+    found = []
+
+    def look(entry: dict[str, Any]) -> dict[str, Any]:
+        module, name = entry.get("module"), entry.get("class_name")
+        if module and name and str(module).split(".")[0] != "keras":
+            name = entry.get("config") if name == "function" else name
+            if keras.saving.get_registered_object(entry.get("registered_name")) is None:
+                found.append(f"{name!r} of the module {module!r}")
+        return entry
+
+    with zipfile.ZipFile(path) as archive:
+        json.loads(archive.read("config.json"), object_hook=look)
+    return ", ".join(dict.fromkeys(found))
+
+
+def check_saved(network: Any, *, what: str) -> None:
+    """Refuses a Keras network that would not come back once it is saved.
+
+    Args:
+      network: with one input `[B, H, W, C]`.
+      what: the network, for the error message.
+
+    Raises:
+      UserError: it cannot be saved, or loaded in safe mode, or answers otherwise then.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.keras"
+        try:
+            network.save(path)
+        # What layers of a user's own raise has no end.
+        except Exception as error:
+            raise UserError(f"{what}: cannot be saved: {str(error).strip().splitlines()[0]}") from error
+        try:
+            again = load_network(path)
+        except UserError as error:
+            own = _unregistered(path)
+            reason = str(error).partition(": cannot be loaded: ")[2].partition(". ")[0]
+            raise UserError(
+                f"{what}: could not be loaded once it was saved: "
+                + (f"{own} must be registered: see " if own else f"{reason}; for layers see ")
+                + "keras.saving.register_keras_serializable"
+            ) from error
+    before, after = (_answers(each, network.input_shape[1:]) for each in (network, again))
+    if not np.allclose(before, after, rtol=1e-3, atol=1e-3 * np.abs(before).max()):
+        raise UserError(
+            f"{what}: answers otherwise once it was saved and loaded: get_config of a layer of its "
+            "own leaves something out, or it draws random numbers"
+        )
+
+
+def check_logits(network: Any, shape: tuple[int, ...], *, what: str) -> int:
+    """K of a Keras network that answers with logits.
+
+    Args:
+      network: maps images `[B, H, W, C]` to logits `[B, K]`.
+      shape: `(H, W, C)`.
+      what: the network, for the error message.
+
+    Raises:
+      UserError: it does not take such images, answers with something else, or with probabilities.
+    """
+    if (last := last_activation(network)) in NOT_LOGITS:
+        raise UserError(f"{what}: ends in a {last}; remove it, logits are expected")
+    try:
+        answer = _answers(network, shape)
+    except (TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{what}: fails on images of {(_PROBED, *shape)}: {reason}") from error
+    if not isinstance(answer, np.ndarray) or answer.ndim != 2:
+        shapes = [np.shape(part) for part in (answer if isinstance(answer, list) else [answer])]
+        raise UserError(f"{what}: expected logits [B, K] as its one output, found {shapes}")
+    if (answer >= 0).all() and np.abs(answer.sum(axis=1) - 1).max() < 0.01:
+        raise UserError(f"{what}: returns probabilities; remove its softmax, logits are expected")
+    return answer.shape[1]
+
+
+def last_activation(network: Any) -> str | None:
+    """The name of the function that a network applies last, where its structure tells."""
+    import keras
+
+    parts = getattr(network, "operations", None)
+    if isinstance(network, keras.Sequential):
+        parts = network.layers
+    if not parts:
+        return None
+    if isinstance(parts[-1], keras.Model):
+        return last_activation(parts[-1])
+    activation = getattr(parts[-1], "activation", None)
+    name: str = getattr(activation, "__name__", type(parts[-1]).__name__).lower()
+    return name
+
+
+def _answers(network: Any, shape: tuple[int, ...]) -> Any:
+    """Its answer to random images, as float32; a list where it is not one array."""
+    import tensorflow as tf
+
+    images = np.random.default_rng(0).random((_PROBED, *shape), np.float32)
+    answer = network(images, training=False)
+    if tf.is_tensor(answer):
+        return np.asarray(answer, np.float32)
+    return [np.asarray(part, np.float32) for part in tf.nest.flatten(answer)]
 
 
 def load_run(directory: Path) -> tuple[Any, Smoothing]:
