@@ -261,7 +261,7 @@ def certify_images(
       images: `[N, H, W, C]`, float in [0, 1] or uint8 in [0, 255].
       sigma: scale of the Gaussian noise in units of pixels in [0, 1]. Needed for a bare model;
         a run, an export or a server knows its own, and a different one is refused.
-      num_classes: K; needed for a callable that is no Keras model.
+      num_classes: K, of a bare model; None for what it returns.
       labels: true classes `[N]`, -1 where there is none; only the log needs them.
       indices: what each image is known by in the derivation of its noise; default 0 to N - 1.
       seed: of the noise, 0 or more. Where neither it nor `indices` is given, the operating system
@@ -386,14 +386,15 @@ def _open(
         return model  # type: ignore[no-any-return]
     from tfmacer.votes import devices, local, models
 
-    if num_classes is None:
-        num_classes = getattr(model, "output_shape", (None,))[-1]
-    if sigma is None or num_classes is None or input_shape is None:
+    if sigma is None or input_shape is None:
         raise UserError(
-            "sigma, num_classes and input_shape must be given for a model that does not record "
-            f"them, got {sigma}, {num_classes} and {input_shape}"
+            "sigma and input_shape must be given for a model that does not record them, got "
+            f"{sigma} and {input_shape}"
         )
     height, width, channels = input_shape
+    found = models.answers(model, (height, width, channels), what="the model").shape[1]
+    if num_classes not in (None, found):
+        raise UserError(f"num_classes={num_classes}: the model returns logits of {found}")
     digest = models.weights_digest(model)
     if digest == UNKNOWN_MODEL and model_digest is not None:
         if not model_digest.isprintable() or model_digest in ("", UNKNOWN_MODEL):
@@ -401,7 +402,7 @@ def _open(
         digest = model_digest
     smoothing = Smoothing(
         sigma=sigma,
-        num_classes=num_classes,
+        num_classes=found,
         input_shape=(height, width, channels),
         model_digest=digest,
         versions=devices.library_versions(),

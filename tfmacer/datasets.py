@@ -20,6 +20,14 @@ from tfmacer.tfds_splits import tfds_split
 MNIST5K_SEED = 0
 MNIST5K_TRAIN_PER_CLASS = 400
 
+# What archives, network drives and desktops leave beside files, in lower case.
+SYSTEM_NAMES = frozenset(
+    {
+        *("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "__pycache__"),
+        *("system volume information", "thumbs.db", "desktop.ini"),
+    }
+)
+
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 
 
@@ -114,7 +122,7 @@ def _folder(name: str, split: str, channels: int | None) -> Split:
     if "[" in split:
         # Else a part that is trained on would be the whole, and so the part that is kept back.
         raise UserError(f"dataset {name}: a folder cannot be divided, got split {split!r}")
-    classes = sorted(child for child in root.iterdir() if child.is_dir())
+    classes = [child for child in _listed(root) if child.is_dir()]
     files = [(path, label) for label, child in enumerate(classes) for path in _images(child)]
     if not classes:
         files = [(path, -1) for path in _images(root)]
@@ -123,13 +131,18 @@ def _folder(name: str, split: str, channels: int | None) -> Split:
             f"dataset {name}: {root} must hold a directory of images per class, "
             "or images alone, which are then without labels"
         )
+    filled = {label for _, label in files}
+    if empty := [child for label, child in enumerate(classes) if label not in filled]:
+        raise UserError(f"dataset {name}: {empty[0]} holds no images: a class must have some")
     sizes = {}
     for path, _ in files:
+        if not path.is_file():
+            raise UserError(f"dataset {name}: {path}: not a file")
         try:
             with Image.open(path) as image:
                 sizes[path] = (image.height, image.width)
                 channels = channels or (1 if image.mode in ("1", "L", "I;16") else 3)
-        except OSError as error:
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"dataset {name}: {path}: {error}") from error
         if sizes[path] != sizes[files[0][0]]:
             raise UserError(
@@ -138,7 +151,7 @@ def _folder(name: str, split: str, channels: int | None) -> Split:
             )
     paths, labels = zip(*files, strict=True)
     shape = (*sizes[paths[0]], channels or 3)
-    return FolderSplit(
+    found = FolderSplit(
         name,
         split,
         paths,
@@ -148,14 +161,29 @@ def _folder(name: str, split: str, channels: int | None) -> Split:
         root=root,
         class_names=[child.name for child in classes] or None,
     )
+    # Now, and not after hours.
+    found.check()
+    return found
 
 
 def _images(directory: Path) -> list[Path]:
-    found = sorted(path for path in directory.iterdir() if not path.name.startswith("."))
+    found = _listed(directory)
     for path in found:
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             raise UserError(f"{path}: not a PNG or JPEG file")
     return found
+
+
+def _listed(directory: Path) -> list[Path]:
+    """What is in a directory, sorted by name, but for what systems keep there for themselves."""
+    try:
+        return sorted(
+            path
+            for path in directory.iterdir()
+            if not path.name.startswith(".") and path.name.casefold() not in SYSTEM_NAMES
+        )
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be read: {error.strerror}") from error
 
 
 def _from_function(name: str, split: str) -> Split:
@@ -163,17 +191,24 @@ def _from_function(name: str, split: str) -> Split:
     returned = load_function(name, "dataset")(split)
     if not isinstance(returned, tuple) or len(returned) not in (2, 3):
         raise UserError(f"dataset {name}: must return (images, labels[, num_classes])")
-    images, labels = np.asarray(returned[0]), np.asarray(returned[1])
+    try:
+        images, labels = np.asarray(returned[0]), np.asarray(returned[1])
+    except ValueError as error:
+        raise UserError(f"dataset {name}: images and labels must be arrays: {error}") from error
     if images.ndim != 4 or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise UserError(
             f"dataset {name}: must return images [N, H, W, C] and integer labels [N], "
             f"got {images.shape} and {labels.dtype} {labels.shape}"
         )
+    if not images.size:
+        raise UserError(f"dataset {name}: returned no pixels: images of shape {images.shape}")
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
+        raise UserError(f"dataset {name}: pixels must be uint8 or floats, got {images.dtype}")
     if images.dtype != np.uint8:
         images = images.astype(np.float32)
         if not (images.min(initial=0.0) >= 0 and images.max(initial=1.0) <= 1):
             raise UserError(f"dataset {name}: floating-point pixels must be in [0, 1]")
-    num_classes = int(returned[2]) if len(returned) == 3 else int(labels.max(initial=1)) + 1
-    if labels.min(initial=0) < -1 or labels.max(initial=0) >= num_classes:
-        raise UserError(f"dataset {name}: labels must be below {num_classes}, or -1 for none")
-    return ArraySplit(name, split, images, labels, num_classes)
+    num_classes = returned[2] if len(returned) == 3 else int(labels.max(initial=1)) + 1
+    if not isinstance(num_classes, (int, np.integer)) or num_classes < 2:
+        raise UserError(f"dataset {name}: num_classes must be 2 or more, got {num_classes!r}")
+    return ArraySplit(name, split, images, labels, int(num_classes))

@@ -1,6 +1,7 @@
 """What a split of a dataset can do: give its images and labels by position."""
 
 import abc
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,18 @@ class ArraySplit(IndexedSplit):
           dataset: see `Split`.
           name: see `Split`.
           images: `[N, H, W, C]`, uint8, or float32 in [0, 1].
-          labels: integers `[N]`.
+          labels: integers `[N]`, below K, -1 for none.
           num_classes: K.
           class_names: see `Split`.
+
+        Raises:
+          UserError: labels are others.
         """
+        if wrong := [label for label in np.unique(labels) if not -1 <= label < num_classes]:
+            raise UserError(
+                f"dataset {dataset}: labels must be below {num_classes}, or -1 for none, "
+                f"found {wrong[0]}"
+            )
         height, width, channels = images.shape[1:]
         shape = (height, width, channels)
         super().__init__(
@@ -163,8 +172,26 @@ class FolderSplit(IndexedSplit):
         """See `Split.take`."""
         try:
             return super().take(positions)
-        except tf.errors.InvalidArgumentError as error:
+        except tf.errors.OpError as error:
+            self.check()
             raise UserError(f"{self.dataset}: {error.message.splitlines()[0]}") from error
+
+    def check(self) -> None:
+        """Decodes every file once, a few at a time.
+
+        Raises:
+          UserError: one cannot be read, or is damaged; it is named.
+        """
+        sizes = tf.data.Dataset.from_tensor_slices(self._paths).map(
+            lambda path: tf.size(self._decode(path)), num_parallel_calls=os.cpu_count()
+        )
+        read = 0
+        try:
+            for _ in sizes:
+                read += 1
+        except tf.errors.OpError as error:
+            reason = error.message.splitlines()[0]
+            raise UserError(f"{self.dataset}: {self._names[read]}: {reason}") from error
 
     def image_name(self, position: int) -> str:
         """The image's file, from the folder on."""

@@ -62,7 +62,17 @@ class StreamSplit(Split):
         records = self._records.enumerate().take(max(positions, default=-1) + 1)
         found = records.filter(lambda position, _: tf.reduce_any(position == wanted))
         decoded = found.map(lambda _, record: (self._centre(record[0]), record[1]))
-        pairs = list(decoded.as_numpy_iterator())
+        try:
+            pairs = list(decoded.as_numpy_iterator())
+        except tf.errors.OpError as error:
+            raise UserError(
+                f"dataset {self.dataset!r}, split {self.name!r}: cannot be read: "
+                f"{_first_line(error)}"
+            ) from error
+        if len(pairs) != len(positions):
+            raise UserError(
+                f"dataset {self.dataset!r}, split {self.name!r}: has not all of its images"
+            )
         images = np.array([image for image, _ in pairs], np.float32).reshape(-1, *self.shape)
         return images, np.array([label for _, label in pairs], np.int64)
 
@@ -107,10 +117,18 @@ def tfds_split(name: str, split: str, data_dir: str | None = None) -> Split:
         num_parallel_calls=tf.data.AUTOTUNE,
     )
     start = 0
-    for batch in decoded.batch(1024).as_numpy_iterator():
-        stop = start + len(batch[1])
-        images[start:stop], labels[start:stop] = batch
-        start = stop
+    try:
+        for batch in decoded.batch(1024).as_numpy_iterator():
+            stop = start + len(batch[1])
+            images[start:stop], labels[start:stop] = batch
+            start = stop
+    except (tf.errors.OpError, ValueError) as error:
+        raise UserError(
+            f"dataset {name!r}, split {split!r}: cannot be read after {start} images: "
+            f"{_first_line(error)}"
+        ) from error
+    if start != total:
+        raise UserError(f"dataset {name!r}, split {split!r}: has {start} of its {total} images")
     return ArraySplit(
         name, split, images, labels, features["label"].num_classes, features["label"].names
     )

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
-from tfmacer import strict_json
-from tfmacer import commandline
+from tfmacer import commandline, strict_json
 from tfmacer.errors import UserError
 from tfmacer.records.runs import RunDirectory
 from tfmacer.training.published import (

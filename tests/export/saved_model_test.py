@@ -256,12 +256,16 @@ def _several_outputs(kind: type) -> keras.Model:
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (lambda: _model(keras.layers.Dense(3, "softmax")), "last layer applies softmax"),
-        (lambda: _model(keras.layers.Dense(3, "sigmoid")), "last layer applies sigmoid"),
-        (lambda: _model(keras.layers.Dense(3), keras.layers.Softmax()), "returns probabilities"),
-        (lambda: _model(keras.layers.Reshape((8, 8))), r"logits \[B, K\] .* found \[\(2, 8, 8"),
-        (lambda: _several_outputs(list), r"its one output, found \[\(2, 3\), \(2, 3\)\]"),
-        (lambda: _several_outputs(dict), r"its one output, found \[\(2, 3\)\]"),
+        (lambda: _model(keras.layers.Dense(3, "softmax")), "ends in a softmax"),
+        (lambda: _model(keras.layers.Dense(3, "sigmoid")), "ends in a sigmoid"),
+        (lambda: _model(keras.layers.Dense(3), keras.layers.Softmax()), "ends in a softmax"),
+        (
+            lambda: _model(keras.layers.Dense(3, "softmax"), keras.layers.Identity()),
+            "returns probabilities",
+        ),
+        (lambda: _model(keras.layers.Reshape((8, 8))), r"logits \[B, K\] .* returned \[\(4, 8, 8"),
+        (lambda: _several_outputs(list), r"nothing else, returned \[\(4, 3\), \(4, 3\)\]"),
+        (lambda: _several_outputs(dict), r"nothing else, returned \[\(4, 3\)\]"),
         (
             lambda: keras.Sequential([keras.Input((None, None, 1)), keras.layers.Conv2D(2, 3)]),
             r"expected images \[B, H, W, C\]",

@@ -156,7 +156,7 @@ def test_a_log_is_written_resumed_and_read_instead_of_drawn_again(problem, tmp_p
         ),
         ({"images": np.full((1, *SHAPE), np.nan)}, r"images must lie in \[0, 1\]"),
         ({"images": np.zeros((1, *SHAPE), np.int32)}, "got int32"),
-        ({"sigma": None}, "sigma, num_classes and input_shape must be given"),
+        ({"sigma": None}, "sigma and input_shape must be given"),
         ({"sigma": -1.0}, "sigma must be positive"),
         ({"indices": [0, 0]}, "indices must be"),
         ({"labels": [1]}, "labels must be 2 integers, got 1"),
@@ -177,6 +177,28 @@ def test_arguments_out_of_range_are_named(problem, change, message):
     arguments = {"images": images[:2], "sigma": SIGMA, "num_classes": 2, "n": 1000} | change
     with pytest.raises(UserError, match=message):
         certification.certify_images(linear(weights, bias), **arguments)
+
+
+@pytest.mark.parametrize("kind", [list, dict, "three axes", "a function"])
+def test_a_model_of_other_outputs_is_refused(problem, kind):
+    weights, bias, images = problem
+    pixels = keras.Input(SHAPE)
+    logits = keras.layers.Dense(3)(keras.layers.Flatten()(pixels))
+    rows = keras.layers.Reshape((3, 1))(logits)
+    outputs = {list: [logits, logits], dict: {"a": logits}, "three axes": rows}
+    model = keras.Model(pixels, outputs.get(kind, logits))
+    if kind == "a function":
+        model = lambda x: (linear(weights, bias)(x), x)  # noqa: E731
+    with pytest.raises(UserError, match=r"the model: must return logits \[B, K\] and nothing"):
+        certification.certify_images(model, images, sigma=SIGMA, n=100)
+
+
+def test_the_number_of_classes_is_what_the_model_returns(problem):
+    weights, bias, images = problem
+    found = certification.certify_images(linear(weights, bias), images[:1], sigma=SIGMA, n=100)
+    assert len(found[0].all_counts.counts) == 2
+    with pytest.raises(UserError, match="num_classes=3: the model returns logits of 2"):
+        certification.certify_images(linear(weights, bias), images, sigma=SIGMA, num_classes=3)
 
 
 def test_a_model_keeps_its_own_sigma(problem):

@@ -1,6 +1,10 @@
 """Each kind of dataset name, what it gives and what it refuses."""
 
 import hashlib
+import os
+import struct
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,8 +107,97 @@ def test_a_folder_names_the_file_that_breaks_later(folder):
     split = datasets.load_split(f"folder:{folder}", "test")
     path = folder / "alpha" / "1.png"
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(UserError, match="folder:"):
+    with pytest.raises(UserError, match=r"folder:.*: alpha/1\.png: ") as caught:
         split.take([1])
+    assert "\n" not in str(caught.value)
+    path.unlink()
+    with pytest.raises(UserError, match=r"folder:.*: alpha/1\.png: .*No such file"):
+        split.take([1])
+
+
+def test_what_systems_leave_behind_is_no_class(folder):
+    expected = datasets.load_split(f"folder:{folder}", "test").take(range(7))
+    for name in (".git", "__MACOSX", "@eaDir", ".ipynb_checkpoints", "lost+found", "$RECYCLE.BIN"):
+        (folder / name).mkdir()
+        (folder / name / "index.png").write_text("")
+    (folder / "alpha" / "@eaDir").mkdir()
+    (folder / "alpha" / "Thumbs.db").write_text("")
+    (folder / "README.txt").write_text("beside the classes")
+    split = datasets.load_split(f"folder:{folder}", "test")
+    assert (split.total, split.num_classes, split.class_names) == (7, 2, ["alpha", "beta"])
+    for found, same in zip(split.take(range(7)), expected, strict=True):
+        np.testing.assert_array_equal(found, same)
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def _flip(path):
+    """One bit of the pixels, beyond what says how large the image is."""
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") + 8] ^= 1
+    path.write_bytes(content)
+
+
+def _loop(path):
+    path.unlink()
+    path.symlink_to(path)
+
+
+def _bomb(path):
+    """A header that promises 40,000 x 40,000 pixels."""
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", 40_000, 40_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "cut": _cut,
+    "a bit flipped": _flip,
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("no image"),
+    "a directory": lambda path: (path.unlink(), path.mkdir()),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+    "a link to itself": _loop,
+    "a bomb": _bomb,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_picture_is_named_before_any_is_used(folder, name):
+    DAMAGES[name](folder / "beta" / "1.png")
+    with pytest.raises(UserError, match=r"^dataset folder:.*|^folder:.*") as caught:
+        datasets.load_split(f"folder:{folder}", "test")
+    assert "beta/1.png" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_without_images_is_named(folder):
+    (folder / "gamma").mkdir()
+    with pytest.raises(UserError, match="gamma holds no images: a class must have some"):
+        datasets.load_split(f"folder:{folder}", "test")
+
+
+def test_a_class_that_leads_back_is_named(folder):
+    (folder / "beta" / "again").symlink_to(folder)
+    with pytest.raises(UserError, match="beta/again: not a PNG or JPEG file"):
+        datasets.load_split(f"folder:{folder}", "test")
+
+
+def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch):
+    """Whatever the reason; root may read all."""
+    listed = Path.iterdir
+
+    def denied(path):
+        if path.name == "beta":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(UserError, match="beta: cannot be read: Permission denied"):
+        datasets.load_split(f"folder:{folder}", "test")
 
 
 @pytest.mark.parametrize("classes", [[], ["only"]])
@@ -138,7 +231,34 @@ def flat(split):
     return good(split)[0].reshape(2, 9), np.array([0, 1])
 
 def beyond(split):
+    return good(split)[0], np.array([0, 2]), 2
+
+def single(split):
     return (*good(split), 1)
+
+def uncounted(split):
+    return (*good(split), "2")
+
+def whole(split):
+    return good(split)[0].astype(np.int64), np.array([0, 1])
+
+def words(split):
+    return np.full((2, 3, 3, 1), "x"), np.array([0, 1])
+
+def missing(split):
+    return good(split)[0] * np.nan, np.array([0, 1])
+
+def ragged(split):
+    return [[1, 2], [3]], np.array([0, 1])
+
+def nothing(split):
+    return good(split)[0][:0], np.array([0, 1])[:0]
+
+def column(split):
+    return good(split)[0], np.array([[0], [1]])
+
+def halves(split):
+    return good(split)[0], np.array([0.0, 0.5])
 
 def lonely(split):
     return good(split)[0]
@@ -167,7 +287,16 @@ def test_a_users_function(module):
     [
         ("bright", r"must be in \[0, 1\]"),
         ("flat", r"must return images \[N, H, W, C\].*got \(2, 9\)"),
-        ("beyond", "labels must be below 1"),
+        ("beyond", "labels must be below 2, or -1 for none, found 2"),
+        ("single", "num_classes must be 2 or more, got 1"),
+        ("uncounted", "num_classes must be 2 or more, got '2'"),
+        ("whole", "pixels must be uint8 or floats, got int64"),
+        ("words", "pixels must be uint8 or floats, got <U1"),
+        ("missing", r"must be in \[0, 1\]"),
+        ("ragged", "images and labels must be arrays"),
+        ("nothing", r"returned no pixels: images of shape \(0, 3, 3, 1\)"),
+        ("column", r"integer labels \[N\], got .* int64 \(2, 1\)"),
+        ("halves", r"integer labels \[N\], got .* float64 \(2,\)"),
         ("lonely", r"must return \(images, labels"),
         ("absent", "has no attribute 'absent'"),
     ],

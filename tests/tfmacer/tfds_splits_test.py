@@ -93,8 +93,8 @@ def test_centring_scales_the_shorter_side_to_256_and_cuts_224(height_width):
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
-def test_positions_cross_shards_in_order(tmp_path):
-    """TFDS interleaves the files of a split by default; positions must not."""
+def _counted(folder, num_shards, size=60):
+    """A dataset on disk whose image i has the value i everywhere."""
 
     class Counted(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
@@ -112,18 +112,58 @@ def test_positions_cross_shards_in_order(tmp_path):
             return {"train": self._generate_examples()}
 
         def _generate_examples(self):
-            for i in range(60):
+            for i in range(size):
                 yield i, {"image": np.full((2, 2, 1), i, np.uint8), "label": i % 3}
 
-    builder = Counted(data_dir=str(tmp_path))
+    builder = Counted(data_dir=str(folder))
     builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(num_shards=4, max_examples_per_split=None)
+        download_config=tfds.download.DownloadConfig(
+            num_shards=num_shards, max_examples_per_split=None
+        )
     )
-    assert builder.info.splits["train"].num_shards == 4
+    assert builder.info.splits["train"].num_shards == num_shards
+    return builder
+
+
+def test_positions_cross_shards_in_order(tmp_path):
+    """TFDS interleaves the files of a split by default; positions must not."""
+    builder = _counted(tmp_path, num_shards=4)
     parts = [builder.as_dataset(split=f"train[{s}shard]") for s in range(4)]
     stored = [int(e["image"][0, 0, 0]) for part in parts for e in part.as_numpy_iterator()]
     images, _ = tfds_split("counted", "train", str(tmp_path)).take(range(60))
     assert np.rint(images[:, 0, 0, 0] * 255).astype(int).tolist() == stored
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _short(path):
+    """Whole records, but not all of them."""
+    records = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records[:-2]:
+            writer.write(record)
+
+
+@pytest.mark.parametrize("damage", [_cut, _flip, _short])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_damaged_file_is_one_line(tmp_path, monkeypatch, damage, streamed):
+    """Kept in memory or streamed; missing images were whatever memory held."""
+    _counted(tmp_path, num_shards=1, size=20)
+    (path,) = tmp_path.glob("counted/*/*.tfrecord-*")
+    damage(path)
+    if streamed:
+        monkeypatch.setattr(tfds_splits, "MEMORY_LIMIT", 0)
+    with pytest.raises(UserError, match="dataset 'counted', split 'train': ") as caught:
+        tfds_split("counted", "train", str(tmp_path)).take(range(20))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_split_that_there_is_not(tfds_dir):

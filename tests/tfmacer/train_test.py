@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -97,6 +98,106 @@ def test_flags_txt_says_everything_and_works_as_a_flagfile(tiny, tmp_path, capsy
     capsys.readouterr()
     assert train.main(again) == 0
     assert "finished already" in capsys.readouterr().out
+
+
+OWN = """
+import keras, numpy as np
+
+class Centre(keras.layers.Layer):
+    def call(self, x):
+        return 2 * x - 1
+
+@keras.saving.register_keras_serializable("own_parts")
+class Registered(Centre):
+    pass
+
+def images(split):
+    rng = np.random.default_rng(split == "train")
+    return rng.integers(0, 256, (32, 4, 4, 5), np.uint8), rng.integers(0, 2, 32)
+
+def _network(shape, k, *layers):
+    return keras.Sequential([keras.Input(shape), keras.layers.Flatten(), *layers])
+
+def unregistered(shape, k):
+    return _network(shape, k, Centre(), keras.layers.Dense(k))
+
+def a_lambda(shape, k):
+    return _network(shape, k, keras.layers.Lambda(lambda x: 2 * x - 1), keras.layers.Dense(k))
+
+def softmax(shape, k):
+    return _network(shape, k, keras.layers.Dense(k), keras.layers.Softmax())
+
+def registered(shape, k):
+    return _network(shape, k, Registered(), keras.layers.Dense(k))
+
+def subclassed(shape, k):
+    class Mine(keras.Model):
+        pass
+    return Mine()
+"""
+
+
+@pytest.fixture
+def own(tiny, tmp_path, monkeypatch):
+    """Flags of a run on images of five channels, without a network; its classes are forgotten."""
+    (tmp_path / "own_parts.py").write_text(OWN)
+    yield [*tiny, "--dataset=own_parts:images"]
+    _forget()
+
+
+def _forget():
+    """As in a process that has not imported the module."""
+    sys.modules.pop("own_parts", None)
+    keras.saving.get_custom_objects().pop("own_parts>Registered", None)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("unregistered", "'Centre' of the module 'own_parts' must be registered"),
+        ("a_lambda", "could not be loaded once it was saved: .*`Lambda`"),
+        ("softmax", "ends in a softmax; remove it, logits are expected"),
+        ("subclassed", r"maps None to None, must map \(None, 4, 4, 5\) to \(None, 2\)"),
+    ],
+)
+def test_a_network_that_is_no_good_is_found_before_the_first_step(
+    own, tmp_path, capsys, network, message
+):
+    status, error = _error(capsys, [*own, f"--network=own_parts:{network}"])
+    assert status == 1
+    assert re.search(f"error: --network=own_parts:{network}: .*{message}", error)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock"}
+
+
+def test_layers_of_ones_own_are_imported_where_that_is_asked_for(own, tmp_path, capsys):
+    """Images of five channels, of which no picture can be drawn, end no training either."""
+    from export import saved_model
+
+    assert train.main([*own, "--network=own_parts:registered"]) == 0
+    assert "TensorBoard: no pictures of 5 channels" in capsys.readouterr().err
+    run = tmp_path / "run"
+    _forget()
+    arguments = [f"--run_dir={run}", f"--export_dir={tmp_path / 'out'}"]
+    assert saved_model.main(arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "it has 'Registered' of the module 'own_parts', which nothing imported" in line
+    assert "--import=MODULE" in line
+    assert saved_model.main([*arguments, "--import=no_such_module"]) == 1
+    assert "--import=no_such_module: cannot be imported: No module" in capsys.readouterr().err
+    assert saved_model.main([*arguments, "--import=own_parts"]) == 0
+    plan = [f"--run_dir={run}", "--dataset=own_parts:images", f"--out={tmp_path / 'log.tsv'}"]
+    plan += ["--num_examples=2", "--n=300"]
+    command = [sys.executable, "-m", "tfmacer.certify", *plan]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert said.returncode == 1
+    assert "--import=MODULE" in said.stderr
+    subprocess.run([*command, "--import=own_parts"], env=environment, check=True)
+
+
+def test_what_a_run_imports_is_recorded(own, tmp_path):
+    assert train.main([*own, "--network=own_parts:registered", "--import=own_parts"]) == 0
+    assert "--import=own_parts" in (tmp_path / "run" / "flags.txt").read_text().splitlines()
 
 
 def test_a_run_records_its_noise_family(tiny, tmp_path):
@@ -441,8 +542,6 @@ def test_two_processes_never_train_in_one_directory(tiny, tmp_path, capsys):
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(tiny, tmp_path, capsys, arguments, message):
-    import re
-
     status, error = _error(capsys, [*tiny, *arguments])
     assert status in (1, 2)
     assert error.startswith("error: ")

@@ -96,7 +96,8 @@ class TensorBoard(keras.callbacks.Callback):
     Args:
       directory: where they go.
       images: float32 `[N, H, W, C]` in [0, 1], watched after each epoch: the soft certified radii
-        of all of them under the run's own number of copies, and how the first few look in noise.
+        of all of them under the run's own number of copies, and how the first few look in noise,
+        where they have no more channels than a picture.
       labels: int `[N]`.
       batch_size: images in a step.
       every: steps between scalars.
@@ -116,7 +117,10 @@ class TensorBoard(keras.callbacks.Callback):
         self._images, self._labels = tf.constant(images), tf.constant(labels)
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        """Opens the file and the clock."""
+        """Opens the file and the clock, and says what will not be shown."""
+        if not self._drawable():
+            channels = self._images.shape[-1]
+            tqdm.tqdm.write(f"TensorBoard: no pictures of {channels} channels", file=sys.stderr)
         self._writer = tf.summary.create_file_writer(str(self._directory))
         self._seen, self._clock = self.model.steps_taken, time.monotonic()
 
@@ -139,13 +143,18 @@ class TensorBoard(keras.callbacks.Callback):
         few = trainer.draw(self._images[:PICTURES], self._labels[:PICTURES], WATCH, 0, copies=1)
         with self._writer.as_default():
             tf.summary.histogram("soft_certified_radius", self._radii(trainer), step)
-            pictures = tf.clip_by_value(noisy_views(few)[:, 0], 0.0, 1.0)
-            tf.summary.image("noisy_images", pictures, step, max_outputs=PICTURES)
+            if self._drawable():
+                pictures = tf.clip_by_value(noisy_views(few)[:, 0], 0.0, 1.0)
+                tf.summary.image("noisy_images", pictures, step, max_outputs=PICTURES)
         self._writer.flush()
 
     def on_train_end(self, logs: Logs = None) -> None:
         """Closes the file."""
         self._writer.close()
+
+    def _drawable(self) -> bool:
+        """Whether PNG has a form for as many channels."""
+        return self._images.shape[-1] <= 4
 
     def _radii(self, trainer: SmoothedTrainer) -> tf.Tensor:
         """Soft certified radii `[N]`, of a few images at a time."""

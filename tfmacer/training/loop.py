@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tfmacer.errors import UserError
-from tfmacer.training import distribution
+from tfmacer.training import distribution, inputs
 from tfmacer.training.checkpoints import Checkpoints
 from tfmacer.training.trainer import SmoothedTrainer
 
@@ -67,7 +67,8 @@ def run(
         listeners.on_epoch_begin(epoch)
         iterator = iter(distribution.share_batches(strategy, batches, step))
         while step < (epoch + 1) * steps:
-            logs = take_step(iterator)
+            with inputs.in_one_line():
+                logs = take_step(iterator)
             step += 1
             _check_finite(logs, step, kept)
             listeners.on_train_batch_end(step, logs)

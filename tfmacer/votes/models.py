@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tfmacer.errors import UserError
 from tfmacer.records.runs import UNKNOWN_MODEL, RunDirectory, Smoothing, model_digest
+from tfmacer.votes.counting import inference
 
 # What makes something else of logits.
 NOT_LOGITS = ("softmax", "sigmoid")
@@ -42,8 +44,8 @@ def load_network(path: Path) -> Any:
     except Exception as error:
         if foreign := _unregistered(path):
             raise UserError(
-                f"model {path}: has {foreign}, which nothing imported here has registered: import "
-                "the module that does, by --import=MODULE"
+                f"model {path}: cannot be loaded: it has {foreign}, which nothing imported here "
+                "has registered; import the module that does, by --import=MODULE"
             ) from error
         # Keras quotes the model's whole configuration before and after the reason.
         reason = str(error).rsplit("Exception encountered: ")[-1].split(" Full object config")[0]
@@ -85,7 +87,9 @@ def check_saved(network: Any, *, what: str) -> None:
             network.save(path)
         # What layers of a user's own raise has no end.
         except Exception as error:
-            raise UserError(f"{what}: cannot be saved: {str(error).strip().splitlines()[0]}") from error
+            raise UserError(
+                f"{what}: cannot be saved: {str(error).strip().splitlines()[0]}"
+            ) from error
         try:
             again = load_network(path)
         except UserError as error:
@@ -96,7 +100,9 @@ def check_saved(network: Any, *, what: str) -> None:
                 + (f"{own} must be registered: see " if own else f"{reason}; for layers see ")
                 + "keras.saving.register_keras_serializable"
             ) from error
-    before, after = (_answers(each, network.input_shape[1:]) for each in (network, again))
+    before, after = (
+        answers(each, network.input_shape[1:], what=what) for each in (network, again)
+    )
     if not np.allclose(before, after, rtol=1e-3, atol=1e-3 * np.abs(before).max()):
         raise UserError(
             f"{what}: answers otherwise once it was saved and loaded: get_config of a layer of its "
@@ -105,29 +111,45 @@ def check_saved(network: Any, *, what: str) -> None:
 
 
 def check_logits(network: Any, shape: tuple[int, ...], *, what: str) -> int:
-    """K of a Keras network that answers with logits.
+    """K of a Keras network that answers with logits; see `answers`.
+
+    Raises:
+      UserError: it answers with something else, or with probabilities.
+    """
+    if (last := last_activation(network)) in NOT_LOGITS:
+        raise UserError(f"{what}: ends in a {last}; remove it, logits are expected")
+    logits = answers(network, shape, what=what)
+    if (logits >= 0).all() and np.abs(logits.sum(axis=1) - 1).max() < 0.01:
+        raise UserError(f"{what}: returns probabilities; remove its softmax, logits are expected")
+    classes: int = logits.shape[1]
+    return classes
+
+
+def answers(network: Any, shape: tuple[int, ...], *, what: str) -> npt.NDArray[np.float32]:
+    """What a network makes of a few random images, in inference mode: `[B, K]`.
 
     Args:
-      network: maps images `[B, H, W, C]` to logits `[B, K]`.
+      network: maps images `[B, H, W, C]` to `[B, K]`.
       shape: `(H, W, C)`.
       what: the network, for the error message.
 
     Raises:
-      UserError: it does not take such images, answers with something else, or with probabilities.
+      UserError: it does not take such images, or answers with something else.
     """
-    if (last := last_activation(network)) in NOT_LOGITS:
-        raise UserError(f"{what}: ends in a {last}; remove it, logits are expected")
+    import tensorflow as tf
+
+    images = np.random.default_rng(0).random((_PROBED, *shape), np.float32)
     try:
-        answer = _answers(network, shape)
-    except (TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{what}: fails on images of {(_PROBED, *shape)}: {reason}") from error
-    if not isinstance(answer, np.ndarray) or answer.ndim != 2:
-        shapes = [np.shape(part) for part in (answer if isinstance(answer, list) else [answer])]
-        raise UserError(f"{what}: expected logits [B, K] as its one output, found {shapes}")
-    if (answer >= 0).all() and np.abs(answer.sum(axis=1) - 1).max() < 0.01:
-        raise UserError(f"{what}: returns probabilities; remove its softmax, logits are expected")
-    return answer.shape[1]
+        answer = inference(network)(tf.constant(images))
+    except (TypeError, ValueError, tf.errors.OpError) as error:
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise UserError(f"{what}: fails on images of {images.shape}: {reason}") from error
+    shapes = [tuple(np.shape(part)) for part in tf.nest.flatten(answer)]
+    if tf.nest.is_nested(answer) or len(shapes[0]) != 2 or shapes[0][0] != _PROBED:
+        raise UserError(
+            f"{what}: must return logits [B, K] and nothing else, returned {shapes} for {_PROBED}"
+        )
+    return np.asarray(answer, np.float32)
 
 
 def last_activation(network: Any) -> str | None:
@@ -144,17 +166,6 @@ def last_activation(network: Any) -> str | None:
     activation = getattr(parts[-1], "activation", None)
     name: str = getattr(activation, "__name__", type(parts[-1]).__name__).lower()
     return name
-
-
-def _answers(network: Any, shape: tuple[int, ...]) -> Any:
-    """Its answer to random images, as float32; a list where it is not one array."""
-    import tensorflow as tf
-
-    images = np.random.default_rng(0).random((_PROBED, *shape), np.float32)
-    answer = network(images, training=False)
-    if tf.is_tensor(answer):
-        return np.asarray(answer, np.float32)
-    return [np.asarray(part, np.float32) for part in tf.nest.flatten(answer)]
 
 
 def load_run(directory: Path) -> tuple[Any, Smoothing]:

@@ -144,7 +144,7 @@ def test_a_users_network(module):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("softmax", "ends in a softmax, must return logits"),
+        ("softmax", "ends in a softmax; remove it, logits are expected"),
         ("narrow", r"maps \(None, 8, 8, 1\) to \(None, 4\), must map"),
         ("nothing", "returned NoneType, not a keras.Model"),
         ("number", "not a function"),

@@ -1,4 +1,4 @@
-"""A `.keras` file loads layers, and runs nothing of its own."""
+"""A `.keras` file loads layers, and runs nothing of its own; what it must answer with."""
 
 import json
 import os
@@ -113,3 +113,139 @@ def test_a_class_that_the_program_has_registered_is_loaded(tmp_path):
     loaded = models.load_network(tmp_path / "model.keras")
     x = np.ones((1, 2), np.float32)
     np.testing.assert_array_equal(loaded(x), network(x))
+
+
+class Shifted(keras.layers.Layer):
+    """Of a user's own; its shift is not in its configuration."""
+
+    def __init__(self, shift=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.shift = shift
+
+    def call(self, inputs):
+        return inputs + self.shift
+
+
+@keras.saving.register_keras_serializable(package="models_test")
+class Forgetful(Shifted):
+    pass
+
+
+@keras.saving.register_keras_serializable(package="models_test")
+class Registered(Shifted):
+    def get_config(self):
+        return {**super().get_config(), "shift": self.shift}
+
+
+SHAPE = (4, 4, 1)
+
+
+def _network(*layers):
+    return keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), *layers])
+
+
+def _changed():
+    layer = Forgetful()
+    layer.shift = 2.0
+    return layer
+
+
+NOT_COMING_BACK = {
+    "unregistered": (
+        Shifted,
+        r"could not be loaded once it was saved: 'Shifted' of the module '.*models_test' must be "
+        r"registered: see keras\.saving\.register_keras_serializable$",
+    ),
+    "a lambda": (
+        lambda: keras.layers.Lambda(lambda x: x + 1),
+        "could not be loaded once it was saved: .*`Lambda` layer.*; for layers see",
+    ),
+    "a lambda as an activation": (
+        lambda: keras.layers.Activation(lambda x: x + 1),
+        "could not be loaded once it was saved: .*activation function",
+    ),
+    "changed": (_changed, "answers otherwise once it was saved and loaded: get_config of a layer"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_COMING_BACK)
+def test_what_would_not_come_back_is_found(name):
+    layer, message = NOT_COMING_BACK[name]
+    network = _network(keras.layers.Dense(3), layer())
+    with pytest.raises(UserError, match=f"mine: {message}") as caught:
+        models.check_saved(network, what="mine")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_comes_back_is_let_through():
+    models.check_saved(_network(Registered(2.0), keras.layers.Dense(3)), what="mine")
+
+
+def _functional(last):
+    images = keras.Input(SHAPE)
+    return keras.Model(images, last(keras.layers.Dense(3)(keras.layers.Flatten()(images))))
+
+
+def _nested():
+    features = keras.Input((3,))
+    head = keras.Model(features, keras.layers.Softmax()(features))
+    return _network(keras.layers.Dense(3), head)
+
+
+def _unknown():
+    class Mine(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.parts = [keras.layers.Flatten(), keras.layers.Dense(3)]
+
+        def call(self, images):
+            for part in self.parts:
+                images = part(images)
+            return keras.ops.softmax(images)
+
+    return Mine()
+
+
+PROBABILITIES = {
+    "an activation": lambda: _network(keras.layers.Dense(3, "softmax")),
+    "a layer": lambda: _network(keras.layers.Dense(3), keras.layers.Softmax()),
+    "an activation alone": lambda: _network(
+        keras.layers.Dense(3), keras.layers.Activation("softmax")
+    ),
+    "an operation": lambda: _functional(keras.ops.softmax),
+    "nested": _nested,
+    "hidden": lambda: _network(keras.layers.Dense(3, "softmax"), keras.layers.Identity()),
+    "written out": lambda: _functional(
+        lambda x: keras.ops.exp(x) / keras.ops.sum(keras.ops.exp(x), axis=1, keepdims=True)
+    ),
+    "subclass": _unknown,
+    "sigmoid": lambda: _network(keras.layers.Dense(3, "sigmoid")),
+    "sigmoid as an operation": lambda: _functional(keras.ops.sigmoid),
+}
+
+
+@pytest.mark.parametrize("name", PROBABILITIES)
+def test_probabilities_are_refused_whatever_made_them(name):
+    message = "mine: (ends in a (softmax|sigmoid)|returns probabilities); remove"
+    with pytest.raises(UserError, match=message):
+        models.check_logits(PROBABILITIES[name](), SHAPE, what="mine")
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: _network(keras.layers.Dense(3)),
+        lambda: _network(keras.layers.Dense(5, "softmax"), keras.layers.Dense(3)),
+        # Logits like any others: their softmax is what it was made of.
+        lambda: _functional(keras.ops.log_softmax),
+        lambda: _network(keras.layers.Dense(3, "relu")),
+    ],
+)
+def test_logits_are_let_through(network):
+    assert models.check_logits(network(), SHAPE, what="mine") == 3
+
+
+def test_a_network_of_other_images_is_refused():
+    with pytest.raises(UserError, match=r"mine: fails on images of \(4, 5, 5, 1\): ") as caught:
+        models.check_logits(_network(keras.layers.Dense(3)), (5, 5, 1), what="mine")
+    assert "\n" not in str(caught.value)
