@@ -100,9 +100,7 @@ def check_saved(network: Any, *, what: str) -> None:
                 + (f"{own} must be registered: see " if own else f"{reason}; for layers see ")
                 + "keras.saving.register_keras_serializable"
             ) from error
-    before, after = (
-        answers(each, network.input_shape[1:], what=what) for each in (network, again)
-    )
+    before, after = (answers(each, network.input_shape[1:], what=what) for each in (network, again))
     if not np.allclose(before, after, rtol=1e-3, atol=1e-3 * np.abs(before).max()):
         raise UserError(
             f"{what}: answers otherwise once it was saved and loaded: get_config of a layer of its "
