@@ -248,6 +248,43 @@ def calling_the_saver(path: Path, target: str) -> Path:
     return edit(save(lambda x: x, path), change)
 
 
+def standing_in(path: Path, target: str) -> Path:
+    """By a function of the saver's that TensorFlow calls for one of the same kind, by device."""
+    kind = {"api_implements": "theirs", "api_preferred_device": "GPU"}
+    read = tf.function(lambda x: x + 1.0, experimental_attributes=kind, autograph=False)
+
+    def change(meta: Any) -> None:
+        library, nodes = meta.graph_def.library, meta.graph_def.node
+        (named,) = [each for each in library.function if "api_implements" in each.attr]
+        named.signature.is_stateful = True
+        function = library.function.add()
+        function.CopyFrom(named)
+        function.signature.name = "theirs"
+        function.attr["api_preferred_device"].s = b"CPU"
+        names = ("to", "names", "slices")
+        for name, value in zip(names, (target, ["v"], [""]), strict=True):
+            function.node_def.append(_constant(name, value))
+        write = function.node_def.add(name="write", op="SaveV2")
+        write.input.extend([f"{name}:output:0" for name in names])
+        write.input.append(function.signature.input_arg[0].name)
+        write.attr["dtypes"].list.type.append(tf.float32.as_datatype_enum)
+        function.control_ret["write"] = "write"
+        function.signature.control_output.append("write")
+        (saver,) = [
+            node
+            for node in nodes
+            if node.name == meta.saver_def.save_tensor_name.partition(":")[0]
+        ]
+        saver.input.append("^call")
+        nodes.append(_constant("given", [1.0]))
+        call = nodes.add(name="call", op="StatefulPartitionedCall", input=["given"])
+        call.attr["f"].func.name = "theirs"
+        for kinds in ("Tin", "Tout"):
+            call.attr[kinds].list.type.append(tf.float32.as_datatype_enum)
+
+    return edit(save(read, path), change)
+
+
 def _v1(path: Path, initialized: Callable[[], Any]) -> Path:
     v1 = tf.compat.v1
     with tf.Graph().as_default() as graph, v1.Session(graph=graph) as session:
@@ -331,6 +368,7 @@ ALL = {
     saving_under_the_savers_name: r"SaveV2 outside the saver \(function __inference__traced_save_1",
     serving_the_saver: "of the saver is used by signature serving_default",
     calling_the_saver: "outside the saver",
+    standing_in: r"SaveV2 outside the saver \(api_implements, theirs\)",
     initializing_a_graph: r"SaveV2 outside the saver \(SaveV2\)",
     initializing_by_the_saver: "of the saver is used by collection saved_model_main_op",
     initializing_a_local_variable: "of the saver is used by collection local_variables",

@@ -21,6 +21,8 @@ from tfmacer.errors import UserError
 from tfmacer.votes.ops import COMPUTING, RESTORING, SAVING
 
 FILE_NAME = "saved_model.pb"
+# A protocol buffer's own limit.
+_MOST_BYTES = 2**31 - 1
 # How many objections are told.
 _NAMED = 3
 # Handles to what lives elsewhere in the process: no constant is one.
@@ -28,6 +30,8 @@ _HANDLES = (types_pb2.DT_RESOURCE, types_pb2.DT_VARIANT)
 _FILES = SAVING | RESTORING
 _ALLOWED = COMPUTING | _FILES
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+# Functions with one value of this attribute: TensorFlow calls one where another is named, by device.
+_REPLACES = "api_implements"
 # Where a function is named by what is no node: an object of the model, or a gradient.
 _ELSEWHERE = ""
 
@@ -56,14 +60,18 @@ def objections(directory: Path) -> list[str]:
     Raises:
       UserError: it cannot be read.
     """
+    if stray := list(_stray_files(directory)):
+        return stray  # unread: a pipe or a device may never end
     path = directory / FILE_NAME
     saved = saved_model_pb2.SavedModel()
     try:
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise UserError(f"{path}: {size} bytes, a SavedModel has {_MOST_BYTES} at most")
         saved.ParseFromString(path.read_bytes())
     except (OSError, DecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     graphs = (_MetaGraph(meta).objections() for meta in saved.meta_graphs)
-    return [*_stray_files(directory), *itertools.chain.from_iterable(graphs)]
+    return list(itertools.chain.from_iterable(graphs))
 
 
 def _stray_files(directory: Path) -> Iterator[str]:
@@ -106,6 +114,8 @@ class _MetaGraph:
                 yield from self._of_node(node, where, caller=_ELSEWHERE)
             if opened := {node.op for node in function.node_def} & _FILES:
                 self._opened[name] = opened
+                if _REPLACES in function.attr:
+                    yield f"{', '.join(sorted(opened))} outside the saver ({_REPLACES}, {name})"
         for name in _named_elsewhere(self._meta):
             self._callers.setdefault(name, []).append(_ELSEWHERE)
         yield from self._saver()

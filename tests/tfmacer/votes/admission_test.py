@@ -44,6 +44,10 @@ def _serve(path):
     Servable(path, Threads(1, 1), any_ops=True).close()
 
 
+def _ask(path):
+    tf.saved_model.load(str(path)).signatures["serving_default"](x=tf.ones([1]))
+
+
 @pytest.mark.parametrize(
     ("make", "load"),
     [
@@ -52,6 +56,7 @@ def _serve(path):
         (models_that_write.initializing_a_graph, tf.saved_model.load),
         (models_that_write.saving_while_restoring, _serve),
         (models_that_write.calling_the_saver, _serve),
+        (models_that_write.standing_in, _ask),
         (models_that_write.initializing_by_the_saver, _serve),
         (models_that_write.initializing_a_local_variable, tf.saved_model.load),
     ],
@@ -361,6 +366,26 @@ def test_files_lie_below_the_directory(copy, tmp_path):
     (tmp_path / "link").symlink_to(copy.parent / "1")
     (copy / "assets").unlink()
     assert objections(tmp_path / "link") == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "large"])
+def test_what_never_ends_is_not_read(copy, kind):
+    file = copy / "saved_model.pb"
+    file.unlink()
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        with file.open("wb") as sparse:
+            sparse.truncate(2**40)
+    wanted = {
+        "pipe": "saved_model.pb is no file$",
+        "device": "saved_model.pb leads out of it, to /dev/zero$",
+        "large": r"saved_model\.pb: 1099511627776 bytes, a SavedModel has 2147483647 at most$",
+    }
+    with pytest.raises(UserError, match=wanted[kind]):
+        check_saved_model(copy)
 
 
 def test_only_the_bytes_that_were_looked_at_are_loaded(copy):
