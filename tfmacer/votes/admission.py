@@ -30,7 +30,7 @@ _HANDLES = (types_pb2.DT_RESOURCE, types_pb2.DT_VARIANT)
 _FILES = SAVING | RESTORING
 _ALLOWED = COMPUTING | _FILES
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
-# Functions with one value of this attribute: TensorFlow calls one where another is named, by device.
+# Of functions with one value of it, TensorFlow calls by device another one than is named.
 _REPLACES = "api_implements"
 # Where a function is named by what is no node: an object of the model, or a gradient.
 _ELSEWHERE = ""

@@ -254,7 +254,7 @@ class RemoteVotes:
             self._output(answer, "sums", serving_pb2.DT_DOUBLE),
             self._output(answer, "square_sums", serving_pb2.DT_DOUBLE),
         )
-        total = int(votes.counts.sum())
+        total = sum(votes.counts[0].tolist())  # in 64 bits, a sum may come out as any other
         if (votes.counts < 0).any() or total != asked:
             raise self._error(
                 grpc.StatusCode.INTERNAL,

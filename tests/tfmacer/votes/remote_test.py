@@ -139,6 +139,10 @@ def _replace(name: str, change):
             _replace("counts", lambda c: c + np.array([200, -200, 0])),
             "counts 100 votes in 100 draws",
         ),
+        (  # they add up, in 64 bits
+            _replace("counts", lambda c: np.array([[2**63 - 1, 2**63 - 1, 102]])),
+            "counts 18446744073709551716 votes in 100 draws",
+        ),
         (_replace("sums", lambda s: s * np.nan), "no moments of probabilities"),
         (_replace("sums", lambda s: s * 2), "no moments of probabilities"),
         (_replace("square_sums", lambda s: s * 3), "no moments of probabilities"),
