@@ -271,9 +271,7 @@ def standing_in(path: Path, target: str) -> Path:
         function.control_ret["write"] = "write"
         function.signature.control_output.append("write")
         (saver,) = [
-            node
-            for node in nodes
-            if node.name == meta.saver_def.save_tensor_name.partition(":")[0]
+            node for node in nodes if node.name == meta.saver_def.save_tensor_name.partition(":")[0]
         ]
         saver.input.append("^call")
         nodes.append(_constant("given", [1.0]))
