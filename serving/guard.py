@@ -105,8 +105,7 @@ class Guard:
         if match is None or not (match["name"] in self._names or _is_address(match["name"])):
             reason = "the Host header names no host of this server; its operator sets --http_hosts"
             return 403, grpc.StatusCode.PERMISSION_DENIED, reason
-        origin = headers.get("origin")
-        if origin is not None and origin.lower() != f"{scheme}://{host}":
+        if any(origin.lower() != f"{scheme}://{host}" for origin in headers.getlist("origin")):
             reason = "the request comes from a page of another origin"
             return 403, grpc.StatusCode.PERMISSION_DENIED, reason
         length = headers.get("content-length", "0")

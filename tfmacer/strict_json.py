@@ -1,5 +1,6 @@
 """JSON as this project writes it, and nothing looser."""
 
+import collections
 import json
 import math
 from collections.abc import Sequence
@@ -27,8 +28,7 @@ def loads(text: str | bytes) -> Any:
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice, _ = collections.Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"the key {twice[:200]!r} is given twice")
     return fields
 

@@ -119,7 +119,8 @@ def _parse(body: bytes) -> dict[str, Any]:
         document = json.loads(body)
     except json.JSONDecodeError as error:
         raise invalid(f"JSON Parse error: {error.msg} at offset: {error.pos}") from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    # Of a number with more digits than Python reads, a ValueError and nothing more.
+    except (ValueError, RecursionError) as error:
         raise invalid(f"JSON Parse error: {error}") from error
     if not isinstance(document, dict):
         raise invalid(f"JSON Value: {_quoted(document)} Is not object")

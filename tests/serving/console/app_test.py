@@ -353,6 +353,7 @@ def test_every_answer_carries_the_headers(client, monkeypatch) -> None:
         ({"origin": "https://localhost"}, 403),
         ({"origin": "http://evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ([("origin", "http://localhost"), ("origin", "http://evil.example")], 403),
     ],
 )
 def test_only_this_servers_own_page_may_ask(client, headers, status) -> None:

@@ -159,7 +159,9 @@ def test_refusals(document, dtypes, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"\xff", b"[" * 100_000], ids=["empty", "cut", "binary", "deep"]
+    "body",
+    [b"", b"{", b"\xff", b"[" * 100_000, b'{"inputs": ' + b"9" * 5000 + b"}"],
+    ids=["empty", "cut", "binary", "deep", "digits"],
 )
 def test_bodies_that_are_no_json(body: bytes) -> None:
     with pytest.raises(StatusError, match="^JSON Parse error: "):
