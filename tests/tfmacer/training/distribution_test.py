@@ -60,14 +60,14 @@ class Fixed(SmoothedTrainer):
         grown = tf.range(1.0, self.num_noise + 1)[:, tf.newaxis, tf.newaxis, tf.newaxis]
         return batch._replace(noise=tf.sin(50 * grown * images[:, tf.newaxis]))
 
-def trained(strategy, root):
+def trained(strategy, root, optimizer=lambda: SGD(0.3, momentum=0.9, weight_decay=0.01)):
     keras.utils.set_random_seed(0)
     with strategy.scope():
         network = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(),
                                     keras.layers.Dense(5, "tanh"), keras.layers.Dense(3)])
         trainer = Fixed(network, objectives.Macer(sigma=0.5, weight=0.5, beta=2.0), sigma=0.5,
                         num_noise=3, clip_norm=0.5)
-        trainer.compile(optimizer=SGD(0.3, momentum=0.9, weight_decay=0.01))
+        trainer.compile(optimizer=optimizer())
     logs = {}
     class Keep(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, seen=None):
@@ -101,6 +101,11 @@ for name in expected:
 copy = shared.single()
 assert copy is not shared and alone.single() is alone
 np.testing.assert_array_equal(copy.network.get_weights()[0], shared.network.get_weights()[0])
+# Keras' own optimizers sum gradients a second time, of which they are given their share.
+keras_own = lambda: keras.optimizers.SGD(0.3, momentum=0.9)
+for a, b in zip(*(trained(strategy, root, keras_own)[0].network.get_weights()
+                  for strategy, root in ((one, "one_keras"), (two, "two_keras")))):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 print("equal")
 """
 
