@@ -35,6 +35,8 @@ CLASSIFIER = (
 )
 # In one image: indices into tensors are of 32 bits.
 _MOST_NUMBERS = 2**31
+# Every image's votes are kept for each, whoever says how many there are.
+_MOST_CLASSES = 2**20
 # Digest of a model that nothing identifies.
 UNKNOWN_MODEL = "unknown"
 
@@ -142,14 +144,14 @@ class Smoothing:
 
 def check_sizes(num_classes: int, input_shape: tuple[int, int, int], block_size: int) -> None:
     """Raises UserError where no classifier and no block of its noise has these sizes."""
-    if num_classes < 2:
-        raise UserError(f"num_classes must be 2 or more, got {num_classes}")
+    if not 2 <= num_classes <= _MOST_CLASSES:
+        raise UserError(f"num_classes must be 2 to {_MOST_CLASSES}, got {num_classes}")
     if len(input_shape) != 3 or min(input_shape) < 1 or math.prod(input_shape) >= _MOST_NUMBERS:
         raise UserError(
             f"input_shape must be (H, W, C), of less than 2^31 numbers, got {input_shape}"
         )
-    if block_size < 1:
-        raise UserError(f"block_size must be 1 or more, got {block_size}")
+    if not 1 <= block_size < _MOST_NUMBERS:
+        raise UserError(f"block_size must be 1 or more and less than 2^31, got {block_size}")
 
 
 def model_digest(config_json: str, variables: Iterable[tuple[str, npt.NDArray[Any]]]) -> str:

@@ -67,12 +67,12 @@ def test_a_field_taken_out_is_refused(field):
 
 IMPOSSIBLE = {
     "sigma": [0.0, -1.0, "0.5", True, None, 10**400],
-    "num_classes": [1, 10.0, True, "10", 2**63],
+    "num_classes": [1, 10.0, True, "10", 10**13, 2**63],
     "input_shape": [[28, 28], [28, 28, 0], [28, 28, 1.0], [2**20, 2**20, 1], "abc", None],
     "model_digest": [None, 5],
     "noise_family": [None, 1],
     "noise_params": [[], {"k": "2"}, {"k": True}, None],
-    "block_size": [0, -256, 256.0, "256"],
+    "block_size": [0, -256, 256.0, "256", 2**31],
     "generator": ["mersenne", "", None, 1],
     "dataset": [5, ["mnist5k"]],
     "objective": [5],
