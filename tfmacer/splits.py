@@ -2,6 +2,7 @@
 
 import abc
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,7 @@ class FolderSplit(IndexedSplit):
             return super().take(positions)
         except tf.errors.OpError as error:
             self.check()
-            raise UserError(f"{self.dataset}: {error.message.splitlines()[0]}") from error
+            raise UserError(f"{self.dataset}: {_reason(error)}") from error
 
     def check(self) -> None:
         """Decodes every file once, a few at a time.
@@ -182,16 +183,16 @@ class FolderSplit(IndexedSplit):
         Raises:
           UserError: one cannot be read, or is damaged; it is named.
         """
-        sizes = tf.data.Dataset.from_tensor_slices(self._paths).map(
-            lambda path: tf.size(self._decode(path)), num_parallel_calls=os.cpu_count()
+        # Of the pixels, or nothing would be decoded.
+        largest = tf.data.Dataset.from_tensor_slices(self._paths).map(
+            lambda path: tf.reduce_max(self._decode(path)), num_parallel_calls=os.cpu_count()
         )
         read = 0
         try:
-            for _ in sizes:
+            for _ in largest:
                 read += 1
         except tf.errors.OpError as error:
-            reason = error.message.splitlines()[0]
-            raise UserError(f"{self.dataset}: {self._names[read]}: {reason}") from error
+            raise UserError(f"{self.dataset}: {self._names[read]}: {_reason(error)}") from error
 
     def image_name(self, position: int) -> str:
         """The image's file, from the folder on."""
@@ -201,6 +202,12 @@ class FolderSplit(IndexedSplit):
         data = tf.io.read_file(path)
         image = tf.io.decode_image(data, channels=self.shape[-1], expand_animations=False)
         return tf.ensure_shape(image, self.shape)
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """What is wrong, without where in a graph it was found."""
+    lines = [line for line in error.message.splitlines() if line.strip() and "[[{{" not in line]
+    return re.sub(r"\{\{.*?\}\}\s*|Error in user-defined .*?Root::\w+: |\s*\[Op:.*", "", lines[-1])
 
 
 def as_pixels(images: tf.Tensor) -> tf.Tensor:

@@ -284,7 +284,7 @@ def test_layers_of_a_users_own_need_only_be_known(tmp_path, monkeypatch):
     _, smoothing = saved_model.load_model(path, 0.5)
     assert (smoothing.num_classes, smoothing.sigma) == (3, 0.5)
     monkeypatch.delitem(keras.saving.get_custom_objects(), "tests>_Doubled")
-    with pytest.raises(UserError, match="cannot be loaded: Could not locate class '_Doubled'") as e:
+    with pytest.raises(UserError, match="cannot be loaded: it has '_Doubled' of the module") as e:
         saved_model.load_model(path, 0.5)
     assert "\n" not in str(e.value)
 

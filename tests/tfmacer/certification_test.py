@@ -196,7 +196,7 @@ def test_a_model_of_other_outputs_is_refused(problem, kind):
 def test_the_number_of_classes_is_what_the_model_returns(problem):
     weights, bias, images = problem
     found = certification.certify_images(linear(weights, bias), images[:1], sigma=SIGMA, n=100)
-    assert len(found[0].all_counts.counts) == 2
+    assert len(found[0].counts) == 2
     with pytest.raises(UserError, match="num_classes=3: the model returns logits of 2"):
         certification.certify_images(linear(weights, bias), images, sigma=SIGMA, num_classes=3)
 

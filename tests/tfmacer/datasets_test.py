@@ -107,11 +107,11 @@ def test_a_folder_names_the_file_that_breaks_later(folder):
     split = datasets.load_split(f"folder:{folder}", "test")
     path = folder / "alpha" / "1.png"
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(UserError, match=r"folder:.*: alpha/1\.png: ") as caught:
+    with pytest.raises(UserError, match=r"^folder:\S+: alpha/1\.png: Invalid PNG data") as caught:
         split.take([1])
     assert "\n" not in str(caught.value)
     path.unlink()
-    with pytest.raises(UserError, match=r"folder:.*: alpha/1\.png: .*No such file"):
+    with pytest.raises(UserError, match=r"folder:.*: alpha/1\.png: /\S+1\.png; No such file"):
         split.take([1])
 
 
@@ -124,13 +124,15 @@ def test_what_systems_leave_behind_is_no_class(folder):
     (folder / "alpha" / "Thumbs.db").write_text("")
     (folder / "README.txt").write_text("beside the classes")
     split = datasets.load_split(f"folder:{folder}", "test")
-    assert (split.total, split.num_classes, split.class_names) == (7, 2, ["alpha", "beta"])
+    assert (split.total, split.num_classes, split.class_names) == (7, 2, ("alpha", "beta"))
     for found, same in zip(split.take(range(7)), expected, strict=True):
         np.testing.assert_array_equal(found, same)
 
 
 def _cut(path):
-    path.write_bytes(path.read_bytes()[:-20])
+    """In the middle of the pixels."""
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"IDAT") + 8])
 
 
 def _flip(path):

@@ -93,28 +93,30 @@ def test_centring_scales_the_shorter_side_to_256_and_cuts_224(height_width):
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
-def _counted(folder, num_shards, size=60):
-    """A dataset on disk whose image i has the value i everywhere."""
+class Counted(tfds.core.GeneratorBasedBuilder):
+    """Image i has the value i everywhere."""
 
-    class Counted(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.0.0")
 
-        def _info(self):
-            features = {
-                "image": tfds.features.Image(shape=(2, 2, 1)),
-                "label": tfds.features.ClassLabel(num_classes=3),
-            }
-            return self.dataset_info_from_configs(
-                features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
-            )
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(2, 2, 1)),
+            "label": tfds.features.ClassLabel(num_classes=3),
+        }
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
+        )
 
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
 
-        def _generate_examples(self):
-            for i in range(size):
-                yield i, {"image": np.full((2, 2, 1), i, np.uint8), "label": i % 3}
+    def _generate_examples(self):
+        for i in range(60):
+            yield i, {"image": np.full((2, 2, 1), i, np.uint8), "label": i % 3}
 
+
+def _counted(folder, num_shards):
+    """The dataset on disk."""
     builder = Counted(data_dir=str(folder))
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(
@@ -156,13 +158,13 @@ def _short(path):
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_damaged_file_is_one_line(tmp_path, monkeypatch, damage, streamed):
     """Kept in memory or streamed; missing images were whatever memory held."""
-    _counted(tmp_path, num_shards=1, size=20)
+    _counted(tmp_path, num_shards=1)
     (path,) = tmp_path.glob("counted/*/*.tfrecord-*")
     damage(path)
     if streamed:
         monkeypatch.setattr(tfds_splits, "MEMORY_LIMIT", 0)
     with pytest.raises(UserError, match="dataset 'counted', split 'train': ") as caught:
-        tfds_split("counted", "train", str(tmp_path)).take(range(20))
+        tfds_split("counted", "train", str(tmp_path)).take(range(60))
     assert "\n" not in str(caught.value)
 
 
