@@ -311,7 +311,7 @@ def certify_images(
         return Certificates(_certify_to(path, source, examples, rule, law, seed), seed)
     if not examples:
         return Certificates([], seed)
-    preflight(source, list(pixels[:2]))
+    preflight(source, [example.image for example in examples[:2]])
     found = {
         done.example.index: done.certificates[0]
         for done in certify_examples(source, examples, [rule], seed=seed)
