@@ -295,12 +295,12 @@ def certify_images(
     rule = Rule(**({"block_size": source.smoothing.block_size} | plan))
     law = source.smoothing.law
     check_reachable(rule, law)
-    numbers = range(len(pixels)) if indices is None else indices
+    numbers = list(range(len(pixels))) if indices is None else _as_integers("indices", indices)
     if len(numbers) != len(pixels) or len(set(numbers)) != len(pixels):
         raise UserError(f"indices must be {len(pixels)} different integers, got {indices}")
     truths = _as_labels(labels, len(pixels), source.smoothing.num_classes)
     examples = [
-        Example(int(i), law.pixels(image), label)
+        Example(i, law.pixels(image), label)
         for i, image, label in zip(numbers, pixels, truths, strict=True)
     ]
     if out is not None and indices is not None:
@@ -492,15 +492,25 @@ def _as_pixels(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 def _as_labels(labels: Sequence[int] | None, count: int, num_classes: int) -> list[int]:
     if labels is None:
         return [-1] * count
-    if len(labels) != count:
-        raise UserError(f"labels must be {count} integers, got {len(labels)}")
-    truths = [int(label) for label in labels]
+    truths = _as_integers("labels", labels)
+    if len(truths) != count:
+        raise UserError(f"labels must be {count} integers, got {len(truths)}")
     if not all(-1 <= label < num_classes for label in truths):
         raise UserError(
             f"labels must be 0 to {num_classes - 1}, or -1 for none, got {min(truths)} to "
             f"{max(truths)}"
         )
     return truths
+
+
+def _as_integers(name: str, values: Sequence[int]) -> list[int]:
+    """The values as Python's integers; nothing is rounded to one."""
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise UserError(
+            f"{name} must be a list of integers, got {array.dtype} of shape {list(array.shape)}"
+        )
+    return [int(value) for value in array]
 
 
 def _as_seed(seed: int | None, indices: Sequence[int] | None, out: Path | None) -> int:

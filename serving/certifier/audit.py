@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 100 * 2**20
 # Between two log lines that name the newest digest, as long as there are new ones.
 HEAD_SECONDS = 60.0
+# How every entry begins, of whatever version.
+_BEGINNING = b'{"certificate_id": "'
 # Entries that may wait for a slow disk; more are lost, and counted. Each holds an image.
 _MOST_WAITING = 256
 
@@ -239,6 +241,7 @@ class AuditLog:
         return BEGINNING
 
     def _opened(self) -> str | None:
+        _check_begins(self._path)
         last = self._file.open()
         # One that was made by another program, too, and never anything but a regular file.
         file = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -258,6 +261,15 @@ class AuditLog:
                     old.unlink()
         except (UserError, OSError) as error:
             logger.error("audit log %s cannot be rotated: %s", self._path, error)
+
+
+def _check_begins(path: Path) -> None:
+    """Refuses a file of another kind, before a torn end of it would be cut off."""
+    if path.exists():
+        with open(path, "rb") as file:
+            start = file.read(len(_BEGINNING))
+        if not _BEGINNING.startswith(start):
+            raise UserError(f"{path}: begins with {start!r}, it is no audit log; choose another")
 
 
 def _link(path: Path, line: str) -> Link:

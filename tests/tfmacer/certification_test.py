@@ -1,4 +1,5 @@
 import hashlib
+import math
 
 import keras
 import numpy as np
@@ -159,7 +160,12 @@ def test_a_log_is_written_resumed_and_read_instead_of_drawn_again(problem, tmp_p
         ({"sigma": None}, "sigma and input_shape must be given"),
         ({"sigma": -1.0}, "sigma must be positive"),
         ({"indices": [0, 0]}, "indices must be"),
+        ({"indices": [0.2, 0.7]}, "indices must be a list of integers, got float64"),
+        ({"indices": 5}, "indices must be a list of integers"),
         ({"labels": [1]}, "labels must be 2 integers, got 1"),
+        ({"labels": [1.7, 0]}, "labels must be a list of integers, got float64"),
+        ({"labels": [math.nan, 0]}, "labels must be a list of integers, got float64"),
+        ({"labels": np.eye(2, dtype=int)}, r"labels must be a list of integers, .* \[2, 2\]"),
         ({"labels": [0, 2]}, "labels must be 0 to 1, or -1 for none, got 0 to 2"),
         ({"seed": -1}, "seed must be an integer of 0 or more"),
         ({"seed": 0.5}, "seed must be an integer of 0 or more"),

@@ -164,12 +164,17 @@ def test_a_torn_end_is_cut_off_and_never_glued(path: Path, cut: int) -> None:
     assert numbers(path) == list(range(1, left + 2))
 
 
-@pytest.mark.parametrize("text", ["a\n", "{}\n", '{"a": 1}\n', "\n", "\ufffd\n"])
-def test_no_other_file_is_continued(path: Path, text: str) -> None:
+OTHERS = ["a\n", "{}\n", '{"a": 1}\n', "\n", "\ufffd\n", "a", "a\nno end", '{"a": 1}']
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_no_other_file_is_continued_or_touched(path: Path, text: str) -> None:
     path.write_text(text)
-    with pytest.raises(UserError, match=f"^--audit_log={path}: its last line is not an audit"):
+    path.chmod(0o644)
+    with pytest.raises(UserError, match=f"^--audit_log={path}: begins with b.*no audit log"):
         AuditLog(path, pixels=True)
     assert path.read_text() == text
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
     path.write_text("")
     assert write(path, 1).head.number == 1  # nothing of the failed start holds it
 
