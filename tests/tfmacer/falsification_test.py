@@ -97,6 +97,22 @@ def test_certificates_hold_and_the_attack_comes_close_to_the_true_radius(attack)
         assert 2 <= found.tests <= MOST_TESTS
 
 
+def test_distances_between_images_of_eight_bits_are_those_of_whole_steps():
+    """Not those of the floats that stand for them, which are off by some 1e-8 either way."""
+    network = classifier()
+    falsifier = Falsifier(network, votes(network, "rounded_gaussian"), Rule(), "l2", PLAN)
+    levels = np.arange(24).reshape(SHAPE) * 7 + 40
+    image = levels.astype(np.float32) / np.float32(255)
+    for place, steps in enumerate(range(1, 25)):
+        change = np.zeros(24)
+        change[place] = steps
+        # A hair above the step, since what lies between two steps is cut off toward the image.
+        pixels, norm = falsifier.placed(image, change.reshape(SHAPE), (steps + 1e-9) / 255)
+        assert norm == steps / 255
+        moved = levels.ravel() + change
+        np.testing.assert_array_equal(pixels.ravel(), moved.astype(np.float32) / np.float32(255))
+
+
 @pytest.mark.parametrize(
     ("family", "params"),
     [("generalized_gaussian", {"k": 6.0}), ("mixed_norm", {"k": 3.0}), ("rounded_gaussian", {})],

@@ -1,5 +1,7 @@
 """Each family as it is drawn, against its density; Gaussian noise itself: see local_test."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -10,11 +12,15 @@ from scipy import stats
 from export.lint import lint
 from export.signatures import SmoothedClassifier
 from tfmacer import certification
-from tfmacer.errors import UserError
+from tfmacer.errors import Notice, UserError
 from tfmacer.guarantee import extremes, rounding
 from tfmacer.guarantee.generators import GENERATORS, LATEST
+from tfmacer.records.logs import read_log
 from tfmacer.records.runs import Smoothing
+from tfmacer.records.sealing import pixels_digest
+from tfmacer.records.verification import verify_log
 from tfmacer.votes import local, noise
+from tfmacer.votes.redraw import redraw_from
 
 SHAPE = (7, 6, 2)
 
@@ -108,6 +114,33 @@ class TestRoundedGaussian:
         with pytest.raises(UserError, match=r"pixel \(5, 4, 1\) is 0.5, not a multiple of 1/255"):
             certification.certify_images(source, image, n=1000, seed=0)
 
+    def test_pixels_beside_the_grid_are_certified_as_those_on_it(self, tmp_path):
+        """What is drawn, certified, named by its digest and drawn again is the rounded image."""
+        rng = np.random.default_rng(3)
+        exact = rng.integers(0, 256, (2, *SHAPE)).astype(np.float32) / np.float32(255)
+        beside = np.nextafter(exact, np.float32(0.5))
+        assert (beside != exact).all()
+        source = local.NetworkVotes(
+            linear(rng.normal(size=84), 0.0), smoothing("rounded_gaussian", 0.25)
+        )
+        path = tmp_path / "log.tsv"
+        plan = {"n": 1000, "seed": 5}
+        certificates = certification.certify_images(source, beside, out=path, **plan)
+        log = read_log(path)
+        assert [record.pixels_sha256 for record in log.records] == [
+            pixels_digest(image) for image in exact
+        ]
+        assert certificates == certification.certify_images(source, exact, **plan)
+        # The log is of both alike, and of no others.
+        assert certificates == certification.certify_images(source, exact, out=path, **plan)
+        assert certificates == certification.certify_images(source, beside, out=path, **plan)
+        with pytest.raises(UserError, match="was certified with pixels of SHA-256"):
+            certification.certify_images(source, exact[::-1], out=path, **plan)
+        for images in (beside, exact):
+            assert verify_log(log, redraw_from(source, lambda i, x=images: (x[i], -1))) is None
+        nearest = "the pixels are the multiples of 1/255 nearest to those given"
+        assert nearest in certificates[0].statement()
+
     def test_training_draws_the_same_distribution(self):
         drawn = noise.NOISES["rounded_gaussian"](
             tf.constant([2, 3, *SHAPE]), tf.constant([5, 6], tf.int64), 0.1, {}
@@ -184,6 +217,32 @@ class TestMixedNorm:
         assert (certificates[0].family, certificates[0].norm) == ("mixed_norm", "linf")
 
 
+def test_an_export_from_before_generators_had_names_draws_what_it_drew(tmp_path):
+    described = smoothing("gaussian", 0.25, "philox")
+    module = SmoothedClassifier(linear_model(), described, 10)
+    fields = json.loads(described.to_json()) | {"format_version": 1}
+    del fields["generator"], fields["digest"]
+    module._text = json.dumps(fields)
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures=module.signatures())
+    with pytest.warns(Notice, match="written by an earlier version"):
+        old = local.SavedModelVotes(tmp_path / "1")
+    assert old.smoothing == described
+    row = (np.full((1, *SHAPE), 0.2, np.float32), np.array([[1, 2]], np.int32))
+    asked = (np.array([3], np.int32), np.array([300], np.int32))
+    found = old.sample(*row, *asked).counts
+    here, latest = (
+        local.NetworkVotes(linear_model(), smoothing("gaussian", 0.25, generator))
+        for generator in GENERATORS
+    )
+    np.testing.assert_array_equal(found, here.sample(*row, *asked).counts)
+    assert (found != latest.sample(*row, *asked).counts).any()
+
+
+def linear_model() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(2)])
+
+
 FAMILIES = [
     ("gaussian", {}),
     ("rounded_gaussian", {}),
@@ -241,8 +300,7 @@ def in_session(version, request) -> np.ndarray:
 @pytest.mark.parametrize("generator", GENERATORS)
 @pytest.mark.parametrize(("family", "params"), FAMILIES)
 def test_an_export_draws_what_the_network_here_draws(family, params, generator, tmp_path):
-    keras.utils.set_random_seed(0)
-    network = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(2)])
+    network = linear_model()
     described = smoothing(family, 0.25, generator, **params)
     module = SmoothedClassifier(network, described, 10)
     tf.saved_model.save(module, str(tmp_path / "1"), signatures=module.signatures())
