@@ -91,6 +91,8 @@ def _inflated(body: bytes, encoding: str) -> bytes:
         raise HTTPException(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
     if not inflater.eof:
         raise HTTPException(400, "the body is not gzip: it ends too early")
+    if inflater.unused_data:
+        raise HTTPException(400, "the body is not one gzip member: something follows its end")
     return inflated
 
 
