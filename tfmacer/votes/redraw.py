@@ -17,6 +17,8 @@ from tfmacer.records.verification import Redraw, Redrawn
 from tfmacer.votes.source import ESTIMATE, SELECT, Seeds, VoteSource, row_seed
 
 LARGEST_REQUEST = 1_000_000
+# See `VoteSource.sample`.
+_LONGEST_STREAM = 2_000_000_000
 
 Images = Callable[[int], tuple[npt.NDArray[np.float32], int]]
 
@@ -85,6 +87,9 @@ def _votes(
     n: int,
 ) -> Counts:
     """Votes of one image, its stream cut into as many requests as keep the source busy."""
+    for name, draws in (("n0", rule.n0), ("n", n)):
+        if draws > _LONGEST_STREAM:
+            raise UserError(f"{name} is {draws}, a stream has {_LONGEST_STREAM} draws at most")
     blocks = -(-n // rule.block_size)
     size = rule.block_size * -(-blocks // source.parallelism)
     size = min(size, LARGEST_REQUEST // rule.block_size * rule.block_size)

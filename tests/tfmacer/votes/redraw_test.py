@@ -197,3 +197,24 @@ class TestServed:
             redraw_served(Drawing(block_size=64))(self.entry(without_pixels))
         with pytest.raises(UserError, match="its sigma is 0.25, not 0.5"):
             redraw_served(Drawing(block_size=64, sigma=0.25))(self.entry())
+
+
+@pytest.mark.parametrize(("n0", "n"), [(2**31, 1000), (100, 2**31), (100, 10**15)])
+def test_more_draws_than_a_stream_has_are_not_asked_for(tmp_path, n0, n):
+    rule = Rule(n0=n0, n=n, bound="clopper_pearson")
+    settings = made_logs.settings(rule, total=1)
+    counts = Counts(select_counts=(n0, 0, 0, 0), counts=(n, 0, 0, 0), n0=n0, n=n)
+    image, label = image_of(0)
+    with LogWriter(tmp_path / "log.tsv", settings) as log:
+        log.append(
+            Record.of(
+                certify(counts, rule, settings.law),
+                idx=0,
+                label=label,
+                clean=0,
+                seconds=0.0,
+                pixels_sha256=pixels_digest(image),
+            )
+        )
+    with pytest.raises(UserError, match=r"^n0? is \d+, a stream has 2000000000 draws at most"):
+        verify_log(read_log(tmp_path / "log.tsv"), redraw_from(Drawing(), image_of))
