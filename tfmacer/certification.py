@@ -151,7 +151,7 @@ def certify_examples(
 
 
 def check_images(path: Path | str, records: Sequence[Record], examples: Iterable[Example]) -> None:
-    """Makes sure that records are of the images at hand: of their pixels, and of their labels.
+    """Makes sure that records are of the images at hand: of their names, pixels and labels.
 
     Args:
       path: of the log or the parts, for the error message.
@@ -159,19 +159,21 @@ def check_images(path: Path | str, records: Sequence[Record], examples: Iterable
       examples: the image of each row, in any order.
 
     Raises:
-      UserError: a record is of another image or label; names the first.
+      UserError: a record is of another image, name or label; names the first.
     """
     by_idx = {record.idx: record for record in records}
     for example in examples:
         record = by_idx[example.index]
+        name = rows.printable(example.name) if example.name else None
         for what, found, right in (
             ("pixels of SHA-256", record.pixels_sha256, example.pixels_sha256),
             ("label", record.label, example.label),
+            ("name", record.name if name else None, name),
         ):
             if found not in (None, right):
-                name = "" if example.name is None else f" ({rows.printable(example.name)})"
+                called = f" ({name})" if name else ""
                 raise UserError(
-                    f"{path}: idx {example.index}{name} was certified with {what} {found}, the "
+                    f"{path}: idx {example.index}{called} was certified with {what} {found}, the "
                     f"image at hand has {right}: the log is of other images; choose another file"
                 )
 

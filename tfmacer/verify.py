@@ -148,13 +148,17 @@ def _verify(path: Path, redraw_of: Callable[[Log], Redraw] | None) -> str | None
 
 
 def _compare(log: Log) -> None:
-    """Compares pixels and labels of a log with the dataset given."""
+    """Compares names, pixels and labels of a log with the dataset given."""
     commandline.load_tensorflow(_IMPORT.value)
     from tfmacer.certification import check_images, examples_of
 
     split, settings = _split(log), _settings(log)
     if not settings.names_images:
         commandline.say(f"{log.path}: {NO_PIXELS}")
+    if settings.class_names not in (None, split.class_names):
+        raise UserError(
+            f"{log.path}: class_names are {settings.class_names}, the dataset's {split.class_names}"
+        )
     examples = examples_of(split, settings.law)
     check_images(log.path, log.records, examples([record.idx for record in log.records]))
 

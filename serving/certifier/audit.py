@@ -257,7 +257,9 @@ class AuditLog:
             self._file.rotate(chain.rotated_name(self._path, self.head))
             self._tell("begins a new file")
             if self._keep:
-                for old in chain.rotated(self._path)[: -self._keep]:
+                rotated = chain.rotated(self._path)
+                ours = [each for each in rotated if _BEGINNING.startswith(_start(each))]
+                for old in ours[: -self._keep]:
                     old.unlink()
         except (UserError, OSError) as error:
             logger.error("audit log %s cannot be rotated: %s", self._path, error)
@@ -265,11 +267,13 @@ class AuditLog:
 
 def _check_begins(path: Path) -> None:
     """Refuses a file of another kind, before a torn end of it would be cut off."""
-    if path.exists():
-        with open(path, "rb") as file:
-            start = file.read(len(_BEGINNING))
-        if not _BEGINNING.startswith(start):
-            raise UserError(f"{path}: begins with {start!r}, it is no audit log; choose another")
+    if path.exists() and not _BEGINNING.startswith(start := _start(path)):
+        raise UserError(f"{path}: begins with {start!r}, it is no audit log; choose another")
+
+
+def _start(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(len(_BEGINNING))
 
 
 def _link(path: Path, line: str) -> Link:

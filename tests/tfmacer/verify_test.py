@@ -258,6 +258,25 @@ def test_a_log_is_compared_with_the_labels_of_a_dataset(folder, capsys):
     assert "has 5 images in test, the log was made from 6" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("altered", "said"),
+    [
+        ({"name": "b/5.png"}, "idx 0 (a/0.png) was certified with name b/5.png"),
+        ({"class_names": ("b", "a")}, "class_names are ('b', 'a'), the dataset's ('a', 'b')"),
+    ],
+)
+def test_a_log_is_compared_with_the_names_of_a_dataset(folder, tmp_path, capsys, altered, said):
+    log, name = folder
+    known = read_log(log)
+    names = {key: value for key, value in altered.items() if key == "class_names"}
+    with LogWriter(tmp_path / "altered.tsv", dataclasses.replace(known.settings, **names)) as new:
+        for record in known.records:
+            new.append(dataclasses.replace(record, name=altered.get("name", record.name)))
+    assert run(tmp_path / "altered.tsv") == 0
+    assert run(tmp_path / "altered.tsv", f"--dataset={name}") == 1
+    assert said in capsys.readouterr().err
+
+
 def test_a_log_of_the_first_version_is_compared_by_its_labels(folder, tmp_path, capsys):
     log, name = folder
     known = read_log(log)

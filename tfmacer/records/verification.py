@@ -122,7 +122,7 @@ def _inconsistencies(record: Record, settings: LogSettings) -> Iterator[Differen
         yield Difference(record.idx, "idx", record.idx, "that of a selected image")
     if not -1 <= record.label < settings.num_classes:
         yield Difference(record.idx, "label", record.label, f"-1 to {settings.num_classes - 1}")
-    if not 0 <= (record.clean or 0) < settings.num_classes:
+    if record.clean is None or not 0 <= record.clean < settings.num_classes:
         yield Difference(record.idx, "clean", record.clean, f"0 to {settings.num_classes - 1}")
     if record.bound != rule.bound:
         yield Difference(record.idx, "bound", record.bound, rule.bound)

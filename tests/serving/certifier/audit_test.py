@@ -246,6 +246,13 @@ class TestRotation:
         write(path, 10, max_bytes=1)  # without a number all are
         assert numbers(path) == [7, 8, 9, 10]
 
+    def test_only_files_of_its_own_are_removed(self, path: Path) -> None:
+        write(path, 0)
+        other = path.with_name(f"{path.name}.000000000000")
+        other.write_text("notes\n")
+        write(path, *range(1, 9), max_bytes=1, keep=2)
+        assert other.read_text() == "notes\n"
+
     def test_a_file_taken_out_shows(self, path: Path, capsys) -> None:
         write(path, *range(4), max_bytes=1)
         chain.rotated(path)[1].unlink()
