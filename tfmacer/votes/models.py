@@ -87,9 +87,7 @@ def check_saved(network: Any, *, what: str) -> None:
             network.save(path)
         # What layers of a user's own raise has no end.
         except Exception as error:
-            raise UserError(
-                f"{what}: cannot be saved: {str(error).strip().splitlines()[0]}"
-            ) from error
+            raise UserError(f"{what}: cannot be saved: {_line(error)}") from error
         try:
             again = load_network(path)
         except UserError as error:
@@ -140,14 +138,17 @@ def answers(network: Any, shape: tuple[int, ...], *, what: str) -> npt.NDArray[n
     try:
         answer = inference(network)(tf.constant(images))
     except (TypeError, ValueError, tf.errors.OpError) as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise UserError(f"{what}: fails on images of {images.shape}: {reason}") from error
+        raise UserError(f"{what}: fails on images of {images.shape}: {_line(error)}") from error
     shapes = [tuple(np.shape(part)) for part in tf.nest.flatten(answer)]
     if tf.nest.is_nested(answer) or len(shapes[0]) != 2 or shapes[0][0] != _PROBED:
         raise UserError(
             f"{what}: must return logits [B, K] and nothing else, returned {shapes} for {_PROBED}"
         )
     return np.asarray(answer, np.float32)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0]
 
 
 def last_activation(network: Any) -> str | None:
