@@ -180,4 +180,4 @@ class TestLaw:
     )
     def test_mistakes(self, params, message):
         with pytest.raises(UserError, match=message):
-            GeneralizedGaussian.build(sigma=1.0, params=params, dimension=20)
+            GeneralizedGaussian.build(sigma=1.0, params=params, dimension=20, generator="philox")

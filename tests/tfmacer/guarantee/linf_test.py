@@ -236,7 +236,7 @@ class TestLaw:
     )
     def test_mistakes(self, params, message):
         with pytest.raises(UserError, match=message):
-            MixedNorm.build(sigma=1.0, params=params, dimension=6)
+            MixedNorm.build(sigma=1.0, params=params, dimension=6, generator="philox")
 
 
 def test_linf_ball_inside_an_l2_ball():
