@@ -451,9 +451,16 @@ def test_a_selection_beyond_memory_is_counted(tmp_path):
     assert found.altered is None
 
 
-def test_classes_beyond_memory_are_refused():
+def test_classes_beyond_memory_are_refused(tmp_path):
     with pytest.raises(UserError, match="num_classes must be 2 to 1048576, got 1000000000000"):
         dataclasses.replace(made_logs.settings(total=2), num_classes=10**12)
+    path = tmp_path / "log.tsv"
+    made_logs.write(path, made_logs.settings(total=2))
+    many = dataclasses.replace(made_logs.settings(total=2), num_classes=2**20)
+    settings_path(path).write_text(many.to_json())
+    path.write_text(path.read_text() + "\n" * 1000)
+    with pytest.raises(UserError, match="1048576 classes each do not fit into memory"):
+        read_log(path)
 
 
 def test_missing_and_binary_files_are_one_clear_line(tmp_path):
