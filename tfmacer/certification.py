@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import numbers
 import operator
 import secrets
 import time
@@ -294,16 +295,19 @@ def certify_images(
         model_digest=model_digest,
     )
     check_shape(source.smoothing, pixels.shape[1:])
+    fields = [field.name for field in dataclasses.fields(Rule)]
+    if unknown := sorted(plan.keys() - set(fields)):
+        raise UserError(f"{unknown[0]} is no argument; a plan has {', '.join(fields)}")
     rule = Rule(**({"block_size": source.smoothing.block_size} | plan))
     law = source.smoothing.law
     check_reachable(rule, law)
-    numbers = list(range(len(pixels))) if indices is None else _as_integers("indices", indices)
-    if len(numbers) != len(pixels) or len(set(numbers)) != len(pixels):
+    places = list(range(len(pixels))) if indices is None else _as_integers("indices", indices)
+    if len(places) != len(pixels) or len(set(places)) != len(pixels):
         raise UserError(f"indices must be {len(pixels)} different integers, got {indices}")
     truths = _as_labels(labels, len(pixels), source.smoothing.num_classes)
     examples = [
         Example(i, law.pixels(image), label)
-        for i, image, label in zip(numbers, pixels, truths, strict=True)
+        for i, image, label in zip(places, pixels, truths, strict=True)
     ]
     if out is not None and indices is not None:
         raise UserError("indices cannot be given with out: a log counts its images from 0")
@@ -393,13 +397,16 @@ def _open(
             "sigma and input_shape must be given for a model that does not record them, got "
             f"{sigma} and {input_shape}"
         )
+    if not isinstance(sigma, numbers.Real):
+        raise UserError(f"sigma must be a number, got {sigma!r}")
     height, width, channels = input_shape
     found = models.answers(model, (height, width, channels), what="the model").shape[1]
     if num_classes not in (None, found):
         raise UserError(f"num_classes={num_classes}: the model returns logits of {found}")
     digest = models.weights_digest(model)
     if digest == UNKNOWN_MODEL and model_digest is not None:
-        if not model_digest.isprintable() or model_digest in ("", UNKNOWN_MODEL):
+        named = isinstance(model_digest, str) and model_digest.isprintable()
+        if not named or model_digest in ("", UNKNOWN_MODEL):
             raise UserError(f"model_digest must be text that names a model, got {model_digest!r}")
         digest = model_digest
     smoothing = Smoothing(

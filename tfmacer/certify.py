@@ -145,6 +145,10 @@ def _main() -> None:
     check_reachable(rules[0], smoothing.law)
     split = _load_split(smoothing)
     check_shape(smoothing, split.shape, what=f"images of {split.dataset}")
+    if split.num_classes > smoothing.num_classes:
+        raise UserError(
+            f"{split.dataset} has {split.num_classes} classes, the model {smoothing.num_classes}"
+        )
     settings = [_settings(smoothing, rule, split, doubts) for rule in rules]
     for warning in settings[0].warnings:
         commandline.warn(warning)

@@ -159,6 +159,7 @@ def test_a_log_is_written_resumed_and_read_instead_of_drawn_again(problem, tmp_p
         ({"images": np.zeros((1, *SHAPE), np.int32)}, "got int32"),
         ({"sigma": None}, "sigma and input_shape must be given"),
         ({"sigma": -1.0}, "sigma must be positive"),
+        ({"sigma": "0.25"}, "sigma must be a number, got '0.25'"),
         ({"indices": [0, 0]}, "indices must be"),
         ({"indices": [0.2, 0.7]}, "indices must be a list of integers, got float64"),
         ({"indices": 5}, "indices must be a list of integers"),
@@ -173,9 +174,11 @@ def test_a_log_is_written_resumed_and_read_instead_of_drawn_again(problem, tmp_p
         ({"out": "x.tsv"}, "nothing identifies this model"),
         ({"out": "x.tsv", "model_digest": "unknown"}, "model_digest must be text that names a"),
         ({"out": "x.tsv", "model_digest": "a\nb"}, "model_digest must be text that names a"),
+        ({"out": "x.tsv", "model_digest": 3}, "model_digest must be text that names a"),
         ({"indices": [0, 1], "out": "x.tsv"}, "indices cannot be given with out"),
-        ({"n": 5}, "n"),
-        ({"alpha": 0.0}, "alpha"),
+        ({"n": 5}, "n = 5 is too small"),
+        ({"alpha": 0.0}, "alpha must lie between"),
+        ({"draws": 5}, "draws is no argument; a plan has alpha, bound, "),
     ],
 )
 def test_arguments_out_of_range_are_named(problem, change, message):

@@ -218,6 +218,17 @@ def test_folders_with_and_without_labels_are_certified(tiny_run, tmp_path):
     assert run(f"--run_dir={tiny_run}", *flags) == 1
 
 
+def test_a_folder_of_more_classes_than_the_models_is_refused(tiny_run, tmp_path, capsys):
+    for i in range(11):
+        (tmp_path / "photos" / f"{i:02d}").mkdir(parents=True)
+        picture = Image.fromarray(np.zeros((28, 28), np.uint8))
+        picture.save(tmp_path / "photos" / f"{i:02d}" / "0.png")
+    dataset, out = f"--dataset=folder:{tmp_path / 'photos'}", tmp_path / "log.tsv"
+    assert run(f"--run_dir={tiny_run}", dataset, f"--out={out}") == 1
+    assert "photos has 11 classes, the model 10" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.fixture
 def photos(tmp_path):
     """A folder of six pictures in two classes; the flag that names it."""
