@@ -32,10 +32,11 @@ def merge(shards: Iterable[Path], out: Path) -> Log:
 
     Raises:
       UserError: a shard is not ours, not finished or altered; settings differ; a shard is missing
-        or stands twice; `out` exists.
+        or stands twice; `out` or its settings exist.
     """
-    if out.exists():
-        raise UserError(f"{out}: exists; choose another file or remove it")
+    for path in (out, settings_path(out)):
+        if path.exists():
+            raise UserError(f"{path}: exists; choose another file or remove it")
     logs = [read_log(path) for path in shards]
     if not logs:
         raise UserError("name the shards to merge, LOG.tsv of each")

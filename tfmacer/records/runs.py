@@ -227,7 +227,7 @@ class RunDirectory:
 
     def recorded_flag(self, name: str) -> str | None:
         """The value that the run's `flags.txt` gives a flag; None where it gives none."""
-        lines = self.flags.read_text().splitlines() if self.flags.is_file() else []
+        lines = read_text(self.flags).splitlines() if self.flags.is_file() else []
         start = f"--{name}="
         return next((line.removeprefix(start) for line in lines if line.startswith(start)), None)
 

@@ -103,6 +103,11 @@ class LogSettings(Settings[Record]):
         if self.seed < 0 or self.total < 0:
             raise UserError(f"seed and total must be 0 or more, got {self.seed} and {self.total}")
         check_sizes(self.num_classes, self.input_shape, self.block_size)
+        # A folder may lack some of the model's classes.
+        if self.class_names is not None and len(self.class_names) > self.num_classes:
+            raise UserError(
+                f"class_names are {len(self.class_names)}, num_classes is {self.num_classes}"
+            )
         if self.num_examples is not None and self.num_examples < 1:
             raise UserError(f"num_examples must be 1 or more, got {self.num_examples}")
         if not self.indices and self.total > 0 and self.shard is None:

@@ -107,12 +107,12 @@ def test_a_whole_log_or_another_projects_is_no_shard(tmp_path):
     refused([tmp_path / "other.tsv"], tmp_path / "out.tsv", "other.tsv: not a log of tfmacer")
 
 
-def test_nothing_is_overwritten(tmp_path):
-    out = tmp_path / "out.tsv"
-    out.write_text("precious")
-    with pytest.raises(UserError, match="out.tsv: exists"):
-        merge(shards(tmp_path), out)
-    assert out.read_text() == "precious"
+@pytest.mark.parametrize("name", ["out.tsv", "out.tsv.json"])
+def test_nothing_is_overwritten(tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(UserError, match=f"{name}: exists"):
+        merge(shards(tmp_path), tmp_path / "out.tsv")
+    assert (tmp_path / name).read_text() == "precious"
 
 
 def test_shards_of_different_machines_are_joined_with_a_warning(tmp_path):

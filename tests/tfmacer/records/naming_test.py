@@ -93,6 +93,9 @@ def test_the_place_that_a_run_records_is_not_gone_to(tmp_path):
     assert NOTHING.dataset_of("mnist5k", origin="RUN", run=run) == "mnist5k"
     given = dataclasses.replace(NOTHING, data_dir="mine")
     assert given.dataset_of("mnist", origin="RUN", run=run) == "mnist"
+    run.flags.write_bytes(b"--data_dir=\xff\n")
+    with pytest.raises(UserError, match="flags.txt: cannot be read: not UTF-8 text"):
+        NOTHING.dataset_of("mnist", origin="RUN", run=run)
 
 
 def test_images_given_for_a_log_that_records_others_are_said(tmp_path, capsys):

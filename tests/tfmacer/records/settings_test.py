@@ -119,7 +119,7 @@ RESEALED = {
     "shard": ["2/2", 1],
     "environment": [[], "CPU", None],
     "warnings": ["beware", [1], None],
-    "class_names": ["ab", [1, 2], {}],
+    "class_names": ["ab", [1, 2], {}, ["a"] * 11],
     "format_version": [0, 3, True, "2", None, 2.0],
 }
 
