@@ -103,7 +103,7 @@ constraints: setup ## constraints.txt, from what .venv holds; of both, what the 
 	  awk -F '[= ]+' 'function key(name) { gsub(/[-_.]+/, "-", name); return tolower(name) } \
 	    FILENAME != ".venv/freeze" { pinned[key($$1)]; next } !(key($$1) in pinned)' \
 	    requirements.txt requirements-dev.txt .venv/freeze; } > constraints.txt
-	@$(RUN) tests/house/sidecar_requirements.py
+	@$(RUN) tests/project/sidecar_requirements.py
 	@touch .venv/installed
 
 clean: ## remove what make made, but for runs/

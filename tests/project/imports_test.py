@@ -65,7 +65,7 @@ def test_only_the_demo_comes_in_by_the_front_door():
 
 
 def test_package_files_import_nothing_of_ours_when_loaded():
-    """`import tfmacer.guarantee.bounds` must not bring the rest of the house along."""
+    """`import tfmacer.guarantee.bounds` must not bring the rest of the project along."""
     known = source_tree.modules()
     eager = [
         f"{module.path} imports {name}"

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SOURCE_FOLDERS = ("tfmacer", "export", "serving", "benchmarks", "tests")
 # What tests import by its bare name: `pythonpath` of pyproject.toml.
-TEST_FOLDERS = ("tests.house", "tests.support")
+TEST_FOLDERS = ("tests.project", "tests.support")
 
 
 @dataclasses.dataclass(frozen=True)

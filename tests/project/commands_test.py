@@ -12,18 +12,18 @@ PAGES = sorted(
 PROGRAM = re.compile(
     r"(?:[A-Z_]+=\S+ )?(?:python3?|make|pip|docker|kubectl|curl|tensorboard|source|\.venv/bin/\w+) "
 )
-GUIDE = "tests/house/guide_test.py"
+GUIDE = "tests/project/guide_test.py"
 IN_ORDER = f"{GUIDE}::test_all_of_it_runs_in_order"
 README = f"{GUIDE}::test_the_readmes_road_runs_in_order"
 PUBLISHED = f"{GUIDE}::test_the_published_configurations_take_a_step"
-WHEEL = "tests/house/wheel_test.py"
+WHEEL = "tests/project/wheel_test.py"
 
 # What runs a command, apart from Python modules: the command's beginning, and the tests.
 RUN_BY = {
     "curl --fail-with-body http://localhost:8080/v1/certify": [IN_ORDER],
-    "make api": ["tests/house/api_test.py::test_every_module_has_a_page"],
+    "make api": ["tests/project/api_test.py::test_every_module_has_a_page"],
     "make demo": [f"{GUIDE}::test_the_demonstration_ends_well"],
-    "make protos": ["tests/house/protos_test.py::test_stubs_are_fresh"],
+    "make protos": ["tests/project/protos_test.py::test_stubs_are_fresh"],
     "pip install -c constraints.txt '.[beam]'": [
         f"{WHEEL}::test_extras_install_beside_the_pins",
         f"{WHEEL}::test_installed_alone_it_runs",
@@ -31,7 +31,7 @@ RUN_BY = {
     "pip install -c constraints.txt .": [f"{WHEEL}::test_installed_alone_it_runs"],
     "pip install 'tfmacer[otel]'": [f"{WHEEL}::test_extras_install_beside_the_pins"],
     "python -m apache_beam.runners.worker.worker_pool_main": [
-        "tests/house/guide_test.py::test_a_pool_of_workers_listens"
+        "tests/project/guide_test.py::test_a_pool_of_workers_listens"
     ],
     "tensorboard --logdir runs": [f"{GUIDE}::test_tensorboard_shows_a_run"],
 }
