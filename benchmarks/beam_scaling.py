@@ -19,9 +19,10 @@ from pathlib import Path
 
 from absl import flags
 
-from tfmacer import certify, commandline
+from tfmacer import certify
+from tfmacer.common import commandline
+from tfmacer.common.errors import UserError
 from tfmacer.distributed.parts import Parts
-from tfmacer.errors import UserError
 from tfmacer.records.parts import Part
 
 FLAGS = flags.FlagValues()

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from absl import flags
 
-from tfmacer import commandline
-from tfmacer.errors import UserError
+from tfmacer.common import commandline
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.bounds import clopper_pearson_upper
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.logs import Log, read_log

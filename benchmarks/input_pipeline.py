@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from tfmacer import commandline
+from tfmacer.common import commandline
 
 FLAGS = flags.FlagValues()
 _DATASET = flags.DEFINE_string("dataset", "mnist5k", "Training images.", flag_values=FLAGS)
@@ -41,7 +41,7 @@ def _per_second(action: Callable[[], object]) -> float:
 
 def _main() -> None:
     commandline.load_tensorflow()
-    from tfmacer import datasets
+    from tfmacer.data import datasets
     from tfmacer.training import batches, loop, networks, objectives, published
     from tfmacer.training.optimizer import SGD
     from tfmacer.training.trainer import SmoothedTrainer

@@ -31,7 +31,7 @@ from scipy import stats
 from benchmarks.serving_overhead import SHAPE, export
 from serving import certification_pb2 as pb
 from serving.certification_pb2_grpc import CertifierStub
-from tfmacer import commandline
+from tfmacer.common import commandline
 from tfmacer.wire.channel import open_channel
 
 FLAGS = flags.FlagValues()

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from absl import flags
 
-from tfmacer import certify, commandline
-from tfmacer.errors import UserError
+from tfmacer import certify
+from tfmacer.common import commandline
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.linf import linf_from_l2
 from tfmacer.guarantee.smoothing import LAWS
 from tfmacer.records.logs import Log, read_log

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from absl import flags
 from scipy import stats
 
-from tfmacer import commandline
+from tfmacer.common import commandline
 from tfmacer.guarantee.extremes import draw_extremes, largest_coordinate
 from tfmacer.guarantee.radial import RadialNoise
 

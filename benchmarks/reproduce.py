@@ -25,8 +25,8 @@ from pathlib import Path
 from absl import flags
 
 from benchmarks.reproduce_rows import TABLES, Row
-from tfmacer import commandline
-from tfmacer.errors import UserError
+from tfmacer.common import commandline
+from tfmacer.common.errors import UserError
 from tfmacer.records.logs import read_log, settings_path
 from tfmacer.records.runs import RunDirectory, write_atomically
 

@@ -25,7 +25,7 @@ from absl import flags
 
 from serving import certification_pb2 as pb
 from serving.certification_pb2_grpc import CertifierStub
-from tfmacer import commandline
+from tfmacer.common import commandline
 from tfmacer.guarantee.rule import Rule
 from tfmacer.votes.driver import Task, draw_certificates
 from tfmacer.wire.channel import open_channel

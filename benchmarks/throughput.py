@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
-from tfmacer import commandline
+from tfmacer.common import commandline
 
 FLAGS = flags.FlagValues()
 _NETWORK = flags.DEFINE_enum(

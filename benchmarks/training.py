@@ -20,8 +20,8 @@ from pathlib import Path
 
 from absl import flags
 
-from tfmacer import commandline
-from tfmacer.errors import UserError
+from tfmacer.common import commandline
+from tfmacer.common.errors import UserError
 
 HERE = Path(__file__).parent
 OTHERS = Path(".venv-bench/bin/python")

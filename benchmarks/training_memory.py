@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from tfmacer import commandline
+from tfmacer.common import commandline
 
 FLAGS = flags.FlagValues()
 _NETWORK = flags.DEFINE_enum(

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tfmacer.splits import ArraySplit
+from tfmacer.data.splits import ArraySplit
 from tfmacer.training import batches, callbacks, loop, networks, objectives, precision
 from tfmacer.training.checkpoints import Checkpoints
 from tfmacer.training.optimizer import SGD

@@ -21,8 +21,8 @@ from typing import Any
 
 from absl import flags
 
-from tfmacer import commandline
-from tfmacer.errors import UserError
+from tfmacer.common import commandline
+from tfmacer.common.errors import UserError
 from tfmacer.records.runs import BLOCK_SIZE, RunDirectory, Smoothing
 
 FLAGS = flags.FlagValues()
@@ -229,7 +229,7 @@ def _main() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; see `tfmacer.commandline.run`."""
+    """Runs the command; see `tfmacer.common.commandline.run`."""
     return commandline.run(
         _main, FLAGS, argv, name="python -m export.saved_model", doc=__doc__ or ""
     )

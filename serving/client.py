@@ -24,9 +24,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from serving import certification_pb2 as pb
 from serving.certification_pb2_grpc import CertifierStub
-from tfmacer import commandline
-from tfmacer.decimals import down
-from tfmacer.errors import UserError
+from tfmacer.common import commandline
+from tfmacer.common.decimals import down
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.sealing import pixels_digest
 from tfmacer.wire.channel import ChannelFlags, open_channel

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 
 if TYPE_CHECKING:  # generic in the type stubs, not in the library
     Interceptor = grpc.ServerInterceptor[Any, Any]

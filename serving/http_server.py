@@ -17,7 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serving.guard import LOOPBACK, Guard, Refusal, described
 from serving.tls import Tls, subject
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 
 logger = logging.getLogger(__name__)
 

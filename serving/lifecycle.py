@@ -9,8 +9,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
-from tfmacer import commandline
-from tfmacer.text import visible
+from tfmacer.common import commandline
+from tfmacer.common.text import visible
 
 # Python runs a handler in the main thread alone, but the signal may reach another thread, which
 # does not wake it: so it looks by itself.

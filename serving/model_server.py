@@ -18,8 +18,8 @@ from absl import flags
 
 from serving import grpc_server
 from serving.lifecycle import Stop, exit_at_once, log_lines
-from tfmacer import commandline
-from tfmacer.errors import UserError
+from tfmacer.common import commandline
+from tfmacer.common.errors import UserError
 from tfmacer.wire.channel import check_loopback
 
 if TYPE_CHECKING:

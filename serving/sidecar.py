@@ -28,8 +28,8 @@ from serving.certifier.models import Models
 from serving.certifier.service import Backend, Certifier
 from serving.lifecycle import Stop
 from serving.logs import log_json
-from tfmacer import commandline
-from tfmacer.errors import UserError
+from tfmacer.common import commandline
+from tfmacer.common.errors import UserError
 from tfmacer.votes.endpoint import BackendError, Endpoint
 from tfmacer.wire.channel import ChannelFlags
 

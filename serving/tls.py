@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 from absl import flags
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.wire.channel import check_loopback, check_together, load_authorities, load_pair
 
 logger = logging.getLogger(__name__)

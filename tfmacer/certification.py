@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.certificate import Certificate, certify, check_reachable
 from tfmacer.guarantee.law import Law
 from tfmacer.guarantee.rule import Rule
@@ -27,7 +27,7 @@ from tfmacer.votes.driver import Progress, Task, draw_certificates
 from tfmacer.votes.source import VoteSource
 
 if TYPE_CHECKING:
-    from tfmacer.splits import Split
+    from tfmacer.data.splits import Split
 
 # Images whose clean class is looked up in one forward pass.
 _CLEAN_BATCH = 64

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from tfmacer import commandline
-from tfmacer.errors import UserError
+from tfmacer.common import commandline
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.bounds import BOUNDS
 from tfmacer.guarantee.certificate import check_reachable
 from tfmacer.guarantee.rule import Rule
@@ -38,8 +38,8 @@ from tfmacer.wire.channel import ChannelFlags, Transport
 
 if TYPE_CHECKING:
     from tfmacer.certification import Example
+    from tfmacer.data.splits import Split
     from tfmacer.distributed.job import Job
-    from tfmacer.splits import Split
     from tfmacer.votes.source import VoteSource
 
 FLAGS = flags.FlagValues()
@@ -287,7 +287,7 @@ def _open_source(transport: Transport) -> tuple["VoteSource", list[str]]:
 
 
 def _load_split(smoothing: Smoothing) -> "Split":
-    from tfmacer.datasets import load_split
+    from tfmacer.data.datasets import load_split
 
     channels = smoothing.input_shape[2]
     return load_split(_dataset(smoothing), _SPLIT.value, _DATA_DIR.value, channels=channels)

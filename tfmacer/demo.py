@@ -24,9 +24,9 @@ from absl import flags
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
-from tfmacer import commandline
-from tfmacer.decimals import down
-from tfmacer.errors import UserError
+from tfmacer.common import commandline
+from tfmacer.common.decimals import down
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.certificate import round_down
 from tfmacer.records.logs import read_log
 from tfmacer.wire.channel import open_channel
@@ -126,7 +126,7 @@ def _serve_and_ask() -> None:
     _run("export.saved_model", f"--run_dir={ROOT / 'macer'}", f"--export_dir={export}")
     _step("Serve, and ask for a certified answer over gRPC")
     commandline.load_tensorflow()
-    from tfmacer.datasets import load_split
+    from tfmacer.data.datasets import load_split
     from tfmacer.votes import devices
 
     # As the model server does: votes repeat bit for bit for one number of intra-op threads.

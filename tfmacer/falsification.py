@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee import rounding
 from tfmacer.guarantee.bounds import BOUNDS, ScoreBound, unbiased_variance
 from tfmacer.guarantee.certificate import ABSTAIN, RADIUS_DECIMALS, predict

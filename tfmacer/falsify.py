@@ -24,9 +24,9 @@ import numpy.typing as npt
 from absl import flags
 from tqdm import tqdm
 
-from tfmacer import commandline
-from tfmacer.decimals import down, up
-from tfmacer.errors import UserError
+from tfmacer.common import commandline
+from tfmacer.common.decimals import down, up
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.rule import check_error_rate
 from tfmacer.guarantee.smoothing import LAWS
 from tfmacer.records.falsifications import (
@@ -177,7 +177,7 @@ def _falsifier(
     run: RunDirectory, settings: LogSettings, named: tuple[str, str]
 ) -> tuple["Falsifier", "Examples"]:
     from tfmacer.certification import examples_of
-    from tfmacer.datasets import load_split
+    from tfmacer.data.datasets import load_split
     from tfmacer.falsification import Falsifier, Plan
     from tfmacer.votes.local import NetworkVotes
     from tfmacer.votes.models import load_run

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from absl import flags
 
-from tfmacer import commandline
-from tfmacer.errors import UserError
+from tfmacer.common import commandline
+from tfmacer.common.errors import UserError
 from tfmacer.records.merging import merge
 
 FLAGS = flags.FlagValues()

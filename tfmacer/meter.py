@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from tfmacer import commandline
-from tfmacer.decimals import down, up
+from tfmacer.common import commandline
+from tfmacer.common.decimals import down, up
 from tfmacer.guarantee.bounds import clopper_pearson_lower, clopper_pearson_upper
 from tfmacer.records.rows import Record
 

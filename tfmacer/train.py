@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from tfmacer import commandline, train_flags
-from tfmacer.errors import UserError
+from tfmacer import train_flags
+from tfmacer.common import commandline
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.smoothing import law
 from tfmacer.records.runs import RunDirectory, Smoothing, write_atomically
 from tfmacer.train_flags import get
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-    from tfmacer.splits import Split
+    from tfmacer.data.splits import Split
     from tfmacer.training.objectives import Objective
     from tfmacer.training.trainer import SmoothedTrainer
 
@@ -64,7 +65,7 @@ def _locked(run: RunDirectory) -> Iterator[None]:
 
 
 def _train(run: RunDirectory, strategy: "tf.distribute.Strategy", *, chief: bool) -> None:
-    from tfmacer import datasets
+    from tfmacer.data import datasets
     from tfmacer.training import batches, distribution, loop
     from tfmacer.training.checkpoints import Checkpoints
 
@@ -173,7 +174,7 @@ def _held_out() -> "Split | None":
     Raises:
       UserError: images are to be certified and there are none.
     """
-    from tfmacer import datasets
+    from tfmacer.data import datasets
 
     name = datasets.held_out_split(get("dataset"))
     if name is None and get("certify_every"):

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
-from tfmacer import commandline, strict_json
-from tfmacer.errors import UserError
+from tfmacer.common import commandline, strict_json
+from tfmacer.common.errors import UserError
 from tfmacer.records.runs import RunDirectory
 from tfmacer.training.published import (
     published_augmentation,

@@ -26,8 +26,9 @@ import numpy.typing as npt
 import tqdm
 from absl import flags
 
-from tfmacer import commandline
-from tfmacer.errors import UserError
+from tfmacer.common import commandline
+from tfmacer.common.errors import UserError
+from tfmacer.common.text import visible
 from tfmacer.guarantee.counts import Counts
 from tfmacer.records.audit import AuditEntry, Trail, read_audit_log, verify_entry
 from tfmacer.records.logs import Log, read_log
@@ -36,12 +37,11 @@ from tfmacer.records.rows import Record
 from tfmacer.records.runs import RunDirectory
 from tfmacer.records.settings import NO_PIXELS, LogSettings
 from tfmacer.records.verification import Redraw, Redrawn, verify_log
-from tfmacer.text import visible
 from tfmacer.votes.redraw import redraw_from, redraw_served
 from tfmacer.wire.channel import ChannelFlags
 
 if TYPE_CHECKING:
-    from tfmacer.splits import Split
+    from tfmacer.data.splits import Split
     from tfmacer.votes.source import VoteSource
 
 # That a log may ask for.
@@ -266,7 +266,7 @@ def _note_environment(log: Log, settings: LogSettings) -> None:
 
 def _split(log: Log) -> "Split":
     """The split that a log is of."""
-    from tfmacer.datasets import load_split
+    from tfmacer.data.datasets import load_split
 
     settings = _settings(log)
     images = ImageFlags(dataset=_DATASET.value, split=_SPLIT.value, data_dir=_DATA_DIR.value)

@@ -17,8 +17,8 @@ from absl import flags
 from benchmarks.studies import comparison, cost
 from benchmarks.studies.figure import figure
 from benchmarks.studies.points import STUDIES, Study
-from tfmacer import commandline
-from tfmacer.errors import UserError
+from tfmacer.common import commandline
+from tfmacer.common.errors import UserError
 from tfmacer.records.logs import read_log
 from tfmacer.report import formats
 from tfmacer.report.drawing import Plot

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.reproduce_rows import TABLES
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.report.published import PublishedRow, published_rows
 from tfmacer.report.tables import ABSENT, Cell, Table, words_cell
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from serving.certifier.requests import Image
 from serving.logs import FIELD
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.certificate import Certificate
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records import chain

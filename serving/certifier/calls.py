@@ -12,7 +12,7 @@ from serving.certifier.limits import Admission, TooManyError
 from serving.certifier.metrics import Metrics
 from serving.certifier.tracing import OFF, Tracing
 from serving.logs import FIELD, REQUEST_ID, safe_request_id
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.votes.endpoint import BackendError
 
 logger = logging.getLogger(__name__)

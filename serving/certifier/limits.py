@@ -6,7 +6,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

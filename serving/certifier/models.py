@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import grpc
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.law import Law
 from tfmacer.votes.endpoint import BackendError, Endpoint, ServedModel, served_model
 

@@ -8,12 +8,12 @@ import numpy.typing as npt
 
 from serving import certification_pb2 as pb
 from serving.certifier.limits import Limits
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
+from tfmacer.common.text import LONGEST_VALUE, cut
 from tfmacer.guarantee.law import Law
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.sealing import pixels_digest
-from tfmacer.text import LONGEST_VALUE, cut
 
 DEFAULT_N0 = 100
 DEFAULT_N = 10_000

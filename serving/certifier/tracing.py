@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import grpc
 
 from serving.grpc_server import Interceptor
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.wire.channel import proxy_options
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from serving.console import images, messages
 from serving.console.bridge import Bridge, RefusedError
 from serving.http_server import HTTP_STATUS
 from serving.logs import FIELD
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.version import __version__
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 
 # Each further decoder is code that strangers' bytes reach.
 FORMATS = ("PNG", "JPEG", "WEBP")

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serving import certification_pb2 as pb
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 
 Draws = Annotated[int, Field(ge=1, le=2_000_000_000)]
 Chance = Annotated[float, Field(gt=0, lt=1, description="The server may have a larger minimum.")]

@@ -1,4 +1,4 @@
-// How numbers and foreign text are shown: as tfmacer/decimals.py and tfmacer/text.py do it.
+// How numbers and foreign text are shown: as tfmacer/common/decimals.py and tfmacer/common/text.py do it.
 
 // The largest number with so many digits after the point that is not above times * value, as text.
 // Exact: a double is a fraction, and what counts is its value, not the text it came from.

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from serving.embedded.encoding import to_proto
 from serving.embedded.status import StatusError, invalid
-from tfmacer.text import LONGEST_VALUE, cut
+from tfmacer.common.text import LONGEST_VALUE, cut
 
 Array = npt.NDArray[Any]
 

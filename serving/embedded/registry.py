@@ -15,7 +15,7 @@ from serving.embedded.discovery import Discovery
 from serving.embedded.servable import Servable
 from serving.embedded.status import StatusError, invalid
 from serving.embedded.versions import LoadPolicy, Versions, VersionStatus, not_found
-from tfmacer.text import cut
+from tfmacer.common.text import cut
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from serving.embedded.servable import DEFAULT_SIGNATURE
 from serving.embedded.services import SIGNATURE_DEF, Calls
 from serving.embedded.status import StatusError, invalid
 from serving.http_server import HTTP_STATUS, MAX_BODY_BYTES
-from tfmacer.text import cut
+from tfmacer.common.text import cut
 
 # A body beyond these is read beside one other at most: its values take many times its size.
 LARGE_BODY_BYTES = 2**20

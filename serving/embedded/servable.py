@@ -22,8 +22,8 @@ from tensorflow.python.client import pywrap_tf_session
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from serving.embedded.status import StatusError, invalid, runtime_errors
-from tfmacer.errors import UserError
-from tfmacer.text import cut
+from tfmacer.common.errors import UserError
+from tfmacer.common.text import cut
 from tfmacer.votes.admission import check_saved_model
 
 DEFAULT_SIGNATURE = "serving_default"

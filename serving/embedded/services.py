@@ -21,7 +21,7 @@ from serving.embedded.metrics import Metrics
 from serving.embedded.registry import Registry
 from serving.embedded.servable import DEFAULT_SIGNATURE
 from serving.embedded.status import StatusError, abort, invalid
-from tfmacer.text import cut
+from tfmacer.common.text import cut
 
 SIGNATURE_DEF = "signature_def"
 MAX_SECONDS = 1e6

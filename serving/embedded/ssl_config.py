@@ -9,7 +9,7 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from serving.tls import Tls
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 
 
 def read_credentials(path: Path) -> grpc.ServerCredentials:

@@ -17,7 +17,7 @@ import grpc
 
 from serving.embedded.servable import Servable
 from serving.embedded.status import StatusError
-from tfmacer.text import cut
+from tfmacer.common.text import cut
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@ import pytest
 pytest.importorskip("apache_beam", reason="Apache Beam, the extra beam, is not installed")
 
 from benchmarks import beam_scaling
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.records.parts import Part
 from tfmacer.records.rows import Record
 

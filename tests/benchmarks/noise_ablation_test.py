@@ -6,7 +6,7 @@ import made_logs
 import pytest
 
 from benchmarks import noise_ablation
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.records.runs import RunDirectory, Smoothing
 
 

@@ -16,7 +16,7 @@ import pytest
 from benchmarks import reproduce
 from benchmarks.reproduce_rows import CERTIFY_500, TABLES, Row, Training
 from tfmacer import certify, train
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.records.logs import read_log
 from tfmacer.records.runs import RunDirectory
 from tfmacer.report.published import published_rows

@@ -21,7 +21,7 @@ from tensorflow.python.tools import saved_model_cli
 
 from export import lint, saved_model
 from export.signatures import SmoothedClassifier
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.training import networks
 from tfmacer.training.precision import policy
 

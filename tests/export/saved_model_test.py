@@ -14,7 +14,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from export import check, lint, saved_model
 from export.signatures import SmoothedClassifier
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.votes import local
 from tfmacer.votes.source import ESTIMATE, row_seed
 

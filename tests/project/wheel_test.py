@@ -115,7 +115,7 @@ def test_installed_alone_it_runs(wheel, tmp_path):
     ports = {"8500": portpicker.pick_unused_port(), "8600": portpicker.pick_unused_port()}
     # A digit, from a package that the wheel brings along.
     digit = (
-        "from PIL import Image; from tfmacer.datasets import load_split;"
+        "from PIL import Image; from tfmacer.data.datasets import load_split;"
         "image = load_split('mnist5k', 'test').take([0])[0][0, :, :, 0];"
         "Image.fromarray((image * 255).round().astype('uint8')).save('digit.png')"
     )

@@ -245,7 +245,7 @@ def test_bad_flags_are_one_clear_line(capsys, flags, status, text) -> None:
 
 def test_a_port_in_use_is_named() -> None:
     from serving import grpc_server
-    from tfmacer.errors import UserError
+    from tfmacer.common.errors import UserError
 
     def make() -> grpc.Server:
         return grpc_server.make_server(threads=1, max_concurrent_rpcs=1, max_message_bytes=1000)
@@ -260,7 +260,7 @@ def test_a_port_in_use_is_named() -> None:
 
 def test_a_socket_of_a_dead_server_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     from serving import grpc_server
-    from tfmacer.errors import UserError
+    from tfmacer.common.errors import UserError
 
     def make() -> grpc.Server:
         return grpc_server.make_server(threads=1, max_concurrent_rpcs=1, max_message_bytes=1000)

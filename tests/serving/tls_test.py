@@ -23,7 +23,7 @@ from PIL import Image
 from processes import serving
 
 from serving import client, grpc_server, sidecar, tls
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.wire import channel
 
 CA = trustme.CA()

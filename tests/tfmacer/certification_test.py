@@ -10,7 +10,7 @@ from scipy import stats
 import tfmacer
 from export import saved_model
 from tfmacer import certification
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.records.logs import read_log
 from tfmacer.votes import local
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfmacer import falsification
 from tfmacer.certification import certify_images
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.falsification import MOST_TESTS, Falsifier, Plan
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records.rows import Record

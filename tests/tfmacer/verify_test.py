@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tfmacer import certify, verify
-from tfmacer.datasets import load_split
+from tfmacer.data.datasets import load_split
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records import rows
 from tfmacer.records.logs import LogWriter, read_log, settings_path

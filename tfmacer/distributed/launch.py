@@ -5,12 +5,12 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfmacer import commandline
 from tfmacer.certification import Examples, check_images
+from tfmacer.common import commandline
+from tfmacer.common.errors import UserError
 from tfmacer.distributed.job import Job
 from tfmacer.distributed.parts import Parts
 from tfmacer.distributed.runners import WorkerLostError, run_pipeline
-from tfmacer.errors import UserError
 from tfmacer.meter import Meter
 from tfmacer.records.appending import LockedFile
 from tfmacer.records.logs import read_log

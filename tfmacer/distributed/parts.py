@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
+from tfmacer.common.errors import UserError
 from tfmacer.distributed.job import Block, Job, write_file
-from tfmacer.errors import UserError
 from tfmacer.records.parts import Part
 from tfmacer.records.settings import LogSettings
 

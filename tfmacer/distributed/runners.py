@@ -18,9 +18,9 @@ from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
 from apache_beam.runners.runner import PipelineState, create_runner
 
+from tfmacer.common.errors import UserError
 from tfmacer.distributed.job import Block, Job
 from tfmacer.distributed.worker import CertifyBlock
-from tfmacer.errors import UserError
 
 # What the direct runner is told unless the user says otherwise: one process for each core.
 _DIRECT_OPTIONS = MappingProxyType(

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 
+from tfmacer.common.errors import UserError
 from tfmacer.distributed.job import Block, Job
-from tfmacer.errors import UserError
 from tfmacer.records.parts import Part
 from tfmacer.records.runs import CLASSIFIER
 
 if TYPE_CHECKING:
-    from tfmacer.splits import Split
+    from tfmacer.data.splits import Split
     from tfmacer.votes.source import VoteSource
 
 
@@ -30,10 +30,10 @@ class CertifyBlock(beam.DoFn):
 
     def setup(self) -> None:
         """Loads TensorFlow, the network and the dataset, once for many blocks."""
-        from tfmacer import commandline
+        from tfmacer.common import commandline
 
         commandline.load_tensorflow(self._job.modules)
-        from tfmacer.datasets import load_split
+        from tfmacer.data.datasets import load_split
         from tfmacer.votes import devices
         from tfmacer.votes.opening import open_model
 

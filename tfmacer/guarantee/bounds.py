@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from scipy import special
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.stopping import GROWTH
 
 # Beta quantiles are looked up at an alpha smaller by this part of itself, and must pass at one

@@ -5,8 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tfmacer.decimals import down
-from tfmacer.errors import UserError
+from tfmacer.common.decimals import down
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.bounds import (
     BOUNDS,
     ScoreBound,

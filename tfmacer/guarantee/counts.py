@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.rule import check_count
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee import generators
 from tfmacer.guarantee.law import check_probabilities, check_sigma, last_holding, outward
 from tfmacer.guarantee.radial import RadialNoise, radial_noise

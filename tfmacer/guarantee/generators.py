@@ -10,7 +10,7 @@ smaller still stand for the last one. The rest, that numbers are floats, is roun
 
 import math
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 
 # TensorFlow's normal numbers; what records and exports without a name for it were drawn by.
 PHILOX = "philox"

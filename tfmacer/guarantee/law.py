@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 
 # SciPy's ndtri and ndtr, and each product here, are right to within a few units in the last place;
 # results are moved outward by this relative amount, eight units.

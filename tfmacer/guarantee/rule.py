@@ -7,7 +7,7 @@ import math
 import numbers
 import operator
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.bounds import BOUNDS, ScoreBound
 from tfmacer.guarantee.stopping import FIXED, StopRule, looks
 

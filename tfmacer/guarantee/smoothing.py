@@ -8,7 +8,7 @@ import decimal
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee import generators, mixed_norm
 from tfmacer.guarantee.gaussian import Gaussian, RoundedGaussian
 from tfmacer.guarantee.generalized_gaussian import GeneralizedGaussian

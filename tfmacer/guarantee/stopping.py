@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import ClassVar, Self
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 
 # Each look comes after a quarter more blocks than the one before, 24 looks on the way to 100,000
 # draws in blocks of 256. Simulated `decide` runs drew the fewest samples at 1.1 to 1.25; at 2 a

@@ -8,7 +8,7 @@ from types import TracebackType
 
 import filelock
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 
 # Read at a time while the last lines of a file are looked for.
 _CHUNK = 1 << 16

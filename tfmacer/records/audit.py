@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from tfmacer.errors import Notice, UserError
+from tfmacer.common.errors import Notice, UserError
 from tfmacer.guarantee import generators
 from tfmacer.guarantee.bounds import BOUNDS, VoteBound
 from tfmacer.guarantee.certificate import Certificate, certify

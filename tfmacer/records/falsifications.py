@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.bounds import most_wrong
 from tfmacer.guarantee.rule import check_error_rate
 from tfmacer.guarantee.smoothing import LAWS

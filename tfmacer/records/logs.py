@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.records import rows
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import read_text

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.records.logs import Log, read_log, settings_path
 from tfmacer.records.parts import Part
 from tfmacer.records.rows import Record

@@ -8,8 +8,8 @@ alone.
 import dataclasses
 import re
 
-from tfmacer import commandline
-from tfmacer.errors import UserError
+from tfmacer.common import commandline
+from tfmacer.common.errors import UserError
 from tfmacer.records.logs import Log
 from tfmacer.records.runs import RunDirectory
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfmacer.errors import Notice, UserError
+from tfmacer.common.errors import Notice, UserError
 from tfmacer.guarantee import generators
 from tfmacer.guarantee.smoothing import Law, law
 from tfmacer.records import sealing

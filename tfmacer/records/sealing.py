@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfmacer import strict_json
+from tfmacer.common import strict_json
 
 # Integers of files enter sizes and floating-point formulas.
 _MOST = 2**63

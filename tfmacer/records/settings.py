@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import Law, law
 from tfmacer.guarantee.stopping import StopRule

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.records import sealing
 from tfmacer.records.appending import LockedFile
 from tfmacer.records.runs import read_text, write_atomically

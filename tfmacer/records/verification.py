@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.certificate import certify, decided
 from tfmacer.guarantee.counts import Counts
 from tfmacer.records.logs import Log

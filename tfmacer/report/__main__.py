@@ -18,9 +18,9 @@ from pathlib import Path
 import rich.console
 from absl import flags
 
-from tfmacer import commandline
-from tfmacer.decimals import down, up
-from tfmacer.errors import UserError
+from tfmacer.common import commandline
+from tfmacer.common.decimals import down, up
+from tfmacer.common.errors import UserError
 from tfmacer.records.falsifications import (
     Falsification,
     falsification_beside,

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, stats
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
+from tfmacer.common.text import one_line, visible
 from tfmacer.records.falsifications import Falsification
 from tfmacer.records.logs import Log
 from tfmacer.report.copies import other_pixels, repeated, repetitions
 from tfmacer.report.summary import NORMS, Estimate, Run, mean_difference
-from tfmacer.text import one_line, visible
 
 # Two unrelated orders of ten classes agree on this many labels with probability 1e-20.
 _FEWEST_COMMON = 20

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import rich.table
 import rich.text
 
-from tfmacer import text
+from tfmacer.common import text
 from tfmacer.report.tables import DASH, MINUS, Cell, Table
 
 # What a name may be broken after; how narrow a column gets, and what is beside its text.

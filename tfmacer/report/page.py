@@ -9,11 +9,11 @@ from typing import Any
 
 import jinja2
 
-from tfmacer.decimals import down, nearest, up
+from tfmacer.common.decimals import down, nearest, up
+from tfmacer.common.text import visible
 from tfmacer.report.drawing import Plot, colour
 from tfmacer.report.summary import NORMS, Run
 from tfmacer.report.tables import Table
-from tfmacer.text import visible
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tfmacer.decimals import Rounding, down, nearest, up
+from tfmacer.common.decimals import Rounding, down, nearest, up
+from tfmacer.common.text import csv_cell
 from tfmacer.report.comparison import Difference, Group
 from tfmacer.report.summary import NORMS, Estimate, Run
-from tfmacer.text import csv_cell
 
 # More columns do not fit on a page.
 _MOST_RADII = 17

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfmacer.errors import UserError
-from tfmacer.splits import IndexedSplit, Split
-from tfmacer.tfds_splits import StreamSplit
+from tfmacer.common.errors import UserError
+from tfmacer.data.splits import IndexedSplit, Split
+from tfmacer.data.tfds_splits import StreamSplit
 from tfmacer.votes.source import row_seed
 
 # Names of the streams.

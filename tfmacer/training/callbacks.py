@@ -13,7 +13,7 @@ import tensorflow as tf
 import tqdm
 
 from tfmacer.certification import certify_images
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.records.runs import Smoothing, write_atomically
 from tfmacer.training.losses import soft_radius
 from tfmacer.training.objectives import noisy_views

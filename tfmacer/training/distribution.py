@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.training.batches import WHOLE, Share
 
 Batches = Callable[[int, Share], tf.data.Dataset]

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfmacer.errors import UserError
-from tfmacer.splits import as_pixels
+from tfmacer.common.errors import UserError
+from tfmacer.data.splits import as_pixels
 
 # Around what an assertion says, to find it again in what TensorFlow makes of it.
 _MARK = "<tfmacer>"

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.training import distribution, inputs
 from tfmacer.training.checkpoints import Checkpoints
 from tfmacer.training.trainer import SmoothedTrainer

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeAlias
 import keras
 from keras import layers
 
-from tfmacer.datasets import load_function
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
+from tfmacer.data.datasets import load_function
 from tfmacer.records.runs import RunDirectory
 from tfmacer.votes.models import check_logits, check_saved, load_network
 

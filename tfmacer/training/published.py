@@ -8,7 +8,7 @@ code have it.
 
 from typing import Any, NamedTuple
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 
 
 class Weight(NamedTuple):

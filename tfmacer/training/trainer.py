@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.training import inputs, precision
 from tfmacer.training.objectives import Batch, Losses, Objective
 from tfmacer.training.optimizer import SGD

@@ -17,7 +17,7 @@ from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.votes.ops import COMPUTING, RESTORING, SAVING
 
 FILE_NAME = "saved_model.pb"

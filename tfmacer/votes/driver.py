@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import numpy.typing as npt
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.certificate import Certificate, certify, decided
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule

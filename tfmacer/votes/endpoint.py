@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmacer import wire
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.records.runs import Smoothing
 from tfmacer.wire import serving_pb2, tensors
 from tfmacer.wire.channel import DIRECT, Transport, open_channel

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.records.runs import Smoothing
 from tfmacer.votes import noise
 from tfmacer.votes.admission import check_saved_model

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.records.runs import UNKNOWN_MODEL, RunDirectory, Smoothing, model_digest
 from tfmacer.votes.counting import inference
 

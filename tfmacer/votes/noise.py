@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import tensorflow as tf
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee import extremes, rounding
 from tfmacer.records.runs import Smoothing
 from tfmacer.votes import draws

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records.audit import AuditEntry

@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 from absl import flags
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 
 logger = logging.getLogger(__name__)
 

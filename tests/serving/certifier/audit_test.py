@@ -18,7 +18,7 @@ from serving.certifier import audit
 from serving.certifier.audit import AuditLog, Entry
 from serving.certifier.requests import Image
 from tfmacer import verify
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.certificate import certify
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule

@@ -17,7 +17,7 @@ from recording_proxy import proxied
 
 from serving import certification_pb2 as pb
 from serving.certifier import tracing
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from serving.client import read_pixels
 from serving.console import images
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 
 RANDOM = np.random.default_rng(0)
 

@@ -19,7 +19,7 @@ from serving import guard
 from serving.console.bridge import client_of
 from serving.http_server import HttpServer
 from serving.tls import Tls
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 
 PATIENCE = 60.0
 

@@ -50,7 +50,7 @@ def test_numbers_around_all_of_four_digits():
         for value in [units / 10_000]
         for near in (math.nextafter(value, -1), value, math.nextafter(value, 9))
     ]
-    from tfmacer.decimals import down, up
+    from tfmacer.common.decimals import down, up
 
     found = _answers("(x) => [down(number(x), 4), up(number(x), 4)]", list(map(repr, values)))
     assert found == [[down(value, 4), up(value, 4)] for value in values]

@@ -15,7 +15,7 @@ from serving import guard
 from serving.embedded import rest
 from serving.embedded.services import Calls
 from serving.http_server import MAX_BODY_BYTES, HttpServer
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 
 METRICS = "/monitoring/prometheus/metrics"
 

@@ -11,7 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from serving import grpc_server
 from serving.embedded.ssl_config import read_credentials
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 
 CA = trustme.CA()
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tfmacer import certify
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.records.logs import read_log
 from tfmacer.votes import devices
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee import bounds
 from tfmacer.guarantee.bounds import BOUNDS
 from tfmacer.guarantee.certificate import (

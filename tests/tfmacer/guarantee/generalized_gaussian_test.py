@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.gaussian import Gaussian
 from tfmacer.guarantee.generalized_gaussian import GeneralizedGaussian
 from tfmacer.guarantee.radial import RadialNoise

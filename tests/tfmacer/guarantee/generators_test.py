@@ -1,7 +1,7 @@
 import mpmath
 import pytest
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee import generators
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee import extremes, mixed_norm
 from tfmacer.guarantee.extremes import LargestCoordinate, draw_extremes
 from tfmacer.guarantee.gaussian import Gaussian

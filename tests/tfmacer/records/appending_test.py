@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.records import appending
 from tfmacer.records.appending import LockedFile
 

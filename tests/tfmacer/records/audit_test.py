@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tfmacer import verify
-from tfmacer.errors import Notice, UserError
+from tfmacer.common.errors import Notice, UserError
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records import audit, chain

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.records import sealing
 from tfmacer.records.falsifications import (
     RISK,

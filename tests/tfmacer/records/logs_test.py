@@ -11,7 +11,7 @@ from pathlib import Path
 import made_logs
 import pytest
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records.logs import LogWriter, is_log, read_log, settings_path
 

@@ -4,7 +4,7 @@ import made_logs
 import pytest
 
 from tfmacer import merge as command
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records.logs import LogWriter, read_log, settings_path
 from tfmacer.records.merging import merge

@@ -5,7 +5,7 @@ import dataclasses
 import made_logs
 import pytest
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.records.logs import read_log
 from tfmacer.records.naming import ImageFlags
 from tfmacer.records.runs import RunDirectory

@@ -4,7 +4,7 @@ import json
 import made_logs
 import pytest
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records.logs import read_log, settings_path
 from tfmacer.records.merging import join

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from tfmacer.errors import Notice, UserError
+from tfmacer.common.errors import Notice, UserError
 from tfmacer.records import sealing
 from tfmacer.records.runs import RunDirectory, Smoothing
 

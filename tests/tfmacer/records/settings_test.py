@@ -5,7 +5,7 @@ from pathlib import Path
 import made_logs
 import pytest
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records import sealing

@@ -9,7 +9,7 @@ import made_logs
 import numpy as np
 import pytest
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee import linf, mixed_norm
 from tfmacer.records.logs import Log, LogWriter, read_log
 from tfmacer.report import __main__ as report

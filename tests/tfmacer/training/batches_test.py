@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from tfmacer import datasets, tfds_splits
-from tfmacer.errors import UserError
-from tfmacer.splits import ArraySplit
+from tfmacer.common.errors import UserError
+from tfmacer.data import datasets, tfds_splits
+from tfmacer.data.splits import ArraySplit
 from tfmacer.training import batches
 
 TOTAL, BATCH = 50, 8

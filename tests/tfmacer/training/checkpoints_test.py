@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.training import objectives
 from tfmacer.training.checkpoints import Checkpoints
 from tfmacer.training.optimizer import SGD

@@ -23,8 +23,8 @@ import keras, numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
-from tfmacer.errors import UserError
-from tfmacer.splits import ArraySplit
+from tfmacer.common.errors import UserError
+from tfmacer.data.splits import ArraySplit
 from tfmacer.training import (batches, callbacks, checkpoints, distribution, loop, objectives,
                               precision)
 from tfmacer.training.optimizer import SGD

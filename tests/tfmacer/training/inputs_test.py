@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.training import inputs, objectives
 from tfmacer.training.optimizer import SGD
 from tfmacer.training.trainer import SmoothedTrainer

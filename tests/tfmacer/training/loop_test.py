@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmacer.errors import UserError
-from tfmacer.splits import ArraySplit
+from tfmacer.common.errors import UserError
+from tfmacer.data.splits import ArraySplit
 from tfmacer.training import batches, callbacks, loop, objectives, schedules
 from tfmacer.training.checkpoints import Checkpoints
 from tfmacer.training.optimizer import SGD

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.training import networks
 
 CIFAR, IMAGENET = (32, 32, 3), (224, 224, 3)

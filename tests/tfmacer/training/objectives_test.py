@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from scipy import special, stats
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.training import attacks, losses, schedules
 from tfmacer.training import objectives as o
 

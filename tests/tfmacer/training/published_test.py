@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.training import published
 
 

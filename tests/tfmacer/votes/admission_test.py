@@ -14,7 +14,7 @@ from tensorflow.python.framework import op_def_registry
 from serving.embedded.servable import Servable, Threads
 from serving.embedded.status import StatusError
 from tfmacer import certify, verify
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.votes import devices, local, ops
 from tfmacer.votes.admission import check_saved_model, objections
 

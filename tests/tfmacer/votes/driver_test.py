@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.certificate import certify
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import Gaussian

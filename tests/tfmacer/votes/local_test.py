@@ -9,7 +9,7 @@ import scipy.stats
 import tensorflow as tf
 from small_exports import small_smoothing, write_small_export
 
-from tfmacer.errors import Notice, UserError
+from tfmacer.common.errors import Notice, UserError
 from tfmacer.guarantee.generators import GENERATORS
 from tfmacer.records.runs import RunDirectory, Smoothing
 from tfmacer.votes import counting, local, models, noise

@@ -10,7 +10,7 @@ import pytest
 
 from export import saved_model
 from tfmacer import train
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 from tfmacer.records.runs import RunDirectory
 from tfmacer.training import networks
 from tfmacer.votes import models

@@ -12,7 +12,7 @@ from scipy import stats
 from export.lint import lint
 from export.signatures import SmoothedClassifier
 from tfmacer import certification
-from tfmacer.errors import Notice, UserError
+from tfmacer.common.errors import Notice, UserError
 from tfmacer.guarantee import extremes, rounding
 from tfmacer.guarantee.generators import GENERATORS, LATEST
 from tfmacer.records.logs import read_log

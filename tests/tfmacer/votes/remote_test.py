@@ -14,7 +14,7 @@ import portpicker
 import pytest
 from fake_backend import BLOCK, SMOOTHING, FakeBackend, expected_votes
 
-from tfmacer.errors import Notice
+from tfmacer.common.errors import Notice
 from tfmacer.votes.endpoint import BackendError, Endpoint, served_model
 from tfmacer.votes.remote import RemoteVotes
 from tfmacer.wire import tensors

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmacer import commandline
-from tfmacer.errors import UserError
-from tfmacer.splits import ArraySplit, Images, Labels, Split, as_pixels
+from tfmacer.common import commandline
+from tfmacer.common.errors import UserError
+from tfmacer.data.splits import ArraySplit, Images, Labels, Split, as_pixels
 
 # A split of fixed-size images up to this many bytes is decoded once and kept in memory as uint8.
 MEMORY_LIMIT = 2 * 1024**3

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
 
 Shape = tuple[int, int, int]
 Images = npt.NDArray[np.float32]

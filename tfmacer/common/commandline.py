@@ -17,8 +17,8 @@ from typing import Any, TextIO
 
 from absl import flags
 
-from tfmacer.errors import Notice, UserError
-from tfmacer.text import one_line, visible
+from tfmacer.common.errors import Notice, UserError
+from tfmacer.common.text import one_line, visible
 
 # For whom gRPC asks no proxy; it reads the lower case alone.
 NO_PROXY = "no_grpc_proxy"

@@ -1,15 +1,15 @@
 """The one exception that stands for a user's mistake, and what a user is told besides."""
 
-from tfmacer.text import one_line
+from tfmacer.common.text import one_line
 
 
 class UserError(ValueError):
     """A mistake of the user's: a flag, a field, a file or an array that cannot be accepted.
 
     The message is one line that names the flag, field or file, the value found and what is
-    accepted; `tfmacer.text.one_line` takes out of it what a terminal obeys and cuts long values.
-    Commands print it and exit with status 1, without a stack trace; servers answer INVALID_ARGUMENT
-    with it.
+    accepted; `tfmacer.common.text.one_line` removes control characters from it and cuts long
+    values. Commands print it and exit with status 1, without a stack trace; servers answer
+    INVALID_ARGUMENT with it.
     """
 
     def __init__(self, message: object = "") -> None:

@@ -11,12 +11,12 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
-from tfmacer import tfds_splits
-from tfmacer.errors import UserError
-from tfmacer.splits import ArraySplit
-from tfmacer.tfds_splits import tfds_split
+from tfmacer.common.errors import UserError
+from tfmacer.data import tfds_splits
+from tfmacer.data.splits import ArraySplit
+from tfmacer.data.tfds_splits import tfds_split
 
-TFDS = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "tfds"
+TFDS = pathlib.Path(__file__).parents[3].parent / "shared" / "data" / "tfds"
 
 
 @pytest.fixture

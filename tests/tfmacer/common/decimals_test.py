@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shown import ROUNDED
 
-from tfmacer.decimals import down, up
+from tfmacer.common.decimals import down, up
 
 
 @pytest.mark.parametrize(("value", "digits", "times", "low", "high"), ROUNDED)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shown import VISIBLE
 
-from tfmacer.errors import UserError
-from tfmacer.text import csv_cell, markdown, one_line, visible
+from tfmacer.common.errors import UserError
+from tfmacer.common.text import csv_cell, markdown, one_line, visible
 
 
 @pytest.mark.parametrize(("text", "shown"), VISIBLE)

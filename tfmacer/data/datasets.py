@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfmacer.errors import UserError
-from tfmacer.splits import ArraySplit, FolderSplit, Labels, Split
-from tfmacer.tfds_splits import tfds_split
+from tfmacer.common.errors import UserError
+from tfmacer.data.splits import ArraySplit, FolderSplit, Labels, Split
+from tfmacer.data.tfds_splits import tfds_split
 
 MNIST5K_SEED = 0
 MNIST5K_TRAIN_PER_CLASS = 400

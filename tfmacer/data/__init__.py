@@ -1,0 +1,1 @@
+"""Labelled images: splits by position, from TensorFlow Datasets, folders and functions."""
