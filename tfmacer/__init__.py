@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from tfmacer.version import __version__
 
 if TYPE_CHECKING:
-    from tfmacer.certification import certify_images as certify_images
+    from tfmacer.certification.images import certify_images as certify_images
     from tfmacer.training.trainer import SmoothedTrainer as SmoothedTrainer
 
 _HOMES = {
     "SmoothedTrainer": "tfmacer.training.trainer",
-    "certify_images": "tfmacer.certification",
+    "certify_images": "tfmacer.certification.images",
 }
 
 __all__ = ["SmoothedTrainer", "__version__", "certify_images"]

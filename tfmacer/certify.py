@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from tfmacer.certification.progress import Meter
 from tfmacer.common import commandline
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.bounds import BOUNDS
 from tfmacer.guarantee.certificate import check_reachable
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
-from tfmacer.meter import Meter
 from tfmacer.records.logs import LogWriter
 from tfmacer.records.naming import ImageFlags
 from tfmacer.records.runs import BLOCK_SIZE, RunDirectory, Smoothing
@@ -37,7 +37,7 @@ from tfmacer.records.settings import LogSettings, parse_shard
 from tfmacer.wire.channel import ChannelFlags, Transport
 
 if TYPE_CHECKING:
-    from tfmacer.certification import Example
+    from tfmacer.certification.images import Example
     from tfmacer.data.splits import Split
     from tfmacer.distributed.job import Job
     from tfmacer.votes.source import VoteSource
@@ -136,7 +136,7 @@ def _main() -> None:
         _dataset(smoothing)
 
     commandline.load_tensorflow(_IMPORT.value)
-    from tfmacer.certification import check_shape, examples_of, preflight, prepare_logs
+    from tfmacer.certification.images import check_shape, examples_of, preflight, prepare_logs
 
     source, doubts = _open_source(transport)
     smoothing = source.smoothing
@@ -364,7 +364,7 @@ def _certify(
     rules: Sequence[Rule],
     writers: Sequence[LogWriter],
 ) -> None:
-    from tfmacer.certification import record_examples
+    from tfmacer.certification.images import record_examples
 
     done = [record for record in writers[0].rows if record.idx not in set(missing)]
     with Meter(len(missing) + len(done), done) as meter:

@@ -159,7 +159,7 @@ def _serve_and_ask() -> None:
 
 def _check_answer(served: dict[str, Any], export: Path, pixels: npt.NDArray[np.float32]) -> None:
     """Holds the served certificate to the one computed here from the same export and seeds."""
-    from tfmacer.certification import certify_images
+    from tfmacer.certification.images import certify_images
 
     [here] = certify_images(
         export,

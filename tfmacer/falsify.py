@@ -45,7 +45,7 @@ from tfmacer.records.runs import CLASSIFIER, UNKNOWN_MODEL, RunDirectory, Smooth
 from tfmacer.records.settings import NO_PIXELS, LogSettings
 
 if TYPE_CHECKING:
-    from tfmacer.certification import Examples
+    from tfmacer.certification.images import Examples
     from tfmacer.falsification import Falsifier
 
 # Images read at a time.
@@ -176,7 +176,7 @@ def _certified(considered: Sequence[Record], log: Log) -> list[Record]:
 def _falsifier(
     run: RunDirectory, settings: LogSettings, named: tuple[str, str]
 ) -> tuple["Falsifier", "Examples"]:
-    from tfmacer.certification import examples_of
+    from tfmacer.certification.images import examples_of
     from tfmacer.data.datasets import load_split
     from tfmacer.falsification import Falsifier, Plan
     from tfmacer.votes.local import NetworkVotes
@@ -262,7 +262,7 @@ def _attack_all(
 def _loaded(
     examples: "Examples", records: Sequence[Record], log: Log
 ) -> Iterator[tuple[list[npt.NDArray[np.float32]], Sequence[Record]]]:
-    from tfmacer.certification import check_images
+    from tfmacer.certification.images import check_images
 
     for start in range(0, len(records), _LOADED):
         some = records[start : start + _LOADED]

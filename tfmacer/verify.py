@@ -150,7 +150,7 @@ def _verify(path: Path, redraw_of: Callable[[Log], Redraw] | None) -> str | None
 def _compare(log: Log) -> None:
     """Compares names, pixels and labels of a log with the dataset given."""
     commandline.load_tensorflow(_IMPORT.value)
-    from tfmacer.certification import check_images, examples_of
+    from tfmacer.certification.images import check_images, examples_of
 
     split, settings = _split(log), _settings(log)
     if not settings.names_images:
@@ -243,7 +243,7 @@ def _source(threads: int) -> "VoteSource":
 
         transport = _TLS.read("server", _SERVER.value)
         return RemoteVotes.connect(_SERVER.value, _MODEL_NAME.value, transport=transport)
-    from tfmacer.certification import open_votes
+    from tfmacer.certification.images import open_votes
     from tfmacer.votes import devices
 
     devices.use_threads(threads)

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tfmacer import falsification
-from tfmacer.certification import certify_images
+from tfmacer.certification.images import certify_images
 from tfmacer.common.errors import UserError
 from tfmacer.falsification import MOST_TESTS, Falsifier, Plan
 from tfmacer.guarantee.rule import Rule

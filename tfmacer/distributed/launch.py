@@ -5,13 +5,13 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfmacer.certification import Examples, check_images
+from tfmacer.certification.images import Examples, check_images
+from tfmacer.certification.progress import Meter
 from tfmacer.common import commandline
 from tfmacer.common.errors import UserError
 from tfmacer.distributed.job import Job
 from tfmacer.distributed.parts import Parts
 from tfmacer.distributed.runners import WorkerLostError, run_pipeline
-from tfmacer.meter import Meter
 from tfmacer.records.appending import LockedFile
 from tfmacer.records.logs import read_log
 from tfmacer.records.merging import join

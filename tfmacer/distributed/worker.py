@@ -60,7 +60,7 @@ class CertifyBlock(beam.DoFn):
 
     def process(self, block: Block) -> Iterator[str]:
         """Makes the part of a block unless it is there; yields where it is."""
-        from tfmacer.certification import certify_examples, examples_of
+        from tfmacer.certification.images import certify_examples, examples_of
 
         job = self._job
         if job.launcher is not None and not _is_alive(job.launcher):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tqdm
 
-from tfmacer.certification import certify_images
+from tfmacer.certification.images import certify_images
 from tfmacer.common.errors import UserError
 from tfmacer.records.runs import Smoothing, write_atomically
 from tfmacer.training.losses import soft_radius

@@ -11,7 +11,7 @@ from scipy import stats
 
 from export.lint import lint
 from export.signatures import SmoothedClassifier
-from tfmacer import certification
+from tfmacer.certification import images as certification
 from tfmacer.common.errors import Notice, UserError
 from tfmacer.guarantee import extremes, rounding
 from tfmacer.guarantee.generators import GENERATORS, LATEST

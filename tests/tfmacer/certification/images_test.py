@@ -9,7 +9,7 @@ from scipy import stats
 
 import tfmacer
 from export import saved_model
-from tfmacer import certification
+from tfmacer.certification import images as certification
 from tfmacer.common.errors import UserError
 from tfmacer.records.logs import read_log
 from tfmacer.votes import local

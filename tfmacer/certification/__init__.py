@@ -1,0 +1,1 @@
+"""Certifies images: the one call behind the command, callbacks and your own code, and its checks."""
