@@ -23,11 +23,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from serving import certification_pb2 as pb
-from serving.certifier.limits import Limits
+from serving.common.http_server import HTTP_STATUS
+from serving.common.logs import FIELD
 from serving.console import images, messages
 from serving.console.bridge import Bridge, RefusedError
-from serving.http_server import HTTP_STATUS
-from serving.logs import FIELD
+from serving.sidecar.limits import Limits
 from tfmacer.common.errors import UserError
 from tfmacer.version import __version__
 

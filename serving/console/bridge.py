@@ -18,9 +18,9 @@ from starlette.requests import Request
 
 from serving import certification_pb2 as pb
 from serving.certification_pb2_grpc import CertifierStub
-from serving.certifier.calls import FORWARDED_CLIENT
-from serving.http_server import TLS_SUBJECT
-from serving.logs import REQUEST_ID
+from serving.common.http_server import TLS_SUBJECT
+from serving.common.logs import REQUEST_ID
+from serving.sidecar.calls import FORWARDED_CLIENT
 
 T = TypeVar("T")
 Answer = TypeVar("Answer", covariant=True)

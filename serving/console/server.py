@@ -6,12 +6,12 @@ from pathlib import Path
 
 import grpc
 
-from serving import grpc_server
-from serving.certifier.limits import Limits
+from serving.common import grpc_server
+from serving.common.http_server import MAX_CONNECTIONS, HttpServer
+from serving.common.tls import Tls
 from serving.console.app import make_app
 from serving.console.bridge import Bridge
-from serving.http_server import MAX_CONNECTIONS, HttpServer
-from serving.tls import Tls
+from serving.sidecar.limits import Limits
 from tfmacer.wire.channel import open_channel
 
 FLAG = "http_port"

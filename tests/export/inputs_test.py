@@ -18,16 +18,16 @@ from small_exports import IMAGES, REQUESTS, ROWS, write_small_export
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from export.signatures import MAX_PROBES
-from serving import grpc_server
-from serving.embedded import rest
-from serving.embedded.configuration import single_model
-from serving.embedded.metrics import Metrics
-from serving.embedded.registry import Registry
-from serving.embedded.servable import Servable, Threads
-from serving.embedded.services import Calls, PredictionService
-from serving.embedded.status import StatusError
-from serving.embedded.versions import LoadPolicy
-from serving.http_server import HttpServer
+from serving.common import grpc_server
+from serving.common.http_server import HttpServer
+from serving.model_server import rest
+from serving.model_server.configuration import single_model
+from serving.model_server.metrics import Metrics
+from serving.model_server.registry import Registry
+from serving.model_server.servable import Servable, Threads
+from serving.model_server.services import Calls, PredictionService
+from serving.model_server.status import StatusError
+from serving.model_server.versions import LoadPolicy
 
 
 def picture(form: str, height: int = 8, width: int = 8) -> bytes:

@@ -16,7 +16,7 @@ HEADER = """\
 # Written by `make constraints`; edit requirements.txt, not this file.
 
 """
-COMMAND = "serving.sidecar"
+COMMAND = "serving.sidecar.__main__"
 # Loaded by commands that need it, through the module that all commands share.
 NEVER = {"tensorflow"}
 

@@ -14,14 +14,15 @@ import pytest
 from fake_backend import FakeBackend
 
 from serving import certification_pb2 as pb
-from serving import certification_pb2_grpc, grpc_server
-from serving.certifier.audit import AuditLog
-from serving.certifier.calls import Calls
-from serving.certifier.limits import Admission, FairSlots, Limits
-from serving.certifier.metrics import Metrics
-from serving.certifier.models import Models
-from serving.certifier.service import Backend, Certifier
-from serving.certifier.tracing import OFF, Tracing
+from serving import certification_pb2_grpc
+from serving.common import grpc_server
+from serving.sidecar.audit import AuditLog
+from serving.sidecar.calls import Calls
+from serving.sidecar.limits import Admission, FairSlots, Limits
+from serving.sidecar.metrics import Metrics
+from serving.sidecar.models import Models
+from serving.sidecar.service import Backend, Certifier
+from serving.sidecar.tracing import OFF, Tracing
 from tfmacer.votes.endpoint import BackendError, Endpoint
 
 IMAGE = np.random.default_rng(1).random((4, 4, 1)).astype(np.float32)

@@ -9,7 +9,7 @@ from authority import issue
 from fake_backend import SMOOTHING, FakeBackend
 from recording_proxy import proxied
 
-from serving.tls import Tls
+from serving.common.tls import Tls
 from tfmacer import certify, verify
 
 

@@ -1,1 +1,1 @@
-"""Certifies images: the one call behind the command, callbacks and your own code, and its checks."""
+"""Certifies images: `certify_images`, which commands and callbacks call as well, and its checks."""

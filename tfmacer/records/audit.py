@@ -1,6 +1,6 @@
 """The sidecar's audit log, read and checked: which noise is behind which served certificate.
 
-Written by the sidecar (`serving/certifier/audit.py`), one JSON object a line, each a link of a
+Written by the sidecar (`serving/sidecar/audit.py`), one JSON object a line, each a link of a
 chain. Served certificates have no row in a log of ours, so this is the only place from which they
 can be drawn again.
 """

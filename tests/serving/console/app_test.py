@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from openapi_spec_validator import validate
 
 from serving import certification_pb2 as pb
-from serving.certifier.limits import Limits
 from serving.console import images
 from serving.console.app import PAGE
+from serving.sidecar.limits import Limits
 
 SHA256 = hashlib.sha256((PIXELS / np.float32(255)).astype("<f4").tobytes()).hexdigest()
 REQUEST = pb.CertifyRequest(pixels=pb.Pixels(shape=[4, 4, 1], uint8=PIXELS.tobytes()), n=1000)

@@ -11,12 +11,12 @@ import pytest
 from fake_backend import SMOOTHING, FakeBackend
 from starlette.testclient import TestClient
 
-from serving import grpc_server
-from serving.certifier.limits import Limits
+from serving.common import grpc_server
+from serving.common.http_guard import Guard
 from serving.console.app import make_app
 from serving.console.bridge import Bridge
 from serving.console.server import Console
-from serving.guard import Guard
+from serving.sidecar.limits import Limits
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ import trustme
 from console_requests import BODY, events
 from processes import ROOT, serving
 
-from serving import guard
+from serving.common import http_guard
+from serving.common.http_server import HttpServer
+from serving.common.tls import Tls
 from serving.console.bridge import client_of
-from serving.http_server import HttpServer
-from serving.tls import Tls
 from tfmacer.common.errors import UserError
 
 PATIENCE = 60.0
@@ -91,7 +91,7 @@ def test_clients_are_named_as_grpc_names_them(host, client) -> None:
 
 
 def test_a_body_that_does_not_arrive(served, monkeypatch) -> None:
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(http_guard, "BODY_SECONDS", 0.3)
     address = urlsplit(served().url)
     with socket.create_connection((address.hostname, address.port), timeout=PATIENCE) as line:
         line.sendall(
@@ -155,7 +155,7 @@ def test_bad_tls_files_and_taken_ports_are_one_line(tmp_path: Path) -> None:
 
 def test_the_framework_is_loaded_only_for_the_console() -> None:
     code = (
-        "import sys, serving.sidecar; "
+        "import sys, serving.sidecar.__main__; "
         "print({'fastapi', 'starlette', 'uvicorn', 'pydantic', 'PIL'} & set(sys.modules))"
     )
     done = subprocess.run(

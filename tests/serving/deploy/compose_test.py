@@ -6,7 +6,7 @@ import pytest
 from compose_spec import PyCompose
 from deployment import DEPLOY, named, parse, read_yaml
 
-from serving import sidecar
+from serving.sidecar import __main__ as sidecar
 
 TEXT = (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
 SERVICES = read_yaml("compose.yaml")["services"]

@@ -16,7 +16,7 @@ from deployment import DEPLOY, parse
 from fake_backend import FakeBackend
 from processes import ROOT
 
-from serving import sidecar
+from serving.sidecar import __main__ as sidecar
 
 
 def _commands(name=None):

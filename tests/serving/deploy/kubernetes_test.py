@@ -11,8 +11,8 @@ import pytest
 import yaml
 from deployment import DEPLOY, containers, manifests, named, parse, read_yaml
 
-from serving import sidecar
-from serving.certifier.metrics import Metrics
+from serving.sidecar import __main__ as sidecar
+from serving.sidecar.metrics import Metrics
 
 FOLDER = DEPLOY / "kubernetes"
 VERSION = "1.37"

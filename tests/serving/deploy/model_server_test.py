@@ -10,7 +10,7 @@ from google.protobuf import (
     wrappers_pb2,
 )
 
-from serving import model_server
+from serving.model_server import __main__ as model_server
 
 
 def _text(name):
@@ -67,7 +67,7 @@ def _batching():
 
 
 def test_models_are_a_model_server_config():
-    from serving.embedded.configuration import models, read_config_file
+    from serving.model_server.configuration import models, read_config_file
 
     (model,) = models(read_config_file(DEPLOY / "models.config")).values()
     assert (model.name, str(model.base_path)) == ("digits", "/models/digits")
@@ -75,7 +75,7 @@ def test_models_are_a_model_server_config():
 
 
 def test_monitoring_is_a_monitoring_config():
-    from serving.embedded.metrics import monitoring_path
+    from serving.model_server.metrics import monitoring_path
 
     assert monitoring_path(_text("monitoring.config")) == "/monitoring/prometheus/metrics"
 
@@ -113,7 +113,7 @@ def test_threads_agree(where):
 
 @pytest.mark.parametrize("where", commands())
 def test_the_sidecar_asks_for_what_is_served(where):
-    from serving.embedded.configuration import models, read_config_file
+    from serving.model_server.configuration import models, read_config_file
 
     server, sidecar = map(named, commands()[where])
     assert sidecar["model_name"] in models(read_config_file(DEPLOY / "models.config"))

@@ -16,8 +16,8 @@ import yaml
 from deployment import DEPLOY, commands, named, parse, read_yaml
 from processes import ROOT
 
-from serving import sidecar
-from serving.certifier.metrics import Metrics
+from serving.sidecar import __main__ as sidecar
+from serving.sidecar.metrics import Metrics
 
 # What Prometheus itself adds to what it scrapes.
 SCRAPED = {"job", "instance"}
@@ -147,7 +147,7 @@ def _exported() -> dict[str, set[str]]:
     """Labels of every sample that the sidecar and the model server offer, by its name."""
     from fake_backend import SMOOTHING
 
-    from serving.embedded import metrics as embedded
+    from serving.model_server import metrics as embedded
     from tfmacer.records.chain import BEGINNING
     from tfmacer.votes.endpoint import ServedModel
 
@@ -279,7 +279,7 @@ def test_scrape_jobs(file):
 
 
 def _monitoring_path():
-    from serving.embedded.metrics import monitoring_path
+    from serving.model_server.metrics import monitoring_path
 
     return monitoring_path((DEPLOY / "monitoring.config").read_text(encoding="utf-8"))
 

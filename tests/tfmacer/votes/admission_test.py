@@ -11,8 +11,8 @@ import small_exports
 import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
 
-from serving.embedded.servable import Servable, Threads
-from serving.embedded.status import StatusError
+from serving.model_server.servable import Servable, Threads
+from serving.model_server.status import StatusError
 from tfmacer import certify, verify
 from tfmacer.common.errors import UserError
 from tfmacer.votes import devices, local, ops

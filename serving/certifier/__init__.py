@@ -1,1 +1,0 @@
-"""The parts of the certification sidecar; `serving.sidecar` puts them together. No TensorFlow."""

@@ -1,0 +1,1 @@
+"""What both servers use: logs, TLS, and how gRPC and HTTP are served, guarded and ended."""

@@ -1,0 +1,1 @@
+"""The certification sidecar: `python -m serving.sidecar`. Needs no TensorFlow."""
