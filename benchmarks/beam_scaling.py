@@ -22,8 +22,8 @@ from absl import flags
 from tfmacer import certify
 from tfmacer.common import commandline
 from tfmacer.common.errors import UserError
-from tfmacer.distributed.parts import Parts
-from tfmacer.records.parts import Part
+from tfmacer.distributed.partial_results import PartialResults
+from tfmacer.records.partial_results import PartialResult
 
 FLAGS = flags.FlagValues()
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "What is certified.", flag_values=FLAGS)
@@ -46,7 +46,7 @@ class Turn:
     images_per_second: float
 
 
-def warm_speed(parts: Sequence[Part], began: float) -> Turn:
+def warm_speed(parts: Sequence[PartialResult], began: float) -> Turn:
     """What the times of a run's parts say.
 
     A part that lies in the stretch in part only counts in proportion.
@@ -54,7 +54,7 @@ def warm_speed(parts: Sequence[Part], began: float) -> Turn:
     Raises:
       UserError: a worker made no more than its first part.
     """
-    by_worker: dict[str, list[Part]] = {}
+    by_worker: dict[str, list[PartialResult]] = {}
     for part in sorted(parts, key=lambda part: part.started):
         by_worker.setdefault(part.worker, []).append(part)
     warm = max(each[0].finished for each in by_worker.values())
@@ -74,14 +74,14 @@ def measure(run_dir: str, workers: int, images: int, n: int) -> Turn:
     Raises:
       UserError: it failed.
     """
-    found: list[Part] = []
-    look = Parts.look
+    found: list[PartialResult] = []
+    look = PartialResults.look
 
-    def keep(parts: Parts) -> None:
+    def keep(parts: PartialResults) -> None:
         look(parts)
         found[:] = parts.found.values()
 
-    Parts.look = keep  # type: ignore[method-assign]
+    PartialResults.look = keep  # type: ignore[method-assign]
     began = time.time()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +97,7 @@ def measure(run_dir: str, workers: int, images: int, n: int) -> Turn:
                 ]
             )
     finally:
-        Parts.look = look  # type: ignore[method-assign]
+        PartialResults.look = look  # type: ignore[method-assign]
     if status:
         raise UserError(f"the run with {workers} workers ended with status {status}")
     return warm_speed(found, began)

@@ -28,9 +28,9 @@ from tfmacer.common.errors import UserError
 from tfmacer.guarantee.certificate import Certificate
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records import chain
-from tfmacer.records.appending import LockedFile
 from tfmacer.records.audit import MADE_WITH, AuditEntry
 from tfmacer.records.chain import BEGINNING, Link
+from tfmacer.records.locked_file import LockedFile
 from tfmacer.votes.driver import Task
 from tfmacer.votes.endpoint import ServedModel
 

@@ -4,13 +4,13 @@ pytest.importorskip("apache_beam", reason="Apache Beam, the extra beam, is not i
 
 from benchmarks import beam_scaling
 from tfmacer.common.errors import UserError
-from tfmacer.records.parts import Part
+from tfmacer.records.partial_results import PartialResult
 from tfmacer.records.rows import Record
 
 
 def part(worker, started, finished, images=10):
     record = Record(idx=0, label=0, predict=0, radius=0.0, correct=True, seconds=0.0)
-    return Part(
+    return PartialResult(
         records=((record,) * images,),
         environment={},
         worker=worker,

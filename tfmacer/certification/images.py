@@ -19,10 +19,10 @@ from tfmacer.guarantee.certificate import Certificate, certify, check_reachable
 from tfmacer.guarantee.law import Law
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records import rows
+from tfmacer.records.locked_table import read_settings, settings_path
 from tfmacer.records.logs import LogSettings, LogWriter, Record
 from tfmacer.records.runs import UNKNOWN_MODEL, Smoothing
 from tfmacer.records.sealing import pixels_digest
-from tfmacer.records.tables import read_settings, settings_path
 from tfmacer.votes.driver import Progress, Task, draw_certificates
 from tfmacer.votes.source import VoteSource
 

@@ -6,7 +6,7 @@ import uuid
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
-from tfmacer.records.parts import Part
+from tfmacer.records.partial_results import PartialResult
 from tfmacer.records.settings import LogSettings
 
 Block = tuple[int, ...]
@@ -64,15 +64,15 @@ class Job:
         """Where the part of a block is."""
         return FileSystems.join(self.parts_dir, f"{block[0]:08d}-{block[-1]:08d}.json")
 
-    def read(self, block: Block) -> Part | None:
+    def read(self, block: Block) -> PartialResult | None:
         """The part of a block; None where there is none that is whole."""
         try:
             with FileSystems.open(self.path(block)) as file:
                 text = file.read().decode()
-            return Part.from_text(text, block, self.settings)
+            return PartialResult.from_text(text, block, self.settings)
         except (OSError, BeamIOError, ValueError, TypeError):
             return None
 
-    def write(self, block: Block, part: Part) -> None:
+    def write(self, block: Block, part: PartialResult) -> None:
         """Makes the part appear, whole."""
         write_file(self.path(block), part.to_text(self.settings))

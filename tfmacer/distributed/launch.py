@@ -10,12 +10,12 @@ from tfmacer.certification.progress import Meter
 from tfmacer.common import commandline
 from tfmacer.common.errors import UserError
 from tfmacer.distributed.job import Job
-from tfmacer.distributed.parts import Parts
+from tfmacer.distributed.partial_results import PartialResults
 from tfmacer.distributed.runners import WorkerLostError, run_pipeline
-from tfmacer.records.appending import LockedFile
+from tfmacer.records.locked_file import LockedFile
 from tfmacer.records.logs import read_log
 from tfmacer.records.merging import join
-from tfmacer.records.parts import Part
+from tfmacer.records.partial_results import PartialResult
 from tfmacer.records.rows import Record
 from tfmacer.records.settings import LogSettings
 
@@ -48,7 +48,7 @@ def certify_logs(
             if not _is_finished(path, settings, examples)
         ]
         total = len(job.settings[0].indices)
-        parts = Parts(job)
+        parts = PartialResults(job)
         if unwritten:
             commandline.say(
                 f"{total} images in {len(job.blocks)} blocks, by Beam's {runner} runner"
@@ -67,7 +67,7 @@ def certify_logs(
         parts.remove()
 
 
-def make_parts(job: Job, parts: Parts, runner: str, options: Sequence[str]) -> None:
+def make_parts(job: Job, parts: PartialResults, runner: str, options: Sequence[str]) -> None:
     """Makes the missing parts of a job.
 
     Args:
@@ -98,7 +98,7 @@ def make_parts(job: Job, parts: Parts, runner: str, options: Sequence[str]) -> N
                 )
 
 
-def _check_images(parts: Parts, examples: Examples) -> None:
+def _check_images(parts: PartialResults, examples: Examples) -> None:
     """Refuses parts that were made of other images than those here."""
     records = [record for part in parts.found.values() for record in part.records[0]]
     _compare(parts.folder, records, examples)
@@ -129,6 +129,6 @@ def _is_finished(path: Path, settings: LogSettings, examples: Examples) -> bool:
     return True
 
 
-def _show(meter: Meter, part: "Part") -> None:
+def _show(meter: Meter, part: "PartialResult") -> None:
     for record in part.records[0]:
         meter.finished(record, draws=(record.n0 or 0) + (record.n or 0))

@@ -10,7 +10,7 @@ import apache_beam as beam
 
 from tfmacer.common.errors import UserError
 from tfmacer.distributed.job import Block, Job
-from tfmacer.records.parts import Part
+from tfmacer.records.partial_results import PartialResult
 from tfmacer.records.runs import CLASSIFIER
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class CertifyBlock(beam.DoFn):
                 done.example.index: done.records
                 for done in certify_examples(self._source, examples, rules, seed=seed)
             }
-            part = Part(
+            part = PartialResult(
                 records=tuple(zip(*(found[index] for index in block), strict=True)),
                 environment=self._environment,
                 worker=f"{socket.gethostname()}:{os.getpid()}",

@@ -15,9 +15,7 @@ from tfmacer.guarantee.bounds import most_wrong
 from tfmacer.guarantee.rule import check_error_rate
 from tfmacer.guarantee.smoothing import LAWS
 from tfmacer.records import sealing
-from tfmacer.records.logs import Log
-from tfmacer.records.rows import clock, seconds_of
-from tfmacer.records.tables import (
+from tfmacer.records.locked_table import (
     ABSENT,
     Settings,
     TableWriter,
@@ -26,6 +24,8 @@ from tfmacer.records.tables import (
     read_rows,
     read_settings,
 )
+from tfmacer.records.logs import Log
+from tfmacer.records.rows import clock, seconds_of
 
 COLUMNS = (
     "idx",

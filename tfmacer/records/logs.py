@@ -10,10 +10,7 @@ from pathlib import Path
 
 from tfmacer.common.errors import UserError
 from tfmacer.records import rows
-from tfmacer.records.rows import Record
-from tfmacer.records.runs import read_text
-from tfmacer.records.settings import LogSettings
-from tfmacer.records.tables import (
+from tfmacer.records.locked_table import (
     TableWriter,
     altered,
     check_rows,
@@ -23,6 +20,9 @@ from tfmacer.records.tables import (
     read_settings,
     settings_path,
 )
+from tfmacer.records.rows import Record
+from tfmacer.records.runs import read_text
+from tfmacer.records.settings import LogSettings
 
 __all__ = [
     "Log",

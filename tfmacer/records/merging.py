@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tfmacer.common.errors import UserError
+from tfmacer.records.locked_table import gaps
 from tfmacer.records.logs import Log, read_log, settings_path
-from tfmacer.records.parts import Part
+from tfmacer.records.partial_results import PartialResult
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import write_atomically
 from tfmacer.records.settings import LogSettings, parse_shard
-from tfmacer.records.tables import gaps
 
 _ENVIRONMENTS_DIFFER = (
     "the parts were made in different environments: votes drawn again in one of them may differ "
@@ -48,7 +48,7 @@ def merge(shards: Iterable[Path], out: Path) -> Log:
     return _write(out, (r for log in logs for r in log.records), whole, environments)
 
 
-def join(parts: Sequence[Part], number: int, settings: LogSettings, out: Path) -> Log:
+def join(parts: Sequence[PartialResult], number: int, settings: LogSettings, out: Path) -> Log:
     """Writes one log of a distributed run, as an undivided run would have made it.
 
     Args:

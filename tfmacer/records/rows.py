@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from tfmacer.guarantee.certificate import Certificate, round_down
 from tfmacer.guarantee.counts import Counts
-from tfmacer.records.tables import ABSENT
+from tfmacer.records.locked_table import ABSENT
 
 # The columns of the field's published logs come first, so that their readers read ours.
 PUBLISHED_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")

@@ -11,9 +11,9 @@ from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import Law, law
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records import rows
+from tfmacer.records.locked_table import Settings
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import UNKNOWN_MODEL, Smoothing, check_sizes
-from tfmacer.records.tables import Settings
 
 NO_PIXELS = (
     "of format version 1, which does not record the pixels: labels alone tell whether the images "

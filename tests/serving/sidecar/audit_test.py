@@ -23,7 +23,7 @@ from tfmacer.guarantee.certificate import certify
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.smoothing import law
-from tfmacer.records import appending, chain
+from tfmacer.records import chain, locked_file
 from tfmacer.records.audit import read_audit_log, verify_entry
 from tfmacer.records.sealing import pixels_digest
 from tfmacer.votes.driver import Task
@@ -315,8 +315,8 @@ class TestFailure:
                 raise OSError(5, "Input/output error")
             truncate(file, size)
 
-        monkeypatch.setattr(appending.os, "write", failing)
-        monkeypatch.setattr(appending.os, "ftruncate", not_at_first)
+        monkeypatch.setattr(locked_file.os, "write", failing)
+        monkeypatch.setattr(locked_file.os, "ftruncate", not_at_first)
         log = AuditLog(path, pixels=True, on_failure=lambda: failures.append(None))
         log.after(FakeContext(ended=True), made(2))  # type: ignore[arg-type]
         log.after(FakeContext(ended=True), made(3))  # type: ignore[arg-type]
@@ -340,8 +340,8 @@ class TestFailure:
         def refused(file: int, size: int) -> None:
             raise OSError(5, "Input/output error")
 
-        monkeypatch.setattr(appending.os, "fsync", failing)
-        monkeypatch.setattr(appending.os, "ftruncate", refused)
+        monkeypatch.setattr(locked_file.os, "fsync", failing)
+        monkeypatch.setattr(locked_file.os, "ftruncate", refused)
         log = AuditLog(path, pixels=True, on_failure=lambda: failures.append(None))
         for number in (1, 2):
             log.after(FakeContext(ended=True), made(number))  # type: ignore[arg-type]

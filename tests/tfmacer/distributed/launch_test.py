@@ -28,7 +28,7 @@ from apache_beam.runners.runner import create_runner
 from tfmacer.distributed import launch
 from tfmacer.distributed.job import Job
 from tfmacer.distributed.launch import make_parts
-from tfmacer.distributed.parts import Parts
+from tfmacer.distributed.partial_results import PartialResults
 from tfmacer.distributed.runners import direct_workers
 
 # Four blocks of 16 images.
@@ -201,7 +201,7 @@ def test_every_selected_image_is_in_one_block(plain, tmp_path):
 
 def test_a_torn_part_is_missing(plain, tmp_path):
     one = job(tmp_path / "parts", plain)
-    found = Parts(one)
+    found = PartialResults(one)
     Path(one.path(one.blocks[0])).write_text('{"records": [')
     found.look()
     assert found.missing == one.blocks
@@ -214,19 +214,19 @@ def test_only_the_parts_are_removed(plain, tmp_path):
         other.parent.mkdir(parents=True, exist_ok=True)
         other.write_text("mine")
     one = job(tmp_path / "parts", plain)
-    found = Parts(one)
+    found = PartialResults(one)
     for name in (one.path(one.blocks[0]), f"{one.path(one.blocks[1])}.0123.tmp"):
         Path(name).write_text("{}")
     found.remove()
     left = [path for path in (tmp_path / "parts").rglob("*") if path.is_file()]
     assert sorted(left) == sorted(others)
-    alone = Parts(job(tmp_path / "alone", plain))
+    alone = PartialResults(job(tmp_path / "alone", plain))
     alone.remove()
     assert not (tmp_path / "alone").exists()
 
 
 def test_parts_of_other_settings_are_refused(plain, tmp_path, tiny_run, capsys):
-    Parts(job(tmp_path / "log.tsv.parts", plain))
+    PartialResults(job(tmp_path / "log.tsv.parts", plain))
     flags = [f"--run_dir={tiny_run}", f"--out={tmp_path / 'log.tsv'}", *PLAN, "--n=1000", *HERE]
     assert run(*flags) == 1
     assert "was made with other settings: n is 6000, not 1000" in capsys.readouterr().err
@@ -235,7 +235,7 @@ def test_parts_of_other_settings_are_refused(plain, tmp_path, tiny_run, capsys):
 def test_a_workers_mistake_is_one_line(plain, tmp_path):
     """The worker finds no network."""
     one = job(tmp_path / "parts", plain)
-    found = Parts(one)
+    found = PartialResults(one)
     options = ["direct_running_mode=in_memory"]
     with pytest.raises(UserError, match=r"^--runner=direct: /nowhere: not a finished run dir\S+:"):
         make_parts(one, found, "direct", options)
@@ -246,7 +246,7 @@ def test_workers_end_with_the_command_that_started_them(plain, tmp_path, tiny_ru
         process.wait()
     one = job(tmp_path / "parts", plain, str(tiny_run), launcher=process.pid)
     with pytest.raises(UserError, match=r"process \d+, has ended"):
-        make_parts(one, Parts(one), "direct", ["direct_running_mode=in_memory"])
+        make_parts(one, PartialResults(one), "direct", ["direct_running_mode=in_memory"])
 
 
 def test_a_log_begun_without_a_runner_is_refused(plain, tmp_path, tiny_run, capsys):

@@ -8,7 +8,7 @@ from tfmacer.common.errors import UserError
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records.logs import read_log, settings_path
 from tfmacer.records.merging import join
-from tfmacer.records.parts import Part
+from tfmacer.records.partial_results import PartialResult
 
 RULES = (Rule(n=2000), Rule(n=2000, bound="bernstein"))
 
@@ -29,34 +29,34 @@ def part(logs, indices, **others):
         tuple(record for record in log.records if record.idx in indices) for log in logs
     )
     fields = {"environment": logs[0].settings.environment, "worker": "a:1"} | others
-    return Part(records=records, started=1.5, finished=2.25, **fields)
+    return PartialResult(records=records, started=1.5, finished=2.25, **fields)
 
 
 def test_a_part_is_read_as_it_was_written(logs):
     made = part(logs, range(3, 6))
-    assert Part.from_text(made.to_text(settings()), (3, 4, 5), settings()) == made
+    assert PartialResult.from_text(made.to_text(settings()), (3, 4, 5), settings()) == made
 
 
 def test_a_torn_part_is_known_wherever_it_ends(logs):
     text = part(logs, range(2)).to_text(settings())
     for end in [*range(0, len(text) - 2, 97), len(text) - 2]:
         with pytest.raises(ValueError, match=r"."):
-            Part.from_text(text[:end], (0, 1), settings())
+            PartialResult.from_text(text[:end], (0, 1), settings())
 
 
 def test_an_altered_part_is_known(logs):
     fields = json.loads(part(logs, range(2)).to_text(settings()))
     fields["worker"] = "b:1"
     with pytest.raises(ValueError, match="digest does not match"):
-        Part.from_text(json.dumps(fields), (0, 1), settings())
+        PartialResult.from_text(json.dumps(fields), (0, 1), settings())
 
 
 def test_a_part_of_other_images_or_settings_is_known(logs):
     text = part(logs, range(2)).to_text(settings())
     with pytest.raises(ValueError, match="other images"):
-        Part.from_text(text, (0, 1, 2), settings())
+        PartialResult.from_text(text, (0, 1, 2), settings())
     with pytest.raises(ValueError, match="other settings"):
-        Part.from_text(text, (0, 1), settings(seed=5))
+        PartialResult.from_text(text, (0, 1), settings(seed=5))
 
 
 def test_joined_parts_are_the_logs_of_the_undivided_run(logs, tmp_path):

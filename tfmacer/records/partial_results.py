@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfmacer.records import sealing
+from tfmacer.records.locked_table import altered
 from tfmacer.records.rows import Record
 from tfmacer.records.settings import LogSettings
-from tfmacer.records.tables import altered
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class _Origin:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Part(_Origin):
+class PartialResult(_Origin):
     """What one worker found for a few images.
 
     Attributes:
@@ -52,7 +52,7 @@ class Part(_Origin):
     @classmethod
     def from_text(
         cls, text: str, indices: Sequence[int], settings: Sequence[LogSettings]
-    ) -> "Part":
+    ) -> "PartialResult":
         """Reads what `to_text` wrote.
 
         Args:

@@ -10,13 +10,13 @@ from apache_beam.io.filesystems import FileSystems
 
 from tfmacer.common.errors import UserError
 from tfmacer.distributed.job import Block, Job, write_file
-from tfmacer.records.parts import Part
+from tfmacer.records.partial_results import PartialResult
 from tfmacer.records.settings import LogSettings
 
 _LOOK_EVERY = 1.0
 
 
-class Parts:
+class PartialResults:
     """The parts of a job, read once each as they appear.
 
     Attributes:
@@ -37,8 +37,8 @@ class Parts:
         """
         self._job = job
         self.folder = job.parts_dir
-        self.on_part: Callable[[Part], None] = lambda part: None
-        self.found: dict[Block, Part] = {}
+        self.on_part: Callable[[PartialResult], None] = lambda part: None
+        self.found: dict[Block, PartialResult] = {}
         self.missing = job.blocks
         beside = FileSystems.join(job.parts_dir, "settings.json")
         try:

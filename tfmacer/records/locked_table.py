@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from tfmacer.common.errors import UserError
 from tfmacer.records import sealing
-from tfmacer.records.appending import LockedFile
+from tfmacer.records.locked_file import LockedFile
 from tfmacer.records.runs import read_text, write_atomically
 
 # Of wrong lines, after the first.

@@ -6,8 +6,8 @@ import stat
 import pytest
 
 from tfmacer.common.errors import UserError
-from tfmacer.records import appending
-from tfmacer.records.appending import LockedFile
+from tfmacer.records import locked_file
+from tfmacer.records.locked_file import LockedFile
 
 
 def test_lines_follow_the_header_and_the_last_one_is_known(tmp_path):
@@ -38,7 +38,7 @@ def test_lines_follow_the_header_and_the_last_one_is_known(tmp_path):
     ],
 )
 def test_a_torn_end_is_cut_off(tmp_path, monkeypatch, text, kept, last, chunk):
-    monkeypatch.setattr(appending, "_CHUNK", chunk)
+    monkeypatch.setattr(locked_file, "_CHUNK", chunk)
     path = tmp_path / "file"
     path.write_text(text)
     with LockedFile(path) as file:
