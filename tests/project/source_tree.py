@@ -95,37 +95,34 @@ def resolve(name: str, importer: Module, known: dict[str, Module]) -> Module | N
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where docs/architecture.md puts a file.
+class Row:
+    """One row of the table of packages in docs/architecture.md.
 
     Attributes:
-      position: counts up in the order of the page; a file imports only what stands before it.
-      tensorflow: "yes", "no" or "when run": imported without it, needs it at work.
+      position: counts up down the page; a file imports only from rows above its own.
+      tensorflow: "no"; "when run": imported without it, needs it at work; "yes"; or "in part".
     """
 
     position: int
     tensorflow: str
 
 
-def places() -> dict[str, Place]:
-    """The table of rooms in docs/architecture.md: path of each file, and its place."""
-    found: dict[str, Place] = {}
+@functools.cache
+def rows() -> dict[Path, Row]:
+    """The rows by the folder, or file, that each describes."""
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    for row in re.findall(r"^\| `(.+?)/` \| (.*?) \| .* \| (.*?) \|$", page, re.MULTILINE):
-        folder, files, tensorflow = row
-        exceptions = re.findall(r"`(.+?)`", tensorflow)
-        for file in re.findall(r"`(.+?)`", files):
-            answer = tensorflow if not exceptions else "yes" if file in exceptions else "no"
-            for path in _written_as(f"{folder}/{file}"):
-                if path in found:
-                    raise ValueError(f"docs/architecture.md names {path} twice")
-                found[path] = Place(len(found), answer)
-    return found
+    found = re.findall(r"^\| `([\w/.]+)` \| .* \| ([a-z ]+) \|$", page, re.MULTILINE)
+    return {Path(name): Row(position, word) for position, (name, word) in enumerate(found)}
 
 
-def _written_as(path: str) -> tuple[str, ...]:
-    """The Python files that one file of the page stands for: a .proto is its stubs."""
-    if path.endswith(".proto"):
-        stem = path.removesuffix(".proto")
-        return (f"{stem}_pb2.py", f"{stem}_pb2_grpc.py")
-    return (path,)
+def described_as(module: Module) -> Path | None:
+    """The folder or file of the row that speaks of this module; None if there is none.
+
+    A row speaks of the folders within its own too, but for `tfmacer/`, `export/` and `serving/`:
+    their rows are of what lies loose in them, and of what `python -m` runs of a package in them.
+    """
+    path = module.path.parent if module.path.name == "__main__.py" else module.path
+    for place in (module.path, *path.parents):
+        if place in rows() and (len(place.parts) > 1 or place == path.parent):
+            return place
+    return None

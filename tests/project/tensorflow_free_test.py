@@ -23,11 +23,12 @@ print(json.dumps(loaded))
 
 
 def _marked(*answers):
-    places = source_tree.places()
     return [
         module
         for module in source_tree.modules().values()
-        if (place := places.get(module.path.as_posix())) and place.tensorflow in answers
+        if (row := source_tree.described_as(module))
+        and source_tree.rows()[row].tensorflow in answers
+        and not module.is_package
     ]
 
 
