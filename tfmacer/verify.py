@@ -3,10 +3,10 @@
   python -m tfmacer.verify LOG.tsv ...
 
 Recomputed are the class (from the selection votes), the confidence bounds, the radius, whether
-it is correct, and the digest of the row and of the settings; a record that differs in either
-direction is named. The images are not looked at; with --dataset their pixels and labels are
-compared with those recorded, and with --redraw and a source (--run_dir, --saved_model or --server)
-the votes themselves are drawn again and compared, too.
+it is correct, and the digest of the row and of the settings; a record that claims more, or less
+by more than the rounding of other builds of SciPy, is named. The images are not looked at; with
+--dataset their pixels and labels are compared with those recorded, and with --redraw and a source
+(--run_dir, --saved_model or --server) the votes themselves are drawn again and compared, too.
 
   python -m tfmacer.verify --audit_log=FILE [--redraw --saved_model=DIR]
 

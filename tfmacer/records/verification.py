@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee.certificate import certify, decided
+from tfmacer.guarantee.certificate import Certificate, certify, decided, round_down
 from tfmacer.guarantee.counts import Counts
+from tfmacer.guarantee.law import Law
 from tfmacer.records.logs import Log
 from tfmacer.records.rows import Record
 from tfmacer.records.settings import LogSettings
 
-# The log keeps radii at 9 decimals, rounded toward zero.
-RADIUS_TOLERANCE = 2e-9
-# Between builds of SciPy the quantiles differ by less; a digest finds smaller alterations.
-BOUND_TOLERANCE = 1e-11
+# By how much a record may claim less than is computed here: other builds of SciPy have other
+# quantiles, and logs keep radii at 9 decimals, rounded toward zero.
+_LESS = {"p_lower": -1e-11, "radius": -2e-9, "p_upper_second": 1e-11}
+# By how much a bound may claim more: what those builds differ by where they are as exact as here.
+_MORE = 1e-14
 # Softmax in float32 sums to one within about 1e-7 for each class.
 _SUM_TOLERANCE = 1e-4
 
@@ -91,16 +93,10 @@ def _differences(
         seconds=0.0,
         pixels_sha256=record.pixels_sha256 or "",
     )
-    for field, tolerance in {
-        "predict": 0.0,
-        "p_lower": BOUND_TOLERANCE,
-        "p_upper_second": BOUND_TOLERANCE,
-        "radius": RADIUS_TOLERANCE,
-        "stopped_early": 0.0,
-        "correct": 0.0,
-    }.items():
+    most = _most(certificate, settings.law)
+    for field in ("predict", "p_lower", "p_upper_second", "radius", "stopped_early", "correct"):
         found, should = getattr(record, field), getattr(expected, field)
-        if not _close(found, should, tolerance):
+        if found != should and not _claims_no_more(field, found, should, most.get(field)):
             yield Difference(record.idx, field, found, should)
     if (
         record.stopped_early
@@ -167,7 +163,19 @@ def _redrawn_differences(record: Record, redrawn: Redrawn) -> Iterator[Differenc
             yield Difference(record.idx, field, found, f"{expected}, as redrawn")
 
 
-def _close(found: float | None, expected: float | None, tolerance: float) -> bool:
-    if found is None or expected is None:
-        return found is expected
-    return abs(found - expected) <= tolerance
+def _most(certificate: Certificate, law: Law) -> dict[str, float]:
+    """The most that other builds compute where `certificate` is computed here."""
+    p_lower, second = min(certificate.p_lower + _MORE, 1.0), certificate.p_upper_second
+    most = {"p_lower": p_lower}
+    if second is not None:
+        most["p_upper_second"] = second = max(second - _MORE, 0.0)
+    radius = law.radius(p_lower, second) if certificate.radius > 0 else 0.0
+    return most | {"radius": round_down(radius * (1 + _MORE))}
+
+
+def _claims_no_more(field: str, found: object, should: object, most: float | None) -> bool:
+    """Whether a number lies between the least and the most that honest builds give."""
+    if most is None or not isinstance(found, float) or not isinstance(should, float):
+        return False
+    low, high = sorted((most, should + _LESS[field]))
+    return low <= found <= high

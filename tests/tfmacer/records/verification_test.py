@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import made_logs
 import pytest
@@ -69,10 +70,10 @@ def certified(log):
     [
         ("predict", lambda r: (r.predict + 1) % made_logs.CLASSES),
         ("predict", lambda r: -1),
-        ("radius", lambda r: r.radius + 3e-9),
+        ("radius", lambda r: round(r.radius + 1e-9, 9)),
         ("radius", lambda r: r.radius - 3e-9),
         ("radius", lambda r: 0.0),
-        ("p_lower", lambda r: r.p_lower + 1e-9),
+        ("p_lower", lambda r: r.p_lower + 1e-12),
         ("p_lower", lambda r: r.p_lower - 1e-9),
         ("correct", lambda r: not r.correct),
         ("stopped_early", lambda r: not r.stopped_early),
@@ -96,6 +97,38 @@ def test_what_does_not_follow_from_the_votes_is_found_either_way(log, field, cha
     assert difference.idx == (1000 if field == "idx" else record.idx)
     assert f"{field} is" in str(difference)
     assert "\n" not in str(difference)
+
+
+@pytest.mark.parametrize(
+    ("field", "less", "more"),
+    [("radius", -1e-9, 1e-9), ("p_lower", -5e-12, 1e-12), ("p_upper_second", 5e-12, -1e-12)],
+)
+@pytest.mark.parametrize("log", ["bilateral"], indirect=True)
+def test_a_record_may_claim_a_little_less_but_never_more(log, field, less, more):
+    place = certified(log)
+    value = getattr(log.records[place], field)
+    assert verify_log(altered(log, place, **{field: round(value + less, 15)})) is None
+    difference = verify_log(altered(log, place, **{field: round(value + more, 15)}))
+    assert (difference.idx, difference.field) == (log.records[place].idx, field)
+
+
+def test_rounding_of_other_builds_may_lift_a_radius_over_one_step(tmp_path):
+    """As quantiles that differ in the last digit do where a radius is just below a step."""
+    settings = made_logs.settings(RULES["hard"], total=20)
+    log = made_logs.write(tmp_path / "log.tsv", settings)
+    record = log.records[certified(log)]
+    step = round(record.radius + 1e-9, 9)
+    sigma = settings.sigma * step / settings.law.radius(record.p_lower)
+    while (near := dataclasses.replace(settings, sigma=sigma)).law.radius(record.p_lower) >= step:
+        sigma = math.nextafter(sigma, 0.0)
+
+    def verified(**fields):
+        other = near.sealed(dataclasses.replace(record, **fields))
+        return verify_log(Log(log.path, (other,), near))
+
+    assert verified(radius=round(step - 1e-9, 9)) is None
+    assert verified(radius=step, p_lower=record.p_lower + 4e-16) is None
+    assert verified(radius=round(step + 1e-9, 9)).field == "radius"
 
 
 def test_votes_moved_between_classes_are_found_by_the_bounds(log):
