@@ -60,7 +60,8 @@ _OUT = _string("out", None, "The log, a .tsv file; LOG.tsv.json beside it holds 
 _DATASET = _string(
     "dataset",
     None,
-    "Dataset; default: the one that the model records, where that is mnist5k or TFDS' own.",
+    "Dataset; default: the one that the model records, where that is mnist5k or a dataset of TFDS' "
+    "own on disk.",
 )
 _DATA_DIR = _string("data_dir", None, "TFDS directory; default: that of TFDS.")
 _SPLIT = _string("split", "test", "Split to certify; a folder has one split.")
@@ -289,16 +290,24 @@ def _open_source(transport: Transport) -> tuple["VoteSource", list[str]]:
 def _load_split(smoothing: Smoothing) -> "Split":
     from tfmacer.data.datasets import load_split
 
-    channels = smoothing.input_shape[2]
-    return load_split(_dataset(smoothing), _SPLIT.value, _DATA_DIR.value, channels=channels)
+    return load_split(
+        _dataset(smoothing),
+        _SPLIT.value,
+        _DATA_DIR.value,
+        channels=smoothing.input_shape[2],
+        download=_images().download,
+    )
 
 
 def _dataset(smoothing: Smoothing) -> str:
     """The dataset to certify, given or recorded."""
     origin = _RUN_DIR.value or _SAVED_MODEL.value or f"{_SERVER.value}: {_MODEL_NAME.value}"
-    images = ImageFlags(dataset=_DATASET.value, split=_SPLIT.value, data_dir=_DATA_DIR.value)
     run = RunDirectory(Path(_RUN_DIR.value)) if _RUN_DIR.value is not None else None
-    return images.dataset_of(smoothing.dataset, origin=origin, run=run)
+    return _images().dataset_of(smoothing.dataset, origin=origin, run=run)
+
+
+def _images() -> ImageFlags:
+    return ImageFlags(dataset=_DATASET.value, split=_SPLIT.value, data_dir=_DATA_DIR.value)
 
 
 def _settings(
@@ -394,6 +403,7 @@ def _job(runner: str, settings: Sequence[LogSettings], out: Path) -> "Job":
         worker_threads=threads,
         intra_op_threads=_INTRA_OP.value,
         data_dir=_DATA_DIR.value,
+        download=_images().download,
         modules=tuple(_IMPORT.value),
         settings=tuple(settings),
         parts_dir=_PARTS_DIR.value or str(out.absolute().with_name(f"{out.name}.parts")),

@@ -64,7 +64,8 @@ _OUT = _string("out", None, "Where the findings go, a .tsv file; default: LOG.fa
 _DATASET = _string(
     "dataset",
     None,
-    "The log's images; default: what it records, where that is mnist5k or TFDS' own.",
+    "The log's images; default: what it records, where that is mnist5k or a dataset of TFDS' own on "
+    "disk.",
 )
 _SPLIT = _string("split", None, "Split of it; default: the one that the log records.")
 _DATA_DIR = _string("data_dir", None, "TFDS directory; default: that of TFDS.")
@@ -113,7 +114,7 @@ def _main() -> None:
     from tfmacer.votes import devices
 
     devices.use_threads(_INTRA_OP.value)
-    falsifier, examples = _falsifier(run, settings, named)
+    falsifier, examples = _falsifier(run, settings, named, images.download)
     attack = _attack_settings(log, settings, len(considered), chosen)
     with FalsificationWriter(out, attack) as writer:
         missing = set(writer.missing)
@@ -174,7 +175,7 @@ def _certified(considered: Sequence[Record], log: Log) -> list[Record]:
 
 
 def _falsifier(
-    run: RunDirectory, settings: LogSettings, named: tuple[str, str]
+    run: RunDirectory, settings: LogSettings, named: tuple[str, str], download: bool
 ) -> tuple["Falsifier", "Examples"]:
     from tfmacer.certification.images import examples_of
     from tfmacer.data.datasets import load_split
@@ -193,7 +194,8 @@ def _falsifier(
     )
     network, smoothing = load_run(run.root)
     source = NetworkVotes(network, smoothing)
-    split = load_split(*named, _DATA_DIR.value, channels=settings.input_shape[2])
+    channels = settings.input_shape[2]
+    split = load_split(*named, _DATA_DIR.value, channels=channels, download=download)
     if split.total != settings.total:
         raise UserError(
             f"{named[0]} has {split.total} images in {named[1]}, "

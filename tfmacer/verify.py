@@ -72,7 +72,7 @@ _DATASET = _string(
     "dataset",
     None,
     "Where the images are, to compare them with those certified; with --redraw, default: what the "
-    "log records, where that is mnist5k or TFDS' own.",
+    "log records, where that is mnist5k or a dataset of TFDS' own on disk.",
 )
 _SPLIT = _string("split", None, "Split of it; default: the one that the log records.")
 _DATA_DIR = _string("data_dir", None, "TFDS directory of the images; default: that of TFDS.")
@@ -272,7 +272,13 @@ def _split(log: Log) -> "Split":
     images = ImageFlags(dataset=_DATASET.value, split=_SPLIT.value, data_dir=_DATA_DIR.value)
     run = RunDirectory(Path(_RUN_DIR.value)) if _RUN_DIR.value is not None else None
     dataset, name = images.of_log(log, run=run)
-    split = load_split(dataset, name, _DATA_DIR.value, channels=settings.input_shape[2])
+    split = load_split(
+        dataset,
+        name,
+        _DATA_DIR.value,
+        channels=settings.input_shape[2],
+        download=images.download,
+    )
     if split.total != settings.total:
         raise UserError(
             f"{log.path}: {dataset} has {split.total} images in {name}, "

@@ -164,6 +164,19 @@ def test_a_model_calls_nothing_by_its_description(tiny_run, tmp_path, monkeypatc
     assert "the run read cifar10 from 'theirs/data'" in capsys.readouterr().err
 
 
+def test_a_model_downloads_nothing_by_its_description(tiny_run, tmp_path, downloads, capsys):
+    theirs = RunDirectory(tmp_path / "theirs")
+    shutil.copytree(tiny_run, theirs.root)
+    smoothing = dataclasses.replace(theirs.read_smoothing(), dataset="cifar10")
+    theirs.smoothing.write_text(smoothing.to_json())
+    command = [f"--run_dir={theirs.root}", f"--out={tmp_path}/log.tsv", "--n=500"]
+    assert run(*command, f"--data_dir={tmp_path}") == 1
+    assert "is not downloaded on its word: give --data_dir, or" in capsys.readouterr().err
+    assert not downloads
+    assert run(*command, f"--data_dir={tmp_path}", "--dataset=cifar10") == 1
+    assert downloads == ["cifar10"]
+
+
 def test_several_devices_give_the_log_of_one(tiny_run, tmp_path):
     """Two logical CPU devices under MirroredStrategy, in a process of its own."""
     script = """

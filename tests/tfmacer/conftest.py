@@ -36,3 +36,15 @@ def tiny_run(tmp_path_factory) -> Path:
     )
     run.smoothing.write_text(smoothing.to_json())
     return run.root
+
+
+@pytest.fixture
+def downloads(monkeypatch):
+    """What TensorFlow Datasets was asked to download."""
+    asked = []
+    monkeypatch.setattr("tfmacer.data.tfds_splits._online", lambda: True)
+    monkeypatch.setattr(
+        "tensorflow_datasets.core.DatasetBuilder.download_and_prepare",
+        lambda self, *_, **__: asked.append(self.name),
+    )
+    return asked

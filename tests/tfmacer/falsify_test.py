@@ -147,6 +147,16 @@ def test_a_log_that_is_not_the_runs_is_refused(
     assert not (tmp_path / "theirs").exists()
 
 
+def test_a_log_downloads_nothing(tiny_run, log, tmp_path, downloads, capsys):
+    other = rewritten(log, tmp_path / "other.tsv", lambda record: record, dataset="cifar10")
+    command = [f"--run_dir={tiny_run}", f"--log={other}", *FAST, f"--data_dir={tmp_path}"]
+    assert run(*command) == 1
+    assert "is not downloaded on its word: give --data_dir, or" in capsys.readouterr().err
+    assert not downloads
+    assert run(*command, "--dataset=cifar10") == 1
+    assert downloads == ["cifar10"]
+
+
 def test_images_that_a_log_may_not_choose_are_given(tiny_run, log, tmp_path, capsys):
     theirs = {"dataset": "mine:digits", "split": "train test"}
     other = rewritten(log, tmp_path / "other.tsv", lambda record: record, **theirs)

@@ -387,6 +387,20 @@ def test_a_log_runs_no_command(certified, tiny_run, tmp_path, monkeypatch, capsy
     assert f"{path}: records 'os:system', 'touch theirs'; read are mnist5k, test" in out
 
 
+def test_a_log_downloads_nothing(certified, tiny_run, tmp_path, downloads, capsys):
+    theirs = {"dataset": "cifar10", "split": "test"}
+    path = resealed(certified, tmp_path / "theirs.tsv", **theirs)
+    redraw = [path, "--redraw", f"--run_dir={tiny_run}", f"--data_dir={tmp_path}"]
+    capsys.readouterr()
+    assert run(*redraw) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"dataset 'cifar10' is not in {tmp_path}" in line
+    assert line.endswith("give --data_dir, or --dataset=cifar10 to download it")
+    assert not downloads
+    assert run(*redraw, "--dataset=cifar10") == 1
+    assert downloads == ["cifar10"]
+
+
 def test_a_folder_is_named_on_the_command_line(tiny_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tfmacer.votes.devices.use_threads", lambda *_: None)
     (tmp_path / "photos").mkdir()

@@ -32,7 +32,12 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 
 
 def load_split(
-    name: str, split: str, data_dir: str | None = None, *, channels: int | None = None
+    name: str,
+    split: str,
+    data_dir: str | None = None,
+    *,
+    channels: int | None = None,
+    download: bool = True,
 ) -> Split:
     """Finds one split of a dataset.
 
@@ -44,6 +49,7 @@ def load_split(
       split: the split's name. A folder has one split, whatever it is called, and no parts of it.
       data_dir: where TFDS datasets are kept; None for TFDS' own default.
       channels: that a folder's images are decoded to; None for those of its first file.
+      download: whether a TFDS dataset that is missing is fetched.
 
     Raises:
       UserError: no such dataset or split, or its data is missing and cannot be had.
@@ -54,7 +60,7 @@ def load_split(
         return _folder(name, split, channels)
     if name.partition(":")[2].isidentifier():
         return _from_function(name, split)
-    return tfds_split(name, split, data_dir)
+    return tfds_split(name, split, data_dir, download=download)
 
 
 def held_out_split(name: str) -> str | None:

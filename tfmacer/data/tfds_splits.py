@@ -96,11 +96,13 @@ class StreamSplit(Split):
         )
 
 
-def tfds_split(name: str, split: str, data_dir: str | None = None) -> Split:
-    """A TFDS image-classification dataset, downloaded where it is missing."""
+def tfds_split(
+    name: str, split: str, data_dir: str | None = None, *, download: bool = True
+) -> Split:
+    """A TFDS image-classification dataset, downloaded where it is missing unless told otherwise."""
     import tensorflow_datasets as tfds
 
-    builder = _prepared(name, data_dir)
+    builder = _prepared(name, data_dir, download)
     features = builder.info.features
     # One shard after the other, so that positions are those of the split as stored.
     config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
@@ -134,7 +136,7 @@ def tfds_split(name: str, split: str, data_dir: str | None = None) -> Split:
     )
 
 
-def _prepared(name: str, data_dir: str | None) -> Any:
+def _prepared(name: str, data_dir: str | None, download: bool) -> Any:
     """The builder of a TFDS dataset, its data on disk."""
     import tensorflow_datasets as tfds
 
@@ -145,6 +147,11 @@ def _prepared(name: str, data_dir: str | None) -> Any:
             _check_kind(name, builder.info)
             if builder.is_prepared():
                 return builder
+        if not download:
+            raise UserError(
+                f"dataset {name!r} is not in {builder.data_dir}, and what a record names is not "
+                f"downloaded on its word: give --data_dir, or --dataset={name} to download it"
+            )
         online = _online()
         if online:
             commandline.note(f"{name}: not in {builder.data_dir}, downloading")

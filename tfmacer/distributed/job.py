@@ -35,6 +35,7 @@ class Job:
       worker_threads: operations that a worker runs side by side; None for one per core.
       intra_op_threads: threads inside one operation.
       data_dir: of TensorFlow Datasets.
+      download: whether a dataset of it that is missing is fetched.
       modules: to import before the network is loaded.
       settings: of each log, without an environment.
       parts_dir: where parts are written.
@@ -47,6 +48,7 @@ class Job:
     worker_threads: int | None
     intra_op_threads: int
     data_dir: str | None
+    download: bool
     modules: tuple[str, ...]
     settings: tuple[LogSettings, ...]
     parts_dir: str

@@ -50,6 +50,7 @@ class CertifyBlock(beam.DoFn):
             settings.split or "",
             job.data_dir,
             channels=settings.input_shape[2],
+            download=job.download,
         )
         if self._split.total != settings.total:
             raise UserError(

@@ -2,7 +2,7 @@
 
 A log, a `smoothing.json` and a server say which images belong to them. Those are somebody's words:
 what would import or call something, or is a place on this machine, is taken from the command line
-alone.
+alone, and what they name is read where it is on disk, but not downloaded.
 """
 
 import dataclasses
@@ -34,6 +34,11 @@ class ImageFlags:
     dataset: str | None
     split: str | None
     data_dir: str | None
+
+    @property
+    def download(self) -> bool:
+        """Whether a dataset that is missing may be downloaded: one that the command line names."""
+        return self.dataset is not None
 
     def dataset_of(self, recorded: str | None, *, origin: str, run: RunDirectory | None) -> str:
         """The dataset to read: the one given, or else the one recorded.

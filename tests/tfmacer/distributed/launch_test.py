@@ -188,6 +188,7 @@ def job(parts_dir: Path, plain: Path, run_dir: str = "/nowhere", **others) -> Jo
         "worker_threads": 1,
         "intra_op_threads": 1,
         "data_dir": None,
+        "download": False,
         "modules": (),
     }
     return Job(run_dir=run_dir, settings=settings, parts_dir=str(parts_dir), **(fields | others))
