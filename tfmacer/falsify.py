@@ -45,8 +45,8 @@ from tfmacer.records.runs import CLASSIFIER, UNKNOWN_MODEL, RunDirectory, Smooth
 from tfmacer.records.settings import NO_PIXELS, LogSettings
 
 if TYPE_CHECKING:
+    from tfmacer.attacks.falsification import Falsifier
     from tfmacer.certification.images import Examples
-    from tfmacer.falsification import Falsifier
 
 # Images read at a time.
 _LOADED = 64
@@ -177,9 +177,9 @@ def _certified(considered: Sequence[Record], log: Log) -> list[Record]:
 def _falsifier(
     run: RunDirectory, settings: LogSettings, named: tuple[str, str], download: bool
 ) -> tuple["Falsifier", "Examples"]:
+    from tfmacer.attacks.falsification import Falsifier, Plan
     from tfmacer.certification.images import examples_of
     from tfmacer.data.datasets import load_split
-    from tfmacer.falsification import Falsifier, Plan
     from tfmacer.votes.local import NetworkVotes
     from tfmacer.votes.models import load_run
 

@@ -8,6 +8,8 @@ are small differences of large terms.
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfmacer.attacks.soft_classifier import other_classes, smoothed_log_probabilities
+
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """-log softmax(F)_y, mean over the copies (Cohen et al., ICML 2019).
@@ -21,39 +23,6 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """
     log_p = tf.reduce_mean(tf.nn.log_softmax(_double(logits)), axis=1)
     return _like(logits, -tf.gather(log_p, labels, batch_dims=1))
-
-
-def smoothed_log_probabilities(logits: tf.Tensor, beta: float = 1.0) -> tf.Tensor:
-    """Logarithm of the mean over the copies of softmax(beta F), computed in log space.
-
-    Args:
-      logits: `[B, k, K]`.
-      beta: inverse temperature; > 0.
-
-    Returns:
-      float64 `[B, K]`, finite wherever the logits are.
-    """
-    log_p = tf.nn.log_softmax(beta * _double(logits))
-    copies = tf.cast(tf.shape(logits)[1], log_p.dtype)
-    return tf.reduce_logsumexp(log_p, axis=1) - tf.math.log(copies)
-
-
-def smoothed_log_odds(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Logarithm of (1 - p) / p, for p the mean over the copies of the softmax at the true class.
-
-    It grows with the cross-entropy -log p and has its slope's direction, but a slope that does not
-    vanish with it as p nears 1: 1 - p is summed from the other classes.
-
-    Args:
-      logits: `[B, k, K]`, K >= 2.
-      labels: int `[B]`.
-
-    Returns:
-      float64 `[B]`, finite wherever the logits are.
-    """
-    log_p = smoothed_log_probabilities(logits)
-    rest = tf.reduce_logsumexp(_others(log_p, labels), axis=-1)
-    return rest - tf.gather(log_p, labels, batch_dims=1)
 
 
 def smoothed_cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -229,16 +198,10 @@ def _tails(
     -Phi^-1(1 - q_y): as q_y nears 1, the tail keeps its full relative precision.
     """
     log_q = smoothed_log_probabilities(logits, beta)
-    others = _others(log_q, labels)
+    others = other_classes(log_q, labels)
     right = tf.argmax(log_q, axis=-1) == tf.cast(labels, tf.int64)
     rest = tf.exp(tf.reduce_logsumexp(others, axis=-1))
     return right, rest, tf.exp(tf.reduce_max(others, axis=-1))
-
-
-def _others(log_p: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Logarithms of the probabilities `[B, K]`, that of the true class as good as -inf."""
-    truth = tf.one_hot(labels, tf.shape(log_p)[-1], on_value=True, off_value=False)
-    return tf.where(truth, tf.constant(log_p.dtype.min, log_p.dtype), log_p)
 
 
 def _quantile(p: tf.Tensor) -> tf.Tensor:

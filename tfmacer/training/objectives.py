@@ -11,9 +11,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import tensorflow as tf
 
+from tfmacer.attacks import adversarial
+from tfmacer.attacks.adversarial import Network
 from tfmacer.common.errors import UserError
-from tfmacer.training import attacks
-from tfmacer.training.attacks import Network
 from tfmacer.training.losses import (
     consistency_distance,
     consistency_divergence,
@@ -256,7 +256,7 @@ class SmoothAdv(_Attacked):
       objective: what attacked images cost; one that sees noisy copies.
       attack: `pgd` or `ddn`.
       code: whose code `pgd` follows: `salman` (Salman et al.) or `jeong` (Jeong and Shin), see
-        `attacks.pgd`. `ddn` is `salman`'s.
+        `adversarial.pgd`. `ddn` is `salman`'s.
       steps: of the attack; each passes the copies forward and backward.
       epsilon: bound on the l2 norm of the change, in units of pixels in [0, 1]; a number, 0 or
         more, or a schedule of the step.
@@ -300,9 +300,9 @@ class SmoothAdv(_Attacked):
 
 
 ATTACKS: dict[tuple[str, str], Any] = {
-    ("pgd", "salman"): functools.partial(attacks.pgd, clip_first=True),
-    ("pgd", "jeong"): functools.partial(attacks.pgd, damped=True),
-    ("ddn", "salman"): attacks.ddn,
+    ("pgd", "salman"): functools.partial(adversarial.pgd, clip_first=True),
+    ("pgd", "jeong"): functools.partial(adversarial.pgd, damped=True),
+    ("ddn", "salman"): adversarial.ddn,
 }
 
 
@@ -329,9 +329,9 @@ class SmoothMix(_Attacked, _Weighted):
         """The images under noise, then those mixed with their adversaries under the same."""
         _, labels, noise, step, _ = batch
         shared: dict[str, Any] = {"labels": labels, "noise": noise, "step_size": self.step_size}
-        first = attacks.ascend(network, batch.images, **shared, steps=1)
-        far = attacks.ascend(network, first, **shared, steps=self.steps - 1)
-        near = attacks.project(first, batch.images, self.epsilon_at(step))
+        first = adversarial.ascend(network, batch.images, **shared, steps=1)
+        far = adversarial.ascend(network, first, **shared, steps=self.steps - 1)
+        near = adversarial.project(first, batch.images, self.epsilon_at(step))
         share = tf.reshape(_share(batch), [-1] + [1] * (near.shape.rank - 1))
         mixed = near + share * (far - near)
         return tuple(noisy_views(batch._replace(images=images)) for images in (near, mixed))

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmacer.training import attacks, losses, networks, objectives, schedules
+from tfmacer.attacks import adversarial
+from tfmacer.training import losses, networks, objectives, schedules
 from tfmacer.training.optimizer import SGD
 from tfmacer.training.trainer import SmoothedTrainer
 
@@ -224,12 +225,12 @@ def test_attacks(number):
         "ddn": lambda: attack(objectives.ATTACKS["ddn", "salman"], steps=6, levels=None),
         # Their last rounding, of the change, may leave the ball and the levels: it is left out.
         "ddn_levels": lambda: attack(objectives.ATTACKS["ddn", "salman"], steps=6),
-        "smoothmix_near": lambda: attacks.project(
-            attacks.ascend(network, images, labels, noise, step_size=0.7, steps=1),
+        "smoothmix_near": lambda: adversarial.project(
+            adversarial.ascend(network, images, labels, noise, step_size=0.7, steps=1),
             images,
             tf.constant(case["epsilon"], tf.float64),
         ),
-        "smoothmix_far": lambda: attacks.ascend(
+        "smoothmix_far": lambda: adversarial.ascend(
             network, images, labels, noise, step_size=0.7, steps=3
         ),
     }[case["attack"]]()

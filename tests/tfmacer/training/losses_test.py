@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from scipy import special, stats
 
+from tfmacer.attacks.soft_classifier import smoothed_log_odds
 from tfmacer.training import losses as o
 
 SIGMA, GAMMA, BETA = 0.5, 8.0, 16.0
@@ -208,7 +209,7 @@ def test_log_odds_agree_with_numpy_and_point_where_the_cross_entropy_does(shape)
     logits, labels = _random(shape, scale=1.0)
     p = _mean_softmax(logits)[np.arange(len(labels)), labels]
     found, gradient = _value_and_gradient(
-        lambda x: tf.reduce_sum(o.smoothed_log_odds(x, labels)), logits
+        lambda x: tf.reduce_sum(smoothed_log_odds(x, labels)), logits
     )
     assert found == pytest.approx(special.logit(1 - p).sum(), rel=1e-6)
     _, other = _value_and_gradient(lambda x: o.smoothed_cross_entropy(x, labels), logits)
@@ -257,7 +258,7 @@ def test_nothing_is_ever_nan(name, repeats):
         lambda x: o.cross_entropy(x, labels),
         lambda x: o.smoothed_cross_entropy(x, labels),
         _robustness(labels),
-        lambda x: tf.reduce_sum(o.smoothed_log_odds(x, labels)),
+        lambda x: tf.reduce_sum(smoothed_log_odds(x, labels)),
         o.consistency_divergence,
         o.consistency_distance,
         o.prediction_entropy,

@@ -6,17 +6,17 @@ import pytest
 import tensorflow as tf
 from scipy import special
 
-from tfmacer.training import attacks
+from tfmacer.attacks import adversarial
 
 SHAPE = (3, 4, 2)
 PIXELS = 24
 SEED = tf.constant([5, 6], tf.int64)
 PGD = {"steps": 4, "epsilon": 0.5}
 ALL = {
-    "pgd": lambda *a, **k: attacks.pgd(*a, **(PGD | {"seed": SEED} | k)),
-    "ddn": lambda *a, **k: attacks.ddn(*a, **(PGD | {"seed": SEED} | k)),
-    "pgd_linf": lambda *a, **k: attacks.pgd_linf(*a, **(PGD | {"seed": SEED} | k)),
-    "ascend": lambda *a, **k: attacks.ascend(*a, step_size=0.2, steps=4),
+    "pgd": lambda *a, **k: adversarial.pgd(*a, **(PGD | {"seed": SEED} | k)),
+    "ddn": lambda *a, **k: adversarial.ddn(*a, **(PGD | {"seed": SEED} | k)),
+    "pgd_linf": lambda *a, **k: adversarial.pgd_linf(*a, **(PGD | {"seed": SEED} | k)),
+    "ascend": lambda *a, **k: adversarial.ascend(*a, step_size=0.2, steps=4),
     "clip_first": lambda *a, **k: ALL["pgd"](*a, **k, clip_first=True),
     "damped": lambda *a, **k: ALL["pgd"](*a, damped=True, **k),
 }
@@ -60,7 +60,7 @@ def test_pgd_finds_the_optimum_of_a_linear_network(steps, copies):
     """X + epsilon w / |w|, away from the label: no other point of the ball is worse."""
     weights, direction = _two_classes()
     images, labels, noise = _data(copies=copies)
-    found = attacks.pgd(
+    found = adversarial.pgd(
         _linear(weights), images, labels, noise, epsilon=0.3, steps=steps, seed=SEED
     )
     sign = np.where(labels == 0, 1, -1)[:, np.newaxis]
@@ -72,7 +72,7 @@ def test_pgd_linf_finds_the_corner_of_a_linear_network(steps, copies):
     """X + epsilon sign(w), away from the label."""
     weights, direction = _two_classes()
     images, labels, noise = _data(copies=copies)
-    found = attacks.pgd_linf(
+    found = adversarial.pgd_linf(
         _linear(weights), images, labels, noise, epsilon=0.3, steps=steps, seed=SEED
     )
     sign = np.where(labels == 0, 1, -1)[:, np.newaxis]
@@ -92,7 +92,7 @@ def test_unclipped_attacks_leave_the_range_of_pixels(name):
     norm = np.inf if name == "pgd_linf" else 2
     options = {"steps": 40, "epsilon": 3.0, "clip": False, "seed": SEED}
     options |= {"levels": None} if name == "ddn" else {}
-    found = getattr(attacks, name)(network, images, np.zeros(6, int), noise, **options)
+    found = getattr(adversarial, name)(network, images, np.zeros(6, int), noise, **options)
     change = _flat(found) - _flat(images)
     assert _flat(found).min() < 0
     assert np.linalg.norm(change, axis=1, ord=norm).max() <= 3.0 * (1 + 1e-6)
@@ -133,7 +133,7 @@ def test_pgd_at_the_ends_of_the_pixels():
     best = [_best_in_box(x, direction, 1.5) for x in _flat(images)]
     reached = {}
     for steps in (1, 10, 40):
-        found = attacks.pgd(
+        found = adversarial.pgd(
             _linear(weights), images, labels, noise, epsilon=1.5, steps=steps, seed=SEED
         )
         change = _flat(found) - _flat(images)
@@ -166,7 +166,7 @@ def test_a_step_follows_the_slope_of_the_soft_smoothed_classifier():
     ])  # fmt: skip
     expected = slopes / np.linalg.norm(slopes, axis=1, keepdims=True)
     network = _linear(weights, bias)
-    found = attacks.ascend(network, images, labels, noise, step_size=0.1, steps=1)
+    found = adversarial.ascend(network, images, labels, noise, step_size=0.1, steps=1)
     np.testing.assert_allclose(_flat(found) - _flat(images), 0.1 * expected, atol=1e-6)
 
 
@@ -175,7 +175,9 @@ def test_ascent_goes_as_far_as_its_steps_lead_and_ends_at_the_pixels():
     images, _, noise = _data()
     labels = np.zeros(6, int)
     for size, steps in ((0.05, 4), (0.5, 8)):
-        found = attacks.ascend(_linear(weights), images, labels, noise, step_size=size, steps=steps)
+        found = adversarial.ascend(
+            _linear(weights), images, labels, noise, step_size=size, steps=steps
+        )
         expected = np.clip(_flat(images) + size * steps * direction, 0, 1)
         np.testing.assert_allclose(_flat(found), expected, atol=1e-6)
     assert {0.0, 1.0} <= set(np.unique(found))
@@ -187,7 +189,9 @@ def test_images_however_sure_keep_their_direction(margin):
     weights, direction = _two_classes()
     network = _linear(weights, [margin, 0.0])
     images, _, noise = _data()
-    found = attacks.pgd(network, images, np.zeros(6, int), noise, epsilon=0.3, steps=2, seed=SEED)
+    found = adversarial.pgd(
+        network, images, np.zeros(6, int), noise, epsilon=0.3, steps=2, seed=SEED
+    )
     np.testing.assert_allclose(_flat(found), _flat(images) + 0.3 * direction, atol=1e-6)
 
 
@@ -198,7 +202,7 @@ def test_damped_steps_are_short_where_the_classifier_is_sure():
     images, _, noise = _data(sigma=0.0)
     shares = {}
     for margin in (-15.0, 15.0, 22.0, 23.0, 24.0, 40.0):
-        found = attacks.pgd(
+        found = adversarial.pgd(
             _linear(weights, [margin, 0.0]), images, np.zeros(6, int), noise,
             epsilon=0.3, steps=1, seed=SEED, damped=True,
         )  # fmt: skip
@@ -231,7 +235,7 @@ def test_where_there_is_no_slope_a_random_direction_is_taken():
     images, labels, noise = _data(size=200, copies=1)
     changes = []
     for seed in ([5, 6], [5, 7], [5, 6]):
-        found = attacks.pgd(
+        found = adversarial.pgd(
             _linear(np.zeros((PIXELS, 2))), images, labels, noise,
             epsilon=0.1, steps=1, seed=tf.constant(seed, tf.int64),
         )  # fmt: skip
@@ -270,7 +274,7 @@ def test_ddn_adapts_the_norm_to_the_boundary(steps):
     images = (middle - distances[:, np.newaxis] * direction).reshape(-1, *SHAPE)
     images = images.astype(np.float32)
     gap = weights[:, 1] - weights[:, 0]
-    found = attacks.ddn(
+    found = adversarial.ddn(
         _linear(weights, [gap @ middle, 0.0]), images, np.zeros(6, int),
         np.zeros((6, 3, *SHAPE), np.float32), epsilon=0.05, steps=steps, seed=SEED, levels=2**20,
     )  # fmt: skip
@@ -292,7 +296,7 @@ def test_ddn_stays_on_the_levels_of_8_bit_images():
     length = np.linalg.norm(weights[:, 1] - weights[:, 0])
     network = _linear(weights, [(0.1 + centre) * length, 0.0])
     labels = np.zeros(8, int)
-    found = attacks.ddn(network, images, labels, noise, epsilon=1.0, steps=40, seed=SEED)
+    found = adversarial.ddn(network, images, labels, noise, epsilon=1.0, steps=40, seed=SEED)
     levels = 255 * _flat(found)
     moved = (_flat(found) != _flat(images)).any(axis=1)
     assert moved.sum() >= 6
@@ -308,7 +312,7 @@ def test_ddn_asks_the_majority():
     images, _, noise = _data(size=2)
     labels = np.zeros(2, int)
     assert (_soft_loss(network, images, labels, noise) < np.log(2)).all()
-    found = attacks.ddn(network, images, labels, noise, epsilon=0.5, steps=9, seed=SEED)
+    found = adversarial.ddn(network, images, labels, noise, epsilon=0.5, steps=9, seed=SEED)
     np.testing.assert_array_equal(found, images)
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmacer import falsification
+from tfmacer.attacks import falsification
+from tfmacer.attacks.falsification import MOST_TESTS, Falsifier, Plan
 from tfmacer.certification.images import certify_images
 from tfmacer.common.errors import UserError
-from tfmacer.falsification import MOST_TESTS, Falsifier, Plan
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import Smoothing

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from tfmacer.attacks import adversarial
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee import rounding
 from tfmacer.guarantee.bounds import BOUNDS, ScoreBound, unbiased_variance
@@ -28,7 +29,6 @@ from tfmacer.guarantee.rule import Rule
 from tfmacer.records.falsifications import Attacked
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import Smoothing
-from tfmacer.training import attacks
 from tfmacer.votes import noise
 from tfmacer.votes.counting import inference
 from tfmacer.votes.source import Images, Votes, VoteSource, row_seed
@@ -271,9 +271,9 @@ def _graph(
     infer = inference(network)
     draw = noise.find(noise.NOISES, smoothing.noise_family)
     options: dict[str, Any] = {"steps": plan.steps, "clip": plan.clip}
-    find: Callable[..., tf.Tensor] = attacks.pgd if norm == "l2" else attacks.pgd_linf
+    find: Callable[..., tf.Tensor] = adversarial.pgd if norm == "l2" else adversarial.pgd_linf
     if plan.attack == "ddn":
-        find, options["levels"] = attacks.ddn, None
+        find, options["levels"] = adversarial.ddn, None
 
     def attack(image: tf.Tensor, label: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor) -> Any:
         noise_seed, direction_seed = tf.unstack(tf.random.split(seed, 2, alg="philox"))

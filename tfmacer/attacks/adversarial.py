@@ -28,7 +28,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfmacer.training.losses import smoothed_log_odds
+from tfmacer.attacks.soft_classifier import smoothed_log_odds
 
 Network = Callable[[tf.Tensor], tf.Tensor]
 

@@ -1,0 +1,1 @@
+"""Adversarial images: to train on, and to test certificates with."""
