@@ -64,8 +64,8 @@ _OUT = _string("out", None, "Where the findings go, a .tsv file; default: LOG.fa
 _DATASET = _string(
     "dataset",
     None,
-    "The log's images; default: what it records, where that is mnist5k or a dataset of TFDS' own on "
-    "disk.",
+    "The log's images; default: what it records, where that is mnist5k or a dataset of TFDS' own "
+    "on disk.",
 )
 _SPLIT = _string("split", None, "Split of it; default: the one that the log records.")
 _DATA_DIR = _string("data_dir", None, "TFDS directory; default: that of TFDS.")

@@ -7,8 +7,9 @@ import pytest
 import tensorflow as tf
 from scipy import special, stats
 
+from tfmacer.attacks import adversarial
 from tfmacer.common.errors import UserError
-from tfmacer.training import attacks, losses, schedules
+from tfmacer.training import losses, schedules
 from tfmacer.training import objectives as o
 
 SIGMA = 0.5
@@ -197,7 +198,7 @@ def test_smoothadv_shows_attacked_images_under_the_noise_of_the_attack(attack, c
     np.testing.assert_allclose(seen, seen[:, :1].repeat(3, axis=1), atol=1e-6)
     seed = tf.random.experimental.stateless_fold_in(batch.seed, 1, alg="philox")
     options = {"pgd": {"clip_first": code == "salman", "damped": code == "jeong"}, "ddn": {}}
-    expected = getattr(attacks, attack)(
+    expected = getattr(adversarial, attack)(
         network, *batch[:3], epsilon=tf.constant(0.4), steps=3, seed=seed, **options[attack]
     )
     np.testing.assert_allclose(seen[:, 0], expected.numpy().reshape(-1, PIXELS), atol=1e-6)
