@@ -127,11 +127,7 @@ def _main() -> None:
     print(json.dumps(answer, indent=2))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
-    return commandline.run(
-        _main, FLAGS, argv, name="python -m benchmarks.beam_scaling", doc=__doc__ or ""
-    )
+main = commandline.command(_main, FLAGS, "python -m benchmarks.beam_scaling", __doc__)
 
 
 if __name__ == "__main__":

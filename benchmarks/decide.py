@@ -93,7 +93,7 @@ def _main() -> None:
     )
 
 
+main = commandline.command(_main, FLAGS, "python -m benchmarks.decide", __doc__)
+
 if __name__ == "__main__":
-    sys.exit(
-        commandline.run(_main, FLAGS, None, name="python -m benchmarks.decide", doc=__doc__ or "")
-    )
+    sys.exit(main())

@@ -86,9 +86,7 @@ def _main() -> None:
     )
 
 
+main = commandline.command(_main, FLAGS, "python -m benchmarks.input_pipeline", __doc__)
+
 if __name__ == "__main__":
-    sys.exit(
-        commandline.run(
-            _main, FLAGS, None, name="python -m benchmarks.input_pipeline", doc=__doc__ or ""
-        )
-    )
+    sys.exit(main())

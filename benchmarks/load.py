@@ -317,9 +317,7 @@ def _main() -> None:
         print(line)
 
 
-def main() -> int:
-    """Runs the load and prints; returns the exit status."""
-    return commandline.run(_main, FLAGS, None, name="python -m benchmarks.load", doc=__doc__ or "")
+main = commandline.command(_main, FLAGS, "python -m benchmarks.load", __doc__)
 
 
 if __name__ == "__main__":

@@ -129,11 +129,7 @@ def _main() -> None:
         print(f"{k:g}", *(f"{share:.1f}" for share in accuracies(log, norm, radii)))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
-    return commandline.run(
-        _main, FLAGS, argv, name="python -m benchmarks.noise_ablation", doc=__doc__ or ""
-    )
+main = commandline.command(_main, FLAGS, "python -m benchmarks.noise_ablation", __doc__)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Theorem 4 shows to fail in high dimensions; and the toy of the paper's Figure 4.
 """
 
 import sys
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -136,11 +135,7 @@ def _main() -> None:
         print(family, *(f"{x:.3f}" for x in found))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the tables; returns the command's exit status."""
-    return commandline.run(
-        _main, FLAGS, argv, name="python -m benchmarks.noise_families", doc=__doc__ or ""
-    )
+main = commandline.command(_main, FLAGS, "python -m benchmarks.noise_families", __doc__)
 
 
 if __name__ == "__main__":

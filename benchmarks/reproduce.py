@@ -338,11 +338,7 @@ def _compute_all(todo: Sequence[Job], sitting: Sitting) -> list[str]:
     return failed
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
-    return commandline.run(
-        _main, FLAGS, argv, name="python -m benchmarks.reproduce", doc=__doc__ or ""
-    )
+main = commandline.command(_main, FLAGS, "python -m benchmarks.reproduce", __doc__)
 
 
 if __name__ == "__main__":

@@ -139,11 +139,7 @@ def _main() -> None:
     print(f"overhead: {there / here - 1:+.1%}")
 
 
-def main() -> int:
-    """Measures and prints; returns the exit status."""
-    return commandline.run(
-        _main, FLAGS, None, name="python -m benchmarks.serving_overhead", doc=__doc__ or ""
-    )
+main = commandline.command(_main, FLAGS, "python -m benchmarks.serving_overhead", __doc__)
 
 
 if __name__ == "__main__":

@@ -91,9 +91,7 @@ def _main() -> None:
     )
 
 
+main = commandline.command(_main, FLAGS, "python -m benchmarks.training_memory", __doc__)
+
 if __name__ == "__main__":
-    sys.exit(
-        commandline.run(
-            _main, FLAGS, None, name="python -m benchmarks.training_memory", doc=__doc__ or ""
-        )
-    )
+    sys.exit(main())

@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -228,11 +227,7 @@ def _main() -> None:
     commandline.say(path)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; see `tfmacer.common.commandline.run`."""
-    return commandline.run(
-        _main, FLAGS, argv, name="python -m export.saved_model", doc=__doc__ or ""
-    )
+main = commandline.command(_main, FLAGS, "python -m export.saved_model", __doc__)
 
 
 if __name__ == "__main__":

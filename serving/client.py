@@ -201,16 +201,7 @@ def _failure(error: Any) -> UserError:
     return UserError(f"{_TARGET.value}: {error.code().name}: {error.details()}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Asks for one certificate and prints it; returns the exit status."""
-    return commandline.run_with_arguments(
-        _main,
-        FLAGS,
-        argv,
-        name="python -m serving.client",
-        doc=__doc__ or "",
-        arguments="IMAGE",
-    )
+main = commandline.command(_main, FLAGS, "python -m serving.client", __doc__, arguments="IMAGE")
 
 
 if __name__ == "__main__":

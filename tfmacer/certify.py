@@ -411,9 +411,7 @@ def _job(runner: str, settings: Sequence[LogSettings], out: Path) -> "Job":
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
-    return commandline.run(_main, FLAGS, argv, name="python -m tfmacer.certify", doc=__doc__ or "")
+main = commandline.command(_main, FLAGS, "python -m tfmacer.certify", __doc__)
 
 
 if __name__ == "__main__":

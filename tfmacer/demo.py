@@ -65,11 +65,6 @@ METHODS = {
 START_SECONDS = 60.0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs all steps and prints `demo: OK`; returns the exit status."""
-    return commandline.run(_main, FLAGS, argv, name="python -m tfmacer.demo", doc=__doc__ or "")
-
-
 def _main() -> None:
     started = time.monotonic()
     shutil.rmtree(ROOT, ignore_errors=True)
@@ -245,6 +240,9 @@ def _free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
+
+
+main = commandline.command(_main, FLAGS, "python -m tfmacer.demo", __doc__)
 
 
 if __name__ == "__main__":

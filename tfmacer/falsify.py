@@ -312,9 +312,7 @@ def _conclude(found: Falsification, log: Log) -> None:
         commandline.say(f"false, as alpha allows: {named}{more}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
-    return commandline.run(_main, FLAGS, argv, name="python -m tfmacer.falsify", doc=__doc__ or "")
+main = commandline.command(_main, FLAGS, "python -m tfmacer.falsify", __doc__)
 
 
 if __name__ == "__main__":

@@ -29,16 +29,9 @@ def _main(shards: Sequence[str]) -> None:
         commandline.warn(warning)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
-    return commandline.run_with_arguments(
-        _main,
-        FLAGS,
-        argv,
-        name="python -m tfmacer.merge",
-        doc=__doc__ or "",
-        arguments="SHARD.tsv ...",
-    )
+main = commandline.command(
+    _main, FLAGS, "python -m tfmacer.merge", __doc__, arguments="SHARD.tsv ..."
+)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ the objective's own default; flags.txt in the run directory records what was tak
 import contextlib
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -251,9 +251,7 @@ def _finish(run: RunDirectory, network: "keras.Model", split: "Split") -> None:
     write_atomically(run.smoothing, _smoothing(split, digest).to_json())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
-    return commandline.run(_main, FLAGS, argv, name="python -m tfmacer.train", doc=__doc__ or "")
+main = commandline.command(_main, FLAGS, "python -m tfmacer.train", __doc__)
 
 
 if __name__ == "__main__":

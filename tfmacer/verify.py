@@ -313,16 +313,9 @@ class _ByIdx:
         return self._loaded[idx]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
-    return commandline.run_with_arguments(
-        _main,
-        FLAGS,
-        argv,
-        name="python -m tfmacer.verify",
-        doc=__doc__ or "",
-        arguments="LOG.tsv ...",
-    )
+main = commandline.command(
+    _main, FLAGS, "python -m tfmacer.verify", __doc__, arguments="LOG.tsv ..."
+)
 
 
 if __name__ == "__main__":

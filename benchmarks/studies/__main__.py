@@ -101,11 +101,7 @@ def _print(table: Table) -> None:
     print(f"  {table.note}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
-    return commandline.run(
-        _main, FLAGS, argv, name="python -m benchmarks.studies", doc=__doc__ or ""
-    )
+main = commandline.command(_main, FLAGS, "python -m benchmarks.studies", __doc__)
 
 
 if __name__ == "__main__":

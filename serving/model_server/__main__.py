@@ -9,7 +9,6 @@ ones are refused.
 import logging
 import os
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -426,11 +425,7 @@ def _addresses() -> str:
     return f"gRPC{with_tls} on {' and '.join(grpc_at)}{rest_at}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the server until it is told to stop; returns the exit status."""
-    return commandline.run(
-        _main, FLAGS, argv, name="python -m serving.model_server", doc=__doc__ or ""
-    )
+main = commandline.command(_main, FLAGS, "python -m serving.model_server", __doc__)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ way finish, new ones are refused.
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -367,9 +367,7 @@ def _server(
     return server
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the sidecar until it is told to stop; returns the exit status."""
-    return commandline.run(_main, FLAGS, argv, name="python -m serving.sidecar", doc=__doc__ or "")
+main = commandline.command(_main, FLAGS, "python -m serving.sidecar", __doc__)
 
 
 if __name__ == "__main__":

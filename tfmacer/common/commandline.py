@@ -24,85 +24,56 @@ from tfmacer.common.text import one_line, visible
 NO_PROXY = "no_grpc_proxy"
 
 
-def run(
-    main: Callable[[], None],
+def command(
+    main: Callable[..., None],
     flag_values: flags.FlagValues,
-    argv: Sequence[str] | None,
-    *,
     name: str,
-    doc: str,
-) -> int:
-    """Parses `argv` into `flag_values`, calls `main` and returns the exit status.
+    doc: str | None,
+    *,
+    arguments: str = "",
+) -> Callable[..., int]:
+    """Makes the `main(argv)` of a command.
 
     Args:
-      main: the command's body; reads its flags from `flag_values`.
-      flag_values: the command's own flags; reset to their defaults first.
-      argv: the arguments after the program's name; None takes them from `sys.argv`.
+      main: the command's body; reads its flags from `flag_values`. Called without arguments, or
+        with the list of those that are no flags where the command takes any.
+      flag_values: the command's own flags; reset to their defaults before each run.
       name: how the command is called, e.g. `python -m tfmacer.train`.
       doc: what `--help` prints above the list of flags.
+      arguments: what the command takes besides flags, in any order, for the line of usage, e.g.
+        `LOG.tsv ...`; empty where it takes flags only.
 
     Returns:
-      0 when `main` returned, 2 for flags that cannot be parsed or are out of range, 1 for any
-      other mistake of the user's (`UserError`), 130 after an interrupt from the keyboard, 141
-      where whoever read the output has stopped reading, as `head` does.
+      A function of the arguments after the program's name, by default those of `sys.argv`. It
+      returns the exit status: 0 when `main` returned, 2 for flags that cannot be parsed or are out
+      of range, 1 for any other mistake of the user's (`UserError`), 130 after an interrupt from the
+      keyboard, 141 where whoever read the output has stopped reading, as `head` does.
     """
-    return _run(lambda _: main(), flag_values, argv, name, doc, "")
 
+    def run(argv: Sequence[str] | None = None) -> int:
+        given = list(sys.argv[1:] if argv is None else argv)
+        try:
+            status = _status(main, flag_values, given, name, doc or "", arguments)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what is still to be written may fail, too
+        except BrokenPipeError:
+            if not _discard_unread_output():
+                raise
+            return 128 + signal.SIGPIPE
+        return status
 
-def run_with_arguments(
-    main: Callable[[list[str]], None],
-    flag_values: flags.FlagValues,
-    argv: Sequence[str] | None,
-    *,
-    name: str,
-    doc: str,
-    arguments: str,
-) -> int:
-    """Like `run`, for a command that takes arguments besides its flags, in any order.
-
-    Args:
-      main: the command's body; takes the arguments that are no flags.
-      flag_values: as in `run`.
-      argv: as in `run`.
-      name: as in `run`.
-      doc: as in `run`.
-      arguments: what they are, for the line of usage, e.g. `LOG.tsv ...`.
-
-    Returns:
-      As `run`.
-    """
-    return _run(main, flag_values, argv, name, doc, arguments)
-
-
-def _run(
-    main: Callable[[list[str]], None],
-    flag_values: flags.FlagValues,
-    argv: Sequence[str] | None,
-    name: str,
-    doc: str,
-    arguments: str,
-) -> int:
-    try:
-        status = _status(main, flag_values, argv, name, doc, arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()  # what is still to be written may fail, too
-    except BrokenPipeError:
-        if not _silence_unread_output():
-            raise
-        return 128 + signal.SIGPIPE
-    return status
+    return run
 
 
 def _status(
-    main: Callable[[list[str]], None],
+    main: Callable[..., None],
     flag_values: flags.FlagValues,
-    argv: Sequence[str] | None,
+    given: list[str],
     name: str,
     doc: str,
     arguments: str,
 ) -> int:
     _keep_loopback_direct()
-    given = list(sys.argv[1:] if argv is None else argv)
     if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in given):
         usage = f"{name} [flags] {arguments}".rstrip()
         print(f"{doc.strip()}\n\nusage: {usage}\n{flag_values.get_help()}")
@@ -116,7 +87,7 @@ def _status(
         return _complain(error, 2)
     try:
         with _notices_shown():
-            main(rest)
+            main(*([rest] if arguments else []))
     except UserError as error:
         return _complain(error, 1)
     except KeyboardInterrupt:
@@ -197,8 +168,10 @@ def load_tensorflow(modules: Sequence[str] = ()) -> None:
             raise UserError(f"--import={name}: cannot be imported: {error}") from error
 
 
-def _silence_unread_output() -> bool:
-    """Leads what nobody reads any more to nowhere, or the interpreter would fail on it at its end.
+def _discard_unread_output() -> bool:
+    """Redirects output that has lost its reader to /dev/null.
+
+    Otherwise the interpreter would fail when it flushes its streams at exit.
 
     Returns:
       Whether standard output or standard error has lost its reader.

@@ -222,16 +222,9 @@ def _print(printed: Sequence[Table], pairs: Sequence[Difference], cautions: Sequ
         console.print(f"warning: {caution}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
-    return commandline.run_with_arguments(
-        _main,
-        FLAGS,
-        argv,
-        name="python -m tfmacer.report",
-        doc=__doc__ or "",
-        arguments="LOG.tsv ...",
-    )
+main = commandline.command(
+    _main, FLAGS, "python -m tfmacer.report", __doc__, arguments="LOG.tsv ..."
+)
 
 
 if __name__ == "__main__":

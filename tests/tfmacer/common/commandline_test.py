@@ -24,13 +24,13 @@ def values():
 
 
 def run(main, values, argv):
-    return commandline.run(main, values, argv, name="python -m thing", doc="Does a thing.")
+    return commandline.command(main, values, "python -m thing", "Does a thing.")(argv)
 
 
 def run_with_arguments(main, values, argv):
-    return commandline.run_with_arguments(
-        main, values, argv, name="python -m thing", doc="Does a thing.", arguments="FILE ..."
-    )
+    return commandline.command(
+        main, values, "python -m thing", "Does a thing.", arguments="FILE ..."
+    )(argv)
 
 
 def test_flags_are_parsed_and_fall_back_to_their_defaults_between_runs(values):
@@ -131,11 +131,11 @@ def test_an_interrupt_has_its_own_status_and_other_errors_are_not_hidden(values,
 LONG = """
 import sys
 from absl import flags
-from tfmacer import commandline
+from tfmacer.common import commandline
 def main():
     while True:
         print("a line")
-sys.exit(commandline.run(main, flags.FlagValues(), [], name="x", doc="X."))
+sys.exit(commandline.command(main, flags.FlagValues(), "x", "X.")())
 """
 
 
@@ -179,7 +179,7 @@ def test_what_a_user_should_know_is_one_line_once(capsys):
             warnings.warn("run\nwas written before", Notice, stacklevel=1)
         warnings.warn("run was edited", Notice, stacklevel=1)
 
-    assert commandline.run(main, flags.FlagValues(), [], name="name", doc="doc") == 0
+    assert run(main, flags.FlagValues(), []) == 0
     assert capsys.readouterr().err.splitlines() == [
         "warning: run was written before",
         "warning: run was edited",
@@ -191,4 +191,4 @@ def test_other_warnings_are_shown_as_ever():
         warnings.warn("of a library", DeprecationWarning, stacklevel=1)
 
     with pytest.warns(DeprecationWarning, match="of a library"):
-        assert commandline.run(main, flags.FlagValues(), [], name="name", doc="doc") == 0
+        assert run(main, flags.FlagValues(), []) == 0
