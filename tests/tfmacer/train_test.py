@@ -531,7 +531,7 @@ def test_two_processes_never_train_in_one_directory(tiny, tmp_path, capsys):
         (["--dataset=mnist5k", "--train_split=tain"], "must be train or test for mnist5k.*'tain'"),
         (["--network=lennet"], "--network must be one of"),
         (["--network=lenet"], "lenet cannot take images of"),
-        (["--dataset=no_such_dataset"], "'no_such_dataset' cannot be had"),
+        (["--dataset=no_such_dataset"], "'no_such_dataset' cannot be loaded"),
         (["--dataset=folder:/nonexistent"], "is not a directory"),
         (["--augmentation=flip"], "--augmentation must be one of"),
         (["--init_from=nowhere"], "--init_from=nowhere: cannot be used"),

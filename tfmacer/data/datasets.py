@@ -52,7 +52,7 @@ def load_split(
       download: whether a TFDS dataset that is missing is fetched.
 
     Raises:
-      UserError: no such dataset or split, or its data is missing and cannot be had.
+      UserError: no such dataset or split, or its data is missing and cannot be downloaded.
     """
     if name == "mnist5k":
         return _mnist5k(split)

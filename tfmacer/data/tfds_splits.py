@@ -1,6 +1,7 @@
 """Splits of TensorFlow Datasets (TFDS): found, fetched where they are missing, read."""
 
 import contextlib
+import itertools
 import logging
 import os
 import urllib.error
@@ -44,6 +45,7 @@ class StreamSplit(Split):
           records: `(encoded image, label)` in the order stored.
         """
         self._builder, self._records = builder, records
+        self._reader, self._next = records.as_numpy_iterator(), 0
         self.feature = builder.info.features["image"]
         self.of_one_size = None not in self.feature.shape
         channels = self.feature.shape[-1]
@@ -58,23 +60,23 @@ class StreamSplit(Split):
 
     def take(self, positions: Sequence[int]) -> tuple[Images, Labels]:
         """See `Split.take`."""
-        wanted = tf.constant(list(positions), tf.int64)
-        records = self._records.enumerate().take(max(positions, default=-1) + 1)
-        found = records.filter(lambda position, _: tf.reduce_any(position == wanted))
-        decoded = found.map(lambda _, record: (self._centre(record[0]), record[1]))
         try:
-            pairs = list(decoded.as_numpy_iterator())
+            encoded, labels = self._read(positions)
+            images = np.empty((len(encoded), *self.shape), np.float32)
+            decoded = tf.data.Dataset.from_tensor_slices(encoded).map(self._centre)
+            for place, image in enumerate(decoded.as_numpy_iterator()):
+                images[place] = image
         except tf.errors.OpError as error:
+            self._next = self.total  # where the reader stands is unknown: begin again
             raise UserError(
                 f"dataset {self.dataset!r}, split {self.name!r}: cannot be read: "
                 f"{_first_line(error)}"
             ) from error
-        if len(pairs) != len(positions):
+        if len(images) != len(positions):
             raise UserError(
-                f"dataset {self.dataset!r}, split {self.name!r}: has not all of its images"
+                f"dataset {self.dataset!r}, split {self.name!r}: some of its images are missing"
             )
-        images = np.array([image for image, _ in pairs], np.float32).reshape(-1, *self.shape)
-        return images, np.array([label for _, label in pairs], np.int64)
+        return images, labels
 
     def shuffled(self, seed: int, buffer: int = 8192) -> tf.data.Dataset:
         """`(encoded image, label)` in an order that `seed` determines."""
@@ -83,6 +85,22 @@ class StreamSplit(Split):
         config = tfds.ReadConfig(shuffle_seed=seed, try_autocache=False)
         records = _records(self._builder, self.name, shuffle_files=True, read_config=config)
         return records.shuffle(buffer, seed=seed, reshuffle_each_iteration=False)
+
+    def _read(self, positions: Sequence[int]) -> tuple[tf.Tensor, Labels]:
+        """Encoded images and labels; goes on where the last call stopped, unless that is too far.
+
+        So a split that is read in order, a few images at a time, is read once.
+        """
+        encoded, labels = [], []
+        for position in positions:
+            if position < self._next:
+                self._reader, self._next = self._records.as_numpy_iterator(), 0
+            ahead = position - self._next
+            for image, label in itertools.islice(self._reader, ahead, ahead + 1):
+                encoded.append(image)
+                labels.append(label)
+            self._next = position + 1
+        return tf.constant(encoded, tf.string), np.array(labels, np.int64)
 
     def _centre(self, encoded: tf.Tensor) -> tf.Tensor:
         image = self.feature.decode_example(encoded)
@@ -155,14 +173,14 @@ def _prepared(name: str, data_dir: str | None, download: bool) -> Any:
         online = _online()
         if online:
             commandline.note(f"{name}: not in {builder.data_dir}, downloading")
-        with contextlib.nullcontext() if online else _at_once_and_quietly():
+        with contextlib.nullcontext() if online else _without_retries():
             builder.download_and_prepare()
     except UserError:
         raise
     # Whatever a builder or the network raises, the user's remedy is the same.
     except Exception as error:
         raise UserError(
-            f"dataset {name!r} cannot be had (data_dir: {data_dir or 'the default'}): "
+            f"dataset {name!r} cannot be loaded (data_dir: {data_dir or 'the default'}): "
             + ("" if online else "it is not there, and there is no network: ")
             + f"{type(error).__name__}: {_first_line(error)}"
         ) from error
@@ -186,10 +204,10 @@ def _online() -> bool:
 
 
 @contextlib.contextmanager
-def _at_once_and_quietly() -> Iterator[None]:
-    """For what can only fail, unless it needs no network: TFDS waits out ten retries, in minutes.
+def _without_retries() -> Iterator[None]:
+    """Makes a download without a network fail at once: TFDS would retry ten times, for minutes.
 
-    Tried all the same, because archives that were put in place by hand need none.
+    It is attempted all the same, because archives that were put in place by hand need no network.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import downloader

@@ -63,14 +63,14 @@ def parse_options(runner: str, options: Sequence[str]) -> PipelineOptions:
       UserError: a value is not accepted, or an option is not known; those of other runners than
         the direct one may be their job servers', which alone can tell.
     """
-    given = _given(options)
+    given = {option.partition("=")[0] for option in options}
     direct = runner == "direct"
-    if direct and (unknown := given.keys() - PipelineOptions([]).get_all_options().keys()):
+    if direct and (unknown := given - PipelineOptions([]).get_all_options().keys()):
         raise UserError(f"--pipeline_option={min(unknown)}: Beam has no such option")
     defaults = {_QUIET: "ERROR"} | (dict(_DIRECT_OPTIONS) if direct else {})
-    # Without a value it is a switch.
     flags = [f"--{name}={value}" for name, value in defaults.items() if name not in given]
-    flags += [f"--{name}={value}" if value else f"--{name}" for name, value in given.items()]
+    # Without a value it is a switch. Beam keeps every value of one that takes several.
+    flags += [f"--{option.removesuffix('=')}" for option in options]
     complaint = io.StringIO()
     try:
         with _quiet(), contextlib.redirect_stderr(complaint):
@@ -80,11 +80,6 @@ def parse_options(runner: str, options: Sequence[str]) -> PipelineOptions:
         reason = complaint.getvalue().strip().rpartition("error: ")[2]
         raise UserError(f"--pipeline_option: {reason}") from error
     return parsed
-
-
-def _given(options: Sequence[str]) -> dict[str, str]:
-    """Options by name; a switch has no value."""
-    return {name: value for name, _, value in (option.partition("=") for option in options)}
 
 
 def direct_workers(options: Sequence[str]) -> int:

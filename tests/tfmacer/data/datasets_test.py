@@ -311,9 +311,9 @@ def test_a_users_function_is_checked(module, function, message):
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("no_such_dataset", "train", "'no_such_dataset' cannot be had.*not found"),
+        ("no_such_dataset", "train", "'no_such_dataset' cannot be loaded.*not found"),
         ("mnist5k", "validation", "split must be train or test"),
-        ("not a name", "train", "'not a name' cannot be had"),
+        ("not a name", "train", "'not a name' cannot be loaded"),
         ("no_such_module:f", "train", "No module named"),
     ],
 )

@@ -136,6 +136,28 @@ def test_positions_cross_shards_in_order(tmp_path):
     assert np.rint(images[:, 0, 0, 0] * 255).astype(int).tolist() == stored
 
 
+def test_a_streamed_split_is_read_once(tmp_path, monkeypatch):
+    """However few images are asked for at a time; going back reads it again."""
+    _counted(tmp_path, num_shards=2)
+    monkeypatch.setattr(tfds_splits, "MEMORY_LIMIT", 0)
+    split = tfds_split("counted", "train", str(tmp_path))
+    whole, labels = split.take(range(60))
+    read = []
+
+    def count(image, label):
+        tf.numpy_function(lambda: read.append(None) or np.int64(0), [], tf.int64)
+        return image, label
+
+    split._records = split._records.map(count)
+    parts = [split.take(range(start, start + 15, 3)) for start in (0, 15, 30, 45)]
+    assert 58 <= len(read) <= 60  # some may be read ahead
+    np.testing.assert_array_equal(np.concatenate([part[0] for part in parts]), whole[::3])
+    np.testing.assert_array_equal(np.concatenate([part[1] for part in parts]), labels[::3])
+    again, _ = split.take([2, 1])
+    np.testing.assert_array_equal(again, whole[[2, 1]])
+    assert split.take([])[0].shape == (0, 2, 2, 1)
+
+
 def _cut(path):
     path.write_bytes(path.read_bytes()[:-30])
 
@@ -193,7 +215,7 @@ def test_without_a_network_a_missing_dataset_is_one_clear_line(tmp_path, monkeyp
     _offline(monkeypatch)
     # The builder's own attempt fails as it would there.
     monkeypatch.setattr("requests.Session.send", _no_route)
-    with pytest.raises(UserError, match="'mnist' cannot be had.*there is no network") as caught:
+    with pytest.raises(UserError, match="'mnist' cannot be loaded.*there is no network") as caught:
         tfds_split("mnist", "train", str(tmp_path))
     assert "\n" not in str(caught.value)
     captured = capfd.readouterr()
@@ -240,6 +262,6 @@ def test_a_download_is_announced(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(urllib.request, "urlopen", answer)
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", _no_route)
-    with pytest.raises(UserError, match="'mnist' cannot be had"):
+    with pytest.raises(UserError, match="'mnist' cannot be loaded"):
         tfds_split("mnist", "train", str(tmp_path))
     assert f"mnist: not in {tmp_path}" in capsys.readouterr().err

@@ -29,7 +29,7 @@ from tfmacer.distributed import launch
 from tfmacer.distributed.job import Job
 from tfmacer.distributed.launch import make_parts
 from tfmacer.distributed.partial_results import PartialResults
-from tfmacer.distributed.runners import direct_workers
+from tfmacer.distributed.runners import direct_workers, parse_options
 
 # Four blocks of 16 images.
 PLAN = ["--num_examples=64", "--skip=15", "--n=6000", "--seed=9"]
@@ -281,7 +281,7 @@ def test_processes_of_the_direct_runner(options, processes):
 
 
 def test_the_guides_runners_and_options_are_beams():
-    """Flink, Spark, Dataflow and job servers cannot be had here; that they are asked for right."""
+    """Flink, Spark, Dataflow and job servers do not run here; only their names are checked."""
     guide = Path("docs/guide.md").read_text()
     section = guide.partition("### Many processes, many machines")[2].partition("\n### ")[0]
     runners = set(re.findall(r"--runner=(\w+)", section))
@@ -308,3 +308,10 @@ def test_wrong_options_are_one_line(option, message, tiny_run, tmp_path, capfd):
     (line,) = capfd.readouterr().err.splitlines()
     assert message in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_option_that_takes_several_values_keeps_them_all():
+    given = ["experiments=one", "experiments=two", "streaming", "parallelism=2", "parallelism=3"]
+    parsed = parse_options("flink", given).get_all_options()
+    assert {"one", "two"} <= set(parsed["experiments"])
+    assert (parsed["streaming"], parsed["parallelism"]) == (True, 3)
