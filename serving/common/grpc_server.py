@@ -22,7 +22,7 @@ else:
 # That a connection has for its TLS handshake, and to say that it speaks HTTP/2.
 HANDSHAKE_MS = 10_000
 # Seconds left to health checks and the like after the drain.
-LAST_WORDS = 0.5
+STOP_SECONDS = 0.5
 
 
 class Drain(Interceptor):

@@ -43,7 +43,7 @@ def _command_modules():
         module.name.removesuffix(".__main__"): (ROOT / module.path).read_text(encoding="utf-8")
         for module in source_tree.modules().values()
         if module.path.parts[0] in ("tfmacer", "export", "serving")
-        and "\nFLAGS = " in (ROOT / module.path).read_text(encoding="utf-8")
+        and "\nmain = commandline.command(" in (ROOT / module.path).read_text(encoding="utf-8")
     }
 
 

@@ -177,8 +177,8 @@ def test_flags_that_change_no_answer_are_taken(tmp_path: Path) -> None:
         pass
     text = log.read_text()
     for name in ("grpc_channel_arguments", "flush_filesystem_caches", "num_load_threads"):
-        assert f"--{name} is taken and ignored" in text
-    assert text.count("is taken and ignored") == 3
+        assert f"--{name} is accepted and ignored" in text
+    assert text.count("is accepted and ignored") == 3
     assert "did not become available" in text
 
 
