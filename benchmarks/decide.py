@@ -36,12 +36,14 @@ def contradictions(fixed: Log, pairs: Pairs, radius: float) -> list[int]:
     that cannot reach it; a radius given up early contradicts a certificate for it.
     """
     assert fixed.settings is not None
-    alpha, law = fixed.settings.alpha, fixed.settings.law
+    alpha, distribution = fixed.settings.alpha, fixed.settings.distribution
     found = []
     for late, early in pairs:
         counts = late.all_counts
         selected = max(range(len(counts.counts)), key=lambda c: counts.select_counts[c])
-        possible = law.radius(clopper_pearson_upper(counts.counts[selected], counts.n, alpha))
+        possible = distribution.radius(
+            clopper_pearson_upper(counts.counts[selected], counts.n, alpha)
+        )
         gave_up = early.radius < radius and bool(early.stopped_early)
         if (early.radius >= radius > possible) or (gave_up and late.radius >= radius):
             found.append(late.idx)

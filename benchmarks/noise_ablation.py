@@ -21,8 +21,8 @@ from absl import flags
 from tfmacer import certify
 from tfmacer.common import commandline
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee.linf import linf_from_l2
-from tfmacer.guarantee.smoothing import LAWS
+from tfmacer.noise.families import DISTRIBUTIONS
+from tfmacer.noise.mixed_norm.distribution import linf_from_l2
 from tfmacer.records.logs import Log, read_log
 from tfmacer.records.runs import RunDirectory, write_atomically
 
@@ -88,7 +88,7 @@ def accuracies(log: Log, norm: str, radii: Sequence[float]) -> list[float]:
     """Certified accuracy in percent at each radius; of an l2 log in linf, by the l2 ball's cube."""
     assert log.settings is not None
     dimension = math.prod(log.settings.input_shape)
-    convert = norm == "linf" and log.settings.law.norm == "l2"
+    convert = norm == "linf" and log.settings.distribution.norm == "l2"
     reached = [
         linf_from_l2(record.radius, dimension) if convert else record.radius
         for record in log.records
@@ -107,7 +107,7 @@ def _numbers(name: str, texts: Sequence[str]) -> list[float]:
 def _main() -> None:
     if _RUN_DIR.value is None or _OUT_DIR.value is None:
         raise UserError("--run_dir and --out_dir must be given")
-    norm = LAWS[_FAMILY.value].norm
+    norm = DISTRIBUTIONS[_FAMILY.value].norm
     radii = _numbers("radii", _RADII.value) if _RADII.value else list(RADII[norm])
     logs = {}
     for k in _numbers("k", _KS.value):

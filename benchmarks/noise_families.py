@@ -15,8 +15,8 @@ from absl import flags
 from scipy import stats
 
 from tfmacer.common import commandline
-from tfmacer.guarantee.extremes import draw_extremes, largest_coordinate
-from tfmacer.guarantee.radial import RadialNoise
+from tfmacer.noise.generalized_gaussian.likelihood_ratio import RadialNoise
+from tfmacer.noise.mixed_norm.statistics import draw_extremes, largest_coordinate
 
 FLAGS = flags.FlagValues()
 Array = npt.NDArray[np.float64]

@@ -87,7 +87,9 @@ def in_process(folder: Path, image: npt.NDArray[np.float32]) -> Iterator[tuple[f
     while True:
         started, spent = time.perf_counter(), time.process_time()
         deque(
-            draw_certificates(source, [Task.seeded(1, 0, image)], rule, source.smoothing.law),
+            draw_certificates(
+                source, [Task.seeded(1, 0, image)], rule, source.smoothing.distribution
+            ),
             maxlen=0,
         )
         yield time.perf_counter() - started, time.process_time() - spent

@@ -11,7 +11,7 @@ import tensorflow as tf
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tfmacer.certification.images import certify_images
-from tfmacer.guarantee.generators import LATEST, PHILOX
+from tfmacer.noise.generators import LATEST, PHILOX
 from tfmacer.training import networks
 from tfmacer.votes import devices, local
 

@@ -143,7 +143,7 @@ def _main() -> None:
     smoothing = source.smoothing
     _check_sigma(smoothing)
     rules = _rules(stop, smoothing.block_size)
-    check_reachable(rules[0], smoothing.law)
+    check_reachable(rules[0], smoothing.distribution)
     split = _load_split(smoothing)
     check_shape(smoothing, split.shape, what=f"images of {split.dataset}")
     if split.num_classes > smoothing.num_classes:
@@ -153,7 +153,7 @@ def _main() -> None:
     settings = [_settings(smoothing, rule, split, doubts) for rule in rules]
     for warning in settings[0].warnings:
         commandline.warn(warning)
-    examples = examples_of(split, smoothing.law)
+    examples = examples_of(split, smoothing.distribution)
     if _RUNNER.value is not None:
         preflight(source, [example.image for example in examples(settings[0].indices[:2])])
         from tfmacer.distributed.launch import certify_logs

@@ -28,7 +28,7 @@ from tfmacer.common import commandline
 from tfmacer.common.decimals import down, up
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.rule import check_error_rate
-from tfmacer.guarantee.smoothing import LAWS
+from tfmacer.noise.families import DISTRIBUTIONS
 from tfmacer.records.falsifications import (
     RISK,
     AttackSettings,
@@ -144,9 +144,9 @@ def _inputs() -> tuple[Log, LogSettings, Path]:
     log.check()
     if missing := log.unfinished:
         raise UserError(f"--log={path}: unfinished: {missing}")
-    if _ATTACK.value == "ddn" and log.settings.law.norm != "l2":
+    if _ATTACK.value == "ddn" and log.settings.distribution.norm != "l2":
         raise UserError(
-            f"--attack=ddn is for l2 radii, those of {path} are {log.settings.law.norm}"
+            f"--attack=ddn is for l2 radii, those of {path} are {log.settings.distribution.norm}"
         )
     return log, log.settings, out
 
@@ -201,8 +201,8 @@ def _falsifier(
             f"{named[0]} has {split.total} images in {named[1]}, "
             f"the log was made from {settings.total}"
         )
-    falsifier = Falsifier(network, source, settings.rule, settings.law.norm, plan)
-    return falsifier, examples_of(split, settings.law)
+    falsifier = Falsifier(network, source, settings.rule, settings.distribution.norm, plan)
+    return falsifier, examples_of(split, settings.distribution)
 
 
 def _attack_settings(
@@ -216,7 +216,7 @@ def _attack_settings(
         sigma=settings.sigma,
         noise_family=settings.noise_family,
         noise_params=settings.noise_params,
-        norm=LAWS[settings.noise_family].norm,
+        norm=DISTRIBUTIONS[settings.noise_family].norm,
         certificate_alpha=settings.alpha,
         attack=_ATTACK.value,
         steps=_STEPS.value,

@@ -19,7 +19,7 @@ import filelock
 from tfmacer import train_flags
 from tfmacer.common import commandline
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee.smoothing import law
+from tfmacer.noise.families import noise_distribution
 from tfmacer.records.runs import RunDirectory, Smoothing, write_atomically
 from tfmacer.train_flags import get
 
@@ -76,7 +76,7 @@ def _train(run: RunDirectory, strategy: "tf.distribute.Strategy", *, chief: bool
         raise UserError(f"--batch_size={get('batch_size')} exceeds the {split.total} images")
     objective = train_flags.objective(steps)
     # Refuses a family or parameter that no certificate could be given for.
-    law(
+    noise_distribution(
         get("noise_family"),
         sigma=get("sigma"),
         params=train_flags.noise_params(),

@@ -37,7 +37,7 @@ from tfmacer.records.rows import Record
 from tfmacer.records.runs import RunDirectory
 from tfmacer.records.settings import NO_PIXELS, LogSettings
 from tfmacer.records.verification import Redraw, Redrawn, verify_log
-from tfmacer.votes.redraw import redraw_from, redraw_served
+from tfmacer.votes.replay import replay_from, replay_served
 from tfmacer.wire.channel import ChannelFlags
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _compare(log: Log) -> None:
         raise UserError(
             f"{log.path}: class_names are {settings.class_names}, the dataset's {split.class_names}"
         )
-    examples = examples_of(split, settings.law)
+    examples = examples_of(split, settings.distribution)
     check_images(log.path, log.records, examples([record.idx for record in log.records]))
 
 
@@ -178,7 +178,7 @@ def _verify_served(path: Path) -> None:
         )
     if _REDRAW.value:
         commandline.load_tensorflow(_IMPORT.value)
-        trail = _follow(path, redraw_served(_source(threads=1)))
+        trail = _follow(path, replay_served(_source(threads=1)))
     drawn = ", all votes drawn again" if _REDRAW.value else ""
     commandline.say(f"{path}: {trail.entries} certificates verified{drawn}")
     commandline.say(f"{path}: {trail.chain}")
@@ -218,7 +218,7 @@ def _open() -> Callable[[Log], Redraw]:
             sources[threads] = _source(threads)
         _note_environment(log, log.settings)
         images = _ByIdx(_split(log), [record.idx for record in log.records])
-        return _shown(redraw_from(sources[threads], images), log)
+        return _shown(replay_from(sources[threads], images), log)
 
     return redraw_of
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import grpc
 
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee.law import Law
+from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.votes.endpoint import BackendError, Endpoint, ServedModel, served_model
 
 logger = logging.getLogger(__name__)
@@ -19,10 +19,10 @@ POLL_TIMEOUT = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Certifiable:
-    """A served model together with the law of its noise."""
+    """A served model together with the distribution of its noise."""
 
     model: ServedModel
-    law: Law
+    distribution: NoiseDistribution
 
 
 class Models:
@@ -178,7 +178,7 @@ class Models:
                 f"{origin} has digest {found.model_digest}, --model_digest is {self._digest}",
             )
         try:
-            law = found.law
+            distribution = found.distribution
         except UserError as error:
             raise BackendError(grpc.StatusCode.FAILED_PRECONDITION, f"{origin}: {error}") from error
-        return Certifiable(model, law)
+        return Certifiable(model, distribution)

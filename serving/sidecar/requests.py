@@ -10,7 +10,7 @@ from serving import certification_pb2 as pb
 from serving.sidecar.limits import Limits
 from tfmacer.common.errors import UserError
 from tfmacer.common.text import LONGEST_VALUE, cut
-from tfmacer.guarantee.law import Law
+from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.sealing import pixels_digest
@@ -39,17 +39,19 @@ class Image:
     sha256: str
 
 
-def read_image(pixels: pb.Pixels, input_shape: tuple[int, int, int], law: Law) -> Image:
+def read_image(
+    pixels: pb.Pixels, input_shape: tuple[int, int, int], distribution: NoiseDistribution
+) -> Image:
     """The image that answers to `Pixels` are about.
 
     Args:
       pixels: as sent.
       input_shape: the model's.
-      law: of its noise; under one of whole steps, the image is that of the steps.
+      distribution: of its noise; under one of whole steps, the image is that of the steps.
 
     Raises:
       UserError: no values, another shape than the model's, a length that does not fit it, a value
-        outside [0, 1], or one that the law is not about.
+        outside [0, 1], or one that the distribution is not about.
     """
     if tuple(pixels.shape) != input_shape:
         # Of millions of numbers in a few bytes, compressed, the first ones are enough.
@@ -74,7 +76,7 @@ def read_image(pixels: pb.Pixels, input_shape: tuple[int, int, int], law: Law) -
             f"pixels.float32 has {values[tuple(where)]} at {where.tolist()}, "
             "values must lie in [0, 1]"
         )
-    values = law.pixels(values.astype(np.float32))
+    values = distribution.pixels(values.astype(np.float32))
     return Image(values, pixels_digest(values))
 
 

@@ -28,8 +28,8 @@ from serving.sidecar.models import Certifiable, Models
 from serving.sidecar.requests import Image, read_image, read_prediction, read_rule
 from serving.sidecar.tracing import OFF, Tracing
 from tfmacer.guarantee.certificate import Certificate, certify, check_reachable, predict
+from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.guarantee.rule import Rule
-from tfmacer.guarantee.smoothing import Law
 from tfmacer.votes.driver import Progress, Task, draw_certificates
 from tfmacer.votes.endpoint import BackendError, Endpoint
 from tfmacer.votes.remote import RemoteVotes
@@ -147,7 +147,9 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
         with self._calls.open(context, "Predict") as call:
             target = self._models.current()
             n, alpha = read_prediction(request, self._limits)
-            image = read_image(request.pixels, target.model.smoothing.input_shape, target.law)
+            image = read_image(
+                request.pixels, target.model.smoothing.input_shape, target.distribution
+            )
             votes = self._backend.votes(target, call, context)
             with self._following_versions():
                 counts = _draw(votes, image, self._task(image).select_seed, n)
@@ -192,8 +194,8 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
         rule = read_rule(
             request, self._limits, block_size=target.model.smoothing.block_size, anytime=anytime
         )
-        check_reachable(rule, target.law)
-        image = read_image(request.pixels, target.model.smoothing.input_shape, target.law)
+        check_reachable(rule, target.distribution)
+        image = read_image(request.pixels, target.model.smoothing.input_shape, target.distribution)
         votes = self._backend.votes(target, call, context)
         task = self._task(image)
         certificate_id = uuid.uuid4().hex
@@ -251,7 +253,7 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
         with self._following_versions():
             try:
                 for progress in draw_certificates(
-                    votes, [task], rule, target.law, bounding=self._tracing.bound
+                    votes, [task], rule, target.distribution, bounding=self._tracing.bound
                 ):
                     drawn = progress.n
                     # What has not been checked is not spoken of, even at a deadline.
@@ -260,7 +262,9 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
                         continue
                     self._models.check_unchanged(target, timeout=call.remaining())
                     checked = progress.seconds
-                    for look in self._statements(progress, rule, target.law, every=monotone):
+                    for look in self._statements(
+                        progress, rule, target.distribution, every=monotone
+                    ):
                         # All looks hold together, so the largest radius among them does.
                         best = look if best is None or look.radius >= best.radius else best
                         if monotone:
@@ -279,13 +283,13 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
                 yield best, drawn
 
     def _statements(
-        self, progress: Progress, rule: Rule, law: Law, *, every: bool
+        self, progress: Progress, rule: Rule, distribution: NoiseDistribution, *, every: bool
     ) -> Iterator[Certificate]:
         """The certificates of a round: of the last look it reached, or of every one."""
         if every:
             for counts in progress.looks[:-1]:
                 with self._tracing.bound():
-                    certificate = certify(counts, rule, law)
+                    certificate = certify(counts, rule, distribution)
                 yield certificate
         if progress.looks and progress.certificate is not None:
             yield progress.certificate

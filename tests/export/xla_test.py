@@ -108,7 +108,7 @@ def test_predictions_in_clusters_take_fresh_noise(clustered, plain) -> None:
 
 
 def test_logits_and_votes_compile_whole(model) -> None:
-    """`logits` within rounding; votes under XLA's own noise, so alike in law and repeatable."""
+    """`logits` within rounding; votes under XLA's own noise, alike in distribution."""
     logits = model.signatures["logits"]
     compiled = tf.function(lambda images: logits(images=images)["logits"], jit_compile=True)
     plain = logits(images=tf.constant(IMAGES))["logits"]

@@ -14,8 +14,9 @@ from source_tree import ROOT
 from tfmacer.guarantee.bounds import BOUNDS
 from tfmacer.guarantee.certificate import largest_radius, round_down
 from tfmacer.guarantee.rule import Rule
-from tfmacer.guarantee.smoothing import LAWS, Gaussian
 from tfmacer.guarantee.stopping import looks
+from tfmacer.noise.families import DISTRIBUTIONS
+from tfmacer.noise.gaussian.distribution import Gaussian
 from tfmacer.records.rows import SOFT_COLUMNS
 
 PAGES = sorted(
@@ -166,8 +167,8 @@ def _registered(path, name):
     ("page", "names"),
     [
         ("docs/method.md", list(BOUNDS)),
-        ("docs/method.md", list(LAWS)),
-        ("docs/guide.md", list(LAWS)),
+        ("docs/method.md", list(DISTRIBUTIONS)),
+        ("docs/guide.md", list(DISTRIBUTIONS)),
         ("docs/method.md", _registered("tfmacer/training/objectives.py", "OBJECTIVES")),
         ("docs/guide.md", _registered("tfmacer/training/objectives.py", "OBJECTIVES")),
         ("docs/guide.md", _registered("tfmacer/training/networks.py", "NETWORKS")),

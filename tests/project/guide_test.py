@@ -18,7 +18,7 @@ from source_tree import ROOT
 from tfmacer import certify
 from tfmacer.guarantee.certificate import check_reachable
 from tfmacer.guarantee.rule import Rule
-from tfmacer.guarantee.smoothing import Gaussian
+from tfmacer.noise.gaussian.distribution import Gaussian
 
 WITHOUT_TENSORFLOW = ("tfmacer.verify", "tfmacer.merge", "tfmacer.report")
 

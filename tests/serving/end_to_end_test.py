@@ -18,7 +18,7 @@ from serving.certification_pb2_grpc import CertifierStub
 from tfmacer.guarantee.certificate import certify
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
-from tfmacer.guarantee.smoothing import law
+from tfmacer.noise.families import noise_distribution
 from tfmacer.records import chain
 from tfmacer.records.logs import read_log
 from tfmacer.votes.driver import Task, draw_certificates
@@ -89,7 +89,7 @@ def test_the_certificate_over_grpc_is_the_one_of_the_export(
             pb.CertifyRequest(pixels=pixels, n=2000, alpha=0.01), timeout=120
         )
     rule = Rule(alpha=0.01, bound="late_spending", n=2000, block_size=BLOCK)
-    noise = law("gaussian", sigma=0.25, params={}, dimension=64)
+    noise = noise_distribution("gaussian", sigma=0.25, params={}, dimension=64)
     source = SavedModelVotes(base_path)
     *_, last = draw_certificates(source, [Task.seeded(SEED, 0, IMAGE)], rule, noise)
     assert last.certificate is not None
@@ -137,7 +137,9 @@ def test_served_certificates_are_drawn_again_from_the_audit_log(
         n=2000,
     )
     rule = Rule(alpha=0.01, bound="late_spending", n=2000, block_size=BLOCK)
-    forged = certify(counts, rule, law("gaussian", sigma=0.25, params={}, dimension=64))
+    forged = certify(
+        counts, rule, noise_distribution("gaussian", sigma=0.25, params={}, dimension=64)
+    )
     fields["certificate"] = dataclasses.asdict(forged)
     line, link = chain.to_line(fields, chain.BEGINNING)
     audit.write_text(line + "\n")

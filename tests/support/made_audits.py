@@ -11,7 +11,7 @@ import numpy as np
 from tfmacer.guarantee.certificate import certify
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
-from tfmacer.guarantee.smoothing import law
+from tfmacer.noise.families import noise_distribution
 from tfmacer.records import chain
 from tfmacer.records.audit import MADE_WITH
 from tfmacer.records.chain import BEGINNING
@@ -38,7 +38,7 @@ def fields(
         n0=rule.n0,
         n=sum(counts),
     )
-    noise = law(
+    noise = noise_distribution(
         smoothing.noise_family,
         sigma=smoothing.sigma,
         params=smoothing.noise_params,

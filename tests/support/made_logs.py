@@ -8,7 +8,7 @@ from scipy import special
 from tfmacer.guarantee.certificate import certify, decided
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
-from tfmacer.guarantee.smoothing import LAWS
+from tfmacer.noise.families import DISTRIBUTIONS
 from tfmacer.records.falsifications import (
     Attacked,
     AttackSettings,
@@ -66,10 +66,10 @@ def record(settings: LogSettings, idx: int, *, shift: float = 0.0, label: int | 
     draws = rng.choice(CLASSES, rule.n, p=p)
     for n in rule.looks:
         counts = _counts(select, draws[:n], rule)
-        if decided(counts, rule, settings.law):
+        if decided(counts, rule, settings.distribution):
             break
     return Record.of(
-        certify(counts, rule, settings.law),
+        certify(counts, rule, settings.distribution),
         idx=idx,
         label=true if label is None else label,
         clean=true if idx % 10 else (true + 1) % CLASSES,
@@ -121,7 +121,7 @@ def write_attacks(log: Log, path: Path | None = None, *, false: int = 0, **other
         sigma=known.sigma,
         noise_family=known.noise_family,
         noise_params=known.noise_params,
-        norm=LAWS[known.noise_family].norm,
+        norm=DISTRIBUTIONS[known.noise_family].norm,
         certificate_alpha=known.alpha,
         examined=len(log.records),
         images=tuple(each.idx for each in certified),

@@ -21,15 +21,15 @@ import tensorflow as tf
 
 from tfmacer.attacks import adversarial
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee import rounding
 from tfmacer.guarantee.bounds import BOUNDS, ScoreBound, unbiased_variance
 from tfmacer.guarantee.certificate import ABSTAIN, RADIUS_DECIMALS, predict
-from tfmacer.guarantee.gaussian import RoundedGaussian
 from tfmacer.guarantee.rule import Rule
+from tfmacer.noise import sampling as noise
+from tfmacer.noise.rounded_gaussian import rounding
+from tfmacer.noise.rounded_gaussian.distribution import RoundedGaussian
 from tfmacer.records.falsifications import Attacked
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import Smoothing
-from tfmacer.votes import noise
 from tfmacer.votes.counting import inference
 from tfmacer.votes.source import Images, Votes, VoteSource, row_seed
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.certificate import Certificate, certify, check_reachable
-from tfmacer.guarantee.law import Law
+from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records import rows
 from tfmacer.records.locked_table import read_settings, settings_path
@@ -43,7 +43,7 @@ class Example:
 
     Attributes:
       index: position in the split as stored; with the run's seed it names the noise.
-      image: float32 `[H, W, C]` in [0, 1], as the law of the noise certifies it: see `Law.pixels`.
+      image: float32 `[H, W, C]` in [0, 1], as it is certified: see `NoiseDistribution.pixels`.
       label: the true class, -1 where there is none.
       name: what the dataset calls it; None where it has no name.
     """
@@ -63,14 +63,16 @@ class Example:
 Examples = Callable[[Sequence[int]], Iterable[Example]]
 
 
-def examples_of(split: "Split", law: Law) -> Examples:
-    """The images of a split, read a few ahead, as the law certifies them."""
+def examples_of(split: "Split", distribution: NoiseDistribution) -> Examples:
+    """The images of a split, read a few ahead, as the distribution certifies them."""
 
     def examples(positions: Sequence[int]) -> Iterator[Example]:
         for start in range(0, len(positions), _LOADED):
             chunk = positions[start : start + _LOADED]
             for index, image, label in zip(chunk, *split.take(chunk), strict=True):
-                yield Example(index, law.pixels(image), int(label), split.image_name(index))
+                yield Example(
+                    index, distribution.pixels(image), int(label), split.image_name(index)
+                )
 
     return examples
 
@@ -129,7 +131,7 @@ def certify_examples(
     Yields:
       Each example with its certificate, in the order in which they finish.
     """
-    law = source.smoothing.law
+    distribution = source.smoothing.distribution
     waiting: dict[int, tuple[Example, int]] = {}
 
     def tasks() -> Iterator[Task]:
@@ -139,7 +141,7 @@ def certify_examples(
                 waiting[example.index] = (example, int(clean))
                 yield Task.seeded(seed, example.index, example.image)
 
-    for progress in draw_certificates(source, tasks(), rules[0], law, also=rules[1:]):
+    for progress in draw_certificates(source, tasks(), rules[0], distribution, also=rules[1:]):
         on_progress(progress)
         if progress.done and progress.certificate is not None:
             example, clean = waiting.pop(progress.index)
@@ -299,14 +301,14 @@ def certify_images(
     if unknown := sorted(plan.keys() - set(fields)):
         raise UserError(f"{unknown[0]} is no argument; a plan has {', '.join(fields)}")
     rule = Rule(**({"block_size": source.smoothing.block_size} | plan))
-    law = source.smoothing.law
-    check_reachable(rule, law)
+    distribution = source.smoothing.distribution
+    check_reachable(rule, distribution)
     places = list(range(len(pixels))) if indices is None else _as_integers("indices", indices)
     if len(places) != len(pixels) or len(set(places)) != len(pixels):
         raise UserError(f"indices must be {len(pixels)} different integers, got {indices}")
     truths = _as_labels(labels, len(pixels), source.smoothing.num_classes)
     examples = [
-        Example(i, law.pixels(image), label)
+        Example(i, distribution.pixels(image), label)
         for i, image, label in zip(places, pixels, truths, strict=True)
     ]
     if out is not None and indices is not None:
@@ -314,7 +316,7 @@ def certify_images(
     path = None if out is None else Path(out)
     seed = _as_seed(seed, indices, path)
     if path is not None:
-        return Certificates(_certify_to(path, source, examples, rule, law, seed), seed)
+        return Certificates(_certify_to(path, source, examples, rule, distribution, seed), seed)
     if not examples:
         return Certificates([], seed)
     preflight(source, [example.image for example in examples[:2]])
@@ -326,7 +328,12 @@ def certify_images(
 
 
 def _certify_to(
-    path: Path, source: VoteSource, examples: list[Example], rule: Rule, law: Law, seed: int
+    path: Path,
+    source: VoteSource,
+    examples: list[Example],
+    rule: Rule,
+    distribution: NoiseDistribution,
+    seed: int,
 ) -> list[Certificate]:
     from tfmacer.votes.devices import environment
 
@@ -343,7 +350,7 @@ def _certify_to(
         missing, _ = prepare_logs(source, lambda some: [examples[idx] for idx in some], [writer])
         record_examples(source, [examples[i] for i in missing], [rule], [writer], seed=seed)
         records = sorted(writer.rows, key=lambda record: record.idx)
-    return [certify(record.all_counts, rule, law) for record in records]
+    return [certify(record.all_counts, rule, distribution) for record in records]
 
 
 def open_votes(

@@ -69,7 +69,7 @@ class CertifyBlock(beam.DoFn):
         if job.read(block) is None:
             started = time.time()
             rules = [settings.rule for settings in job.settings]
-            examples = examples_of(self._split, self._source.smoothing.law)(block)
+            examples = examples_of(self._split, self._source.smoothing.distribution)(block)
             seed = job.settings[0].seed
             found = {
                 done.example.index: done.records

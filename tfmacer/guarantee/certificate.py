@@ -15,8 +15,9 @@ from tfmacer.guarantee.bounds import (
     unbiased_variance,
 )
 from tfmacer.guarantee.counts import Counts
+from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.guarantee.rule import SIDE, Rule, check_error_rate, unanimous
-from tfmacer.guarantee.smoothing import Law, caveat
+from tfmacer.noise.families import caveat
 
 ABSTAIN = -1
 RADIUS_DECIMALS = 9
@@ -35,7 +36,7 @@ class Certificate:
       sigma: scale of the noise.
       family: of the noise.
       dimension: numbers in one image.
-      generator: what drew the noise, one of `tfmacer.guarantee.generators.GENERATORS`.
+      generator: what drew the noise, one of `tfmacer.noise.generators.GENERATORS`.
       bound: key of `tfmacer.guarantee.bounds.BOUNDS`.
       bilateral: whether the runner-up's probability was bounded too.
       beta: inverse temperature of the softmax; of soft bounds only.
@@ -142,7 +143,7 @@ def predict(counts: Sequence[int], alpha: float) -> Prediction:
     return Prediction(top if p_value <= alpha else ABSTAIN, p_value)
 
 
-def certify(counts: Counts, rule: Rule, law: Law) -> Certificate:
+def certify(counts: Counts, rule: Rule, distribution: NoiseDistribution) -> Certificate:
     """CERTIFY: bounds the probability of the class the selection draws chose, and its radius.
 
     Cohen, Rosenfeld & Kolter, ICML 2019, section 3.2.2; for soft bounds Zhai et al., ICLR 2020,
@@ -151,7 +152,7 @@ def certify(counts: Counts, rule: Rule, law: Law) -> Certificate:
     Args:
       counts: what was drawn; n must be one of the rule's looks.
       rule: as fixed before drawing.
-      law: the noise distribution.
+      distribution: the noise distribution.
 
     Returns:
       The certificate. It rests on the counts of this look alone, so that it can be recomputed.
@@ -162,18 +163,18 @@ def certify(counts: Counts, rule: Rule, law: Law) -> Certificate:
     share = _share(counts, rule)
     selected = _argmax(_needed(counts, "select_sums") if rule.soft else counts.select_counts)
     p_lower, p_upper_second = _bounds(counts, rule, selected, rule.alpha * share)
-    radius = law.radius(p_lower, p_upper_second)
+    radius = distribution.radius(p_lower, p_upper_second)
     if radius < 10.0**-RADIUS_DECIMALS:  # recorded, it would be a certificate of radius 0
         radius = 0.0
     return Certificate(
         predict=selected if radius > 0 else ABSTAIN,
         radius=radius,
-        norm=law.norm,
+        norm=distribution.norm,
         alpha=rule.alpha,
-        sigma=law.sigma,
-        family=law.family,
-        dimension=law.dimension,
-        generator=law.generator,
+        sigma=distribution.sigma,
+        family=distribution.family,
+        dimension=distribution.dimension,
+        generator=distribution.generator,
         bound=rule.bound,
         bilateral=rule.bilateral,
         beta=rule.beta,
@@ -190,7 +191,7 @@ def certify(counts: Counts, rule: Rule, law: Law) -> Certificate:
     )
 
 
-def decided(counts: Counts, rule: Rule, law: Law) -> bool:
+def decided(counts: Counts, rule: Rule, distribution: NoiseDistribution) -> bool:
     """Whether the stop rule says to stop at this look. Never for `fixed` and `budget`.
 
     `decide` stops when the radius asked for is certified at alpha, or when the greatest radius that
@@ -201,23 +202,23 @@ def decided(counts: Counts, rule: Rule, law: Law) -> bool:
     Args:
       counts: what was drawn; n must be one of the rule's looks.
       rule: as fixed before drawing.
-      law: the noise distribution.
+      distribution: the noise distribution.
     """
     stop = rule.stop
     if stop.kind not in ("decide", "precision"):
         return False
-    certified = certify(counts, rule, law).radius
-    possible = _possible_radius(counts, rule, law)
+    certified = certify(counts, rule, distribution).radius
+    possible = _possible_radius(counts, rule, distribution)
     if stop.radius is not None:
         return certified >= stop.radius or possible < stop.radius
-    reachable = min(possible, largest_radius(rule, law))
+    reachable = min(possible, largest_radius(rule, distribution))
     return certified >= (1 - (stop.precision or 0.0)) * reachable
 
 
-def largest_radius(rule: Rule, law: Law) -> float:
+def largest_radius(rule: Rule, distribution: NoiseDistribution) -> float:
     """The radius that n unanimous draws certify: no image gets a larger one under this rule."""
     p_lower = unanimous(rule, rule.n)
-    return law.radius(p_lower, 1 - p_lower if rule.bilateral else None)
+    return distribution.radius(p_lower, 1 - p_lower if rule.bilateral else None)
 
 
 def round_down(value: float, decimals: int = RADIUS_DECIMALS) -> float:
@@ -233,17 +234,17 @@ def round_down(value: float, decimals: int = RADIUS_DECIMALS) -> float:
     return math.copysign(float(down(abs(value), decimals)), value)
 
 
-def check_reachable(rule: Rule, law: Law) -> None:
+def check_reachable(rule: Rule, distribution: NoiseDistribution) -> None:
     """Refuses to decide about a radius that even n unanimous draws would not certify.
 
     Raises:
       UserError: the rule's `decide` radius is out of reach.
     """
-    largest = largest_radius(rule, law)
+    largest = largest_radius(rule, distribution)
     if rule.stop.radius is not None and rule.stop.radius > largest:
         raise UserError(
             f"stop={rule.stop}: n = {rule.n} draws at alpha = {rule.alpha} certify a radius of "
-            f"{down(largest, 4)} at most, with sigma = {law.sigma}"
+            f"{down(largest, 4)} at most, with sigma = {distribution.sigma}"
         )
 
 
@@ -269,7 +270,7 @@ def _bounds(counts: Counts, rule: Rule, selected: int, alpha: float) -> tuple[fl
     return p_lower, min(others, math.nextafter(1 - p_lower, 1.0))
 
 
-def _possible_radius(counts: Counts, rule: Rule, law: Law) -> float:
+def _possible_radius(counts: Counts, rule: Rule, distribution: NoiseDistribution) -> float:
     """Greatest radius the probabilities may allow; too small with probability reject_alpha."""
     bound = BOUNDS[rule.bound]
     if not isinstance(bound, VoteBound):
@@ -278,14 +279,14 @@ def _possible_radius(counts: Counts, rule: Rule, law: Law) -> float:
     alpha = rule.reject_alpha * _share(counts, rule)
     hits = counts.counts[selected]
     if not rule.bilateral:
-        return law.radius(bound.upper(hits, counts.n, alpha))
+        return distribution.radius(bound.upper(hits, counts.n, alpha))
     # A one-sided limit would give up images whose first class has less than half of the votes,
     # which a bilateral certificate can reach. Here the class with most votes stands for the
     # runner-up, from below, so the bound must hold for all other classes at once.
     others = _others(counts.counts, selected)
     upper = bound.upper(hits, counts.n, alpha * SIDE)
     lower_second = bound.lower(max(others), counts.n, alpha * SIDE / len(others))
-    return law.radius(upper, lower_second)
+    return distribution.radius(upper, lower_second)
 
 
 def _share(counts: Counts, rule: Rule) -> float:

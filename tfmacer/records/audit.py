@@ -24,12 +24,12 @@ import numpy.typing as npt
 import scipy
 
 from tfmacer.common.errors import Notice, UserError
-from tfmacer.guarantee import generators
 from tfmacer.guarantee.bounds import BOUNDS, VoteBound
 from tfmacer.guarantee.certificate import Certificate, certify
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
+from tfmacer.noise import generators
 from tfmacer.records import chain
 from tfmacer.records.chain import Chain, Place
 from tfmacer.records.runs import Smoothing
@@ -309,10 +309,10 @@ def _faults(entry: AuditEntry) -> Iterator[str]:
         yield f"counts has {len(found.counts)} classes, the model {model.num_classes}"
     if entry.pixels is not None:
         yield from _wrong_pixels(entry.pixels, entry.pixels_sha256)
-        certified = model.law.pixels(entry.pixels)
+        certified = model.distribution.pixels(entry.pixels)
         if entry.place is not None and not np.array_equal(certified, entry.pixels):
             yield "the pixels are not the multiples of 1/255 that were certified"
-    expected = certify(_counts(entry), rule, model.law)
+    expected = certify(_counts(entry), rule, model.distribution)
     for field in dataclasses.fields(Certificate):
         recorded, right = getattr(found, field.name), getattr(expected, field.name)
         if not _agree(field.name, recorded, right, exact=entry.made_with == MADE_WITH):

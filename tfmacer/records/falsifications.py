@@ -13,7 +13,7 @@ from typing import Any
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.bounds import most_wrong
 from tfmacer.guarantee.rule import check_error_rate
-from tfmacer.guarantee.smoothing import LAWS
+from tfmacer.noise.families import DISTRIBUTIONS
 from tfmacer.records import sealing
 from tfmacer.records.locked_table import (
     ABSENT,
@@ -52,7 +52,7 @@ class AttackSettings(Settings["Attacked"]):
       log_digest: of the certification log whose certificates are attacked, see `log_digest`.
       model_digest: of the network, see `tfmacer.records.runs.model_digest`.
       sigma: scale of the noise.
-      noise_family: key of `tfmacer.guarantee.smoothing.LAWS`.
+      noise_family: key of `tfmacer.noise.families.DISTRIBUTIONS`.
       noise_params: the family's further parameters.
       norm: of the radii, `l2` or `linf`.
       certificate_alpha: failure probability of each certificate.
@@ -94,7 +94,10 @@ class AttackSettings(Settings["Attacked"]):
     format_version: int = NEWEST
 
     def __post_init__(self) -> None:
-        if self.noise_family not in LAWS or self.norm != LAWS[self.noise_family].norm:
+        if (
+            self.noise_family not in DISTRIBUTIONS
+            or self.norm != DISTRIBUTIONS[self.noise_family].norm
+        ):
             raise UserError(f"norm {self.norm!r} is not that of {self.noise_family!r} noise")
         for name in ("alpha", "certificate_alpha"):
             check_error_rate(name, getattr(self, name))

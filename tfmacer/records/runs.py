@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmacer.common.errors import Notice, UserError
-from tfmacer.guarantee import generators
-from tfmacer.guarantee.smoothing import Law, law
+from tfmacer.guarantee.distribution import NoiseDistribution
+from tfmacer.noise import generators
+from tfmacer.noise.families import noise_distribution
 from tfmacer.records import sealing
 
 # Since version 2 the text ends with a digest of itself.
@@ -47,10 +48,10 @@ class Smoothing:
 
     Attributes:
       sigma: scale of the noise in units of pixels in [0, 1]; > 0.
-      noise_family: key of `tfmacer.guarantee.smoothing.LAWS`.
+      noise_family: key of `tfmacer.noise.families.DISTRIBUTIONS`.
       noise_params: the family's further parameters (none for `gaussian`).
       block_size: draws per block of the noise stream; part of the draws' identity.
-      generator: of the noise, one of `tfmacer.guarantee.generators.GENERATORS`; likewise.
+      generator: of the noise, one of `tfmacer.noise.generators.GENERATORS`; likewise.
       num_classes: K, 2 or more.
       input_shape: `(H, W, C)`.
       dataset: what it was trained on; None where unknown.
@@ -82,13 +83,13 @@ class Smoothing:
         generators.check_generator(self.generator)
 
     @functools.cached_property
-    def law(self) -> Law:
-        """The law of the noise.
+    def distribution(self) -> NoiseDistribution:
+        """The distribution of the noise.
 
         Raises:
           UserError: the family is unknown, or a parameter is out of range.
         """
-        return law(
+        return noise_distribution(
             self.noise_family,
             sigma=self.sigma,
             params=self.noise_params,

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfmacer.common.errors import UserError
+from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.guarantee.rule import Rule
-from tfmacer.guarantee.smoothing import Law, law
 from tfmacer.guarantee.stopping import StopRule
+from tfmacer.noise.families import noise_distribution
 from tfmacer.records import rows
 from tfmacer.records.locked_table import Settings
 from tfmacer.records.rows import Record
@@ -30,7 +31,7 @@ class LogSettings(Settings[Record]):
     Attributes:
       alpha: failure probability of each certificate.
       sigma: scale of the noise in units of pixels in [0, 1].
-      noise_family: key of `tfmacer.guarantee.smoothing.LAWS`.
+      noise_family: key of `tfmacer.noise.families.DISTRIBUTIONS`.
       noise_params: the family's further parameters.
       block_size: draws per block of the noise stream.
       bound: key of `tfmacer.guarantee.bounds.BOUNDS`.
@@ -41,7 +42,7 @@ class LogSettings(Settings[Record]):
       n0: draws that choose the class.
       n: draws that estimate its probability, at most.
       seed: of the run; the draws of an image depend on it and on `idx` alone.
-      generator: of the noise, one of `tfmacer.guarantee.generators.GENERATORS`.
+      generator: of the noise, one of `tfmacer.noise.generators.GENERATORS`.
       num_classes: K.
       input_shape: `(H, W, C)`.
       model_digest: see `tfmacer.records.runs.model_digest`.
@@ -113,7 +114,7 @@ class LogSettings(Settings[Record]):
         if not self.indices and self.total > 0 and self.shard is None:
             raise UserError(f"start is {self.start}, the split has {self.total} images")
         # What they are made of must be possible, too.
-        _ = self.rule, self.law
+        _ = self.rule, self.distribution
 
     @classmethod
     def of(cls, smoothing: Smoothing, rule: Rule, **others: Any) -> "LogSettings":
@@ -175,9 +176,9 @@ class LogSettings(Settings[Record]):
         )
 
     @functools.cached_property
-    def law(self) -> Law:
+    def distribution(self) -> NoiseDistribution:
         """The smoothing distribution."""
-        return law(
+        return noise_distribution(
             self.noise_family,
             sigma=self.sigma,
             params=self.noise_params,

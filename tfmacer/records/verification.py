@@ -84,7 +84,7 @@ def _differences(
 ) -> Iterator[Difference]:
     """All that is wrong with a record, the cause before its consequences."""
     yield from _inconsistencies(record, settings)
-    certificate = certify(record.all_counts, settings.rule, settings.law)
+    certificate = certify(record.all_counts, settings.rule, settings.distribution)
     expected = Record.of(
         certificate,
         idx=record.idx,
@@ -101,7 +101,7 @@ def _differences(
     if (
         record.stopped_early
         and settings.rule.stop.kind != "budget"
-        and not decided(record.all_counts, settings.rule, settings.law)
+        and not decided(record.all_counts, settings.rule, settings.distribution)
     ):
         yield Difference(record.idx, "n", record.n, "more: nothing was decided by then")
     if redraw is not None:

@@ -14,8 +14,8 @@ from scipy import stats
 
 from tfmacer.guarantee.bounds import dataset_lower_bound
 from tfmacer.guarantee.certificate import largest_radius, round_down
-from tfmacer.guarantee.linf import MixedNorm, linf_from_l2
-from tfmacer.guarantee.smoothing import LAWS
+from tfmacer.noise.families import DISTRIBUTIONS
+from tfmacer.noise.mixed_norm.distribution import MixedNorm, linf_from_l2
 from tfmacer.records.falsifications import Falsification
 from tfmacer.records.logs import Log
 from tfmacer.records.rows import Record
@@ -66,7 +66,7 @@ class Run:
         """That of its radii, `l2` or `linf`; published logs are taken to hold l2 radii."""
         if self.settings is None:
             return "l2"
-        return "linf" if self.converted else LAWS[self.settings.noise_family].norm
+        return "linf" if self.converted else DISTRIBUTIONS[self.settings.noise_family].norm
 
     def in_linf(self) -> "Run | None":
         """The same with each l2 radius as that of the l-infinity ball inside, r / sqrt(d).
@@ -199,11 +199,11 @@ class Run:
         if self.settings is None:
             return None
         if self.settings.noise_family == MixedNorm.family:
-            # The table behind this law takes its time to make; a unanimous image has the answer.
+            # The table behind this radius takes its time to make; a unanimous image has it.
             full = [r.radius for r in self.log.records if r.counts and max(r.counts) == r.n]
             whole = self.settings.rule.stop.kind == "fixed" and not self.settings.rule.soft
             return max(full, default=None) if whole else None
-        largest = largest_radius(self.settings.rule, self.settings.law)
+        largest = largest_radius(self.settings.rule, self.settings.distribution)
         dimension = math.prod(self.settings.input_shape)
         return linf_from_l2(largest, dimension) if self.converted else largest
 

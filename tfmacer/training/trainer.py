@@ -75,7 +75,7 @@ class SmoothedTrainer(inputs.CheckedModel):
           network: any Keras classifier that returns logits.
           objective: see `tfmacer.training.objectives`.
           sigma: scale of the noise, in units of pixels in [0, 1]; > 0.
-          noise_family: key of `tfmacer.votes.noise.NOISES`.
+          noise_family: key of `tfmacer.noise.sampling.NOISES`.
           noise_params: the family's further parameters; None for none.
           num_noise: noisy copies of each image in a step (k); 1 or more.
           noise_chunk: copies of each image in memory at once, a divisor of `num_noise`; see

@@ -6,8 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfmacer.noise import sampling as noise
 from tfmacer.records.runs import Smoothing
-from tfmacer.votes import noise
 
 # Blocks in flight at once inside one graph call: as many as most machines have cores, and fewer
 # where images are so large that the blocks under way would fill the memory. A layer is taken to

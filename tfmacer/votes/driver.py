@@ -17,8 +17,8 @@ import numpy.typing as npt
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.certificate import Certificate, certify, decided
 from tfmacer.guarantee.counts import Counts
+from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.guarantee.rule import Rule
-from tfmacer.guarantee.smoothing import Law
 from tfmacer.votes.source import ESTIMATE, SELECT, Seeds, Votes, VoteSource, row_seed
 
 # A round of requests is sized to take about this long: short enough to stop, report and meet a
@@ -151,7 +151,10 @@ class _Stream:
                 yield part
 
     def look(
-        self, rule: Rule, law: Law, bounding: Callable[[], AbstractContextManager[object]]
+        self,
+        rule: Rule,
+        distribution: NoiseDistribution,
+        bounding: Callable[[], AbstractContextManager[object]],
     ) -> tuple[list[Counts], bool]:
         """Certifies at the last look that has just been reached; True where the rule stops there.
 
@@ -165,8 +168,8 @@ class _Stream:
             self.n, self.seen = self.estimate.reached.pop(0)
             reached.append(self.counts(rule))
         with bounding():
-            self.certificate = certify(reached[-1], rule, law)
-            stops = self.n == rule.n or decided(reached[-1], rule, law)
+            self.certificate = certify(reached[-1], rule, distribution)
+            stops = self.n == rule.n or decided(reached[-1], rule, distribution)
         if not stops and self.n == self.estimate.target:
             self.estimate.target = self.estimate.next_look()
         return reached, stops
@@ -189,7 +192,7 @@ def draw_certificates(
     source: VoteSource,
     tasks: Iterable[Task],
     rule: Rule,
-    law: Law,
+    distribution: NoiseDistribution,
     *,
     also: Sequence[Rule] = (),
     bounding: Callable[[], AbstractContextManager[object]] = nullcontext,
@@ -202,7 +205,7 @@ def draw_certificates(
       source: where votes come from.
       tasks: the images, taken as they are needed.
       rule: sampling plan, bound and stop rule; its block size must be the source's.
-      law: the smoothing distribution.
+      distribution: the smoothing distribution.
       also: further rules for fixed numbers of draws, certified from the same votes at the end.
       bounding: entered around the computation of a certificate, for whoever measures it.
 
@@ -210,8 +213,8 @@ def draw_certificates(
       After each round of requests, the progress of every image that advanced in it.
 
     Raises:
-      UserError: the rule's block size is not the source's, the law is not about an image, or votes
-        are missing because the network's logits were not finite.
+      UserError: the rule's block size is not the source's, the distribution does not certify such
+        images, or votes are missing because the network's logits were not finite.
     """
     smoothing = source.smoothing
     if rule.block_size != smoothing.block_size:
@@ -234,7 +237,7 @@ def draw_certificates(
                 task = next(pending, None)
                 if task is None:
                     break
-                task = dataclasses.replace(task, image=law.pixels(task.image))
+                task = dataclasses.replace(task, image=distribution.pixels(task.image))
                 stream = _Stream(task, rule, smoothing.num_classes, started)
                 streams.append(stream)
             share = min(room, stream.missing(smoothing.block_size))
@@ -257,7 +260,7 @@ def draw_certificates(
             out_of_time = rule.stop.seconds is not None and (
                 now - stream.started >= rule.stop.seconds
             )
-            reached, stops = stream.look(rule, law, bounding)
+            reached, stops = stream.look(rule, distribution, bounding)
             done = stops or (out_of_time and stream.certificate is not None)
             if done:
                 streams.remove(stream)
@@ -266,7 +269,9 @@ def draw_certificates(
                 n=stream.estimate.drawn,
                 certificate=stream.certificate,
                 looks=tuple(reached),
-                also=tuple(certify(stream.counts(r), r, law) for r in also) if done else (),
+                also=tuple(certify(stream.counts(r), r, distribution) for r in also)
+                if done
+                else (),
                 done=done,
                 seconds=now - stream.started,
             )

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from tfmacer.common.errors import UserError
+from tfmacer.noise import sampling as noise
 from tfmacer.records.runs import Smoothing
-from tfmacer.votes import noise
 from tfmacer.votes.admission import check_saved_model
 from tfmacer.votes.counting import count_votes, inference
 from tfmacer.votes.models import load_run

@@ -22,7 +22,7 @@ from tfmacer.common.errors import UserError
 from tfmacer.guarantee.certificate import certify
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
-from tfmacer.guarantee.smoothing import law
+from tfmacer.noise.families import noise_distribution
 from tfmacer.records import chain, locked_file
 from tfmacer.records.audit import read_audit_log, verify_entry
 from tfmacer.records.sealing import pixels_digest
@@ -57,7 +57,9 @@ def made(number: int = 0) -> Entry:
         model=ServedModel(name="m", version=3, smoothing=SMOOTHING),
         rule=RULE,
         task=Task(0, values, np.array([number, -2], np.int32), np.array([number, 4], np.int32)),
-        certificate=certify(counts, RULE, law("gaussian", sigma=0.5, params={}, dimension=16)),
+        certificate=certify(
+            counts, RULE, noise_distribution("gaussian", sigma=0.5, params={}, dimension=16)
+        ),
     )
 
 
@@ -143,7 +145,7 @@ def test_an_old_log_is_continued(path: Path) -> None:
 def test_a_log_of_an_older_version_is_continued(path: Path, capsys) -> None:
     older = dataclasses.replace(made(1), rule=Rule(n=1000, block_size=64))
     counts = Counts(select_counts=(100, 0, 0), counts=(990, 10, 0), n0=100, n=1000)
-    noise = law("gaussian", sigma=0.5, params={}, dimension=16)
+    noise = noise_distribution("gaussian", sigma=0.5, params={}, dimension=16)
     older = dataclasses.replace(older, certificate=certify(counts, older.rule, noise))
     fields = older.fields(pixels=True)
     del fields["made_with"]

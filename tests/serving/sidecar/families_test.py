@@ -8,8 +8,8 @@ import pytest
 from fake_backend import SMOOTHING
 
 from serving import certification_pb2 as pb
-from tfmacer.guarantee.generators import GENERATORS
-from tfmacer.guarantee.smoothing import law
+from tfmacer.noise.families import noise_distribution
+from tfmacer.noise.generators import GENERATORS
 from tfmacer.records.audit import read_audit_log, verify_entry
 from tfmacer.records.sealing import pixels_digest, seal
 
@@ -28,7 +28,7 @@ def family(request, backend):
     backend.smoothing = dataclasses.replace(
         SMOOTHING, noise_family=request.param, noise_params=params
     )
-    return law(request.param, sigma=SMOOTHING.sigma, params=params, dimension=16)
+    return noise_distribution(request.param, sigma=SMOOTHING.sigma, params=params, dimension=16)
 
 
 def test_the_radius_is_that_of_the_models_noise(family, start):

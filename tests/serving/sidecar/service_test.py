@@ -17,13 +17,13 @@ from serving.sidecar.limits import Limits
 from tfmacer.guarantee.certificate import certify, decided, predict
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
-from tfmacer.guarantee.smoothing import law
+from tfmacer.noise.families import noise_distribution
 from tfmacer.records.audit import read_audit_log, verify_entry
 from tfmacer.votes.endpoint import BackendError
 from tfmacer.votes.source import ESTIMATE, SELECT, row_seed
 
 SEED = 7
-LAW = law("gaussian", sigma=SMOOTHING.sigma, params={}, dimension=16)
+LAW = noise_distribution("gaussian", sigma=SMOOTHING.sigma, params={}, dimension=16)
 
 
 def _counts(probabilities, select_seed, estimate_seed, n0: int, n: int) -> Counts:

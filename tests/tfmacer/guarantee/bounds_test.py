@@ -118,15 +118,19 @@ class TestScores:
         with pytest.raises(UserError, match="n of 2 or more, got 1"):
             bounds.bernstein_lower(1.0, 0.0, 1, 0.1)
 
-    @pytest.mark.parametrize("law", [stats.beta(8, 2), stats.beta(0.2, 0.1), stats.bernoulli(0.7)])
-    def test_coverage(self, law):
+    @pytest.mark.parametrize(
+        "distribution", [stats.beta(8, 2), stats.beta(0.2, 0.1), stats.bernoulli(0.7)]
+    )
+    def test_coverage(self, distribution):
         """No more failures than a true rate of alpha explains (all but a chance of 1e-9)."""
         n, alpha, runs = 200, 0.2, 5000
-        scores = law.rvs(size=(runs, n), random_state=np.random.default_rng(1)).astype(float)
+        scores = distribution.rvs(size=(runs, n), random_state=np.random.default_rng(1)).astype(
+            float
+        )
         means, variances = scores.mean(axis=1), scores.var(axis=1, ddof=1)
-        hoeffding = sum(bounds.hoeffding_lower(m, n, alpha) > law.mean() for m in means)
+        hoeffding = sum(bounds.hoeffding_lower(m, n, alpha) > distribution.mean() for m in means)
         bernstein = sum(
-            bounds.bernstein_lower(m, v, n, alpha) > law.mean()
+            bounds.bernstein_lower(m, v, n, alpha) > distribution.mean()
             for m, v in zip(means, variances, strict=True)
         )
         assert max(hoeffding, bernstein) <= stats.binom.isf(1e-9, runs, alpha)

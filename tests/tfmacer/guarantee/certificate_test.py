@@ -27,8 +27,8 @@ from tfmacer.guarantee.certificate import (
 )
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
-from tfmacer.guarantee.smoothing import Gaussian
 from tfmacer.guarantee.stopping import StopRule
+from tfmacer.noise.gaussian.distribution import Gaussian
 
 NORMAL = NormalDist()
 UNIT = Gaussian(1.0, 784)
@@ -445,12 +445,14 @@ class TestLinearClassifier:
         )
         truth = (weights @ image + offset) / np.linalg.norm(weights)
         assert truth > 0
-        rule, law, failures = Rule(n0=10, n=n, alpha=alpha), Gaussian(sigma, 784), 0
+        rule, distribution, failures = Rule(n0=10, n=n, alpha=alpha), Gaussian(sigma, 784), 0
         for _ in range(runs):
             noise = rng.normal(0, sigma, size=(10 + n, 4))
             votes = (image + noise) @ weights + offset > 0
             select, hits = int(votes[:10].sum()), int(votes[10:].sum())
-            certificate = certify(make_counts((hits, n - hits), (select, 10 - select)), rule, law)
+            certificate = certify(
+                make_counts((hits, n - hits), (select, 10 - select)), rule, distribution
+            )
             failures += certificate.radius > (truth if certificate.predict == 0 else 0.0)
         assert 0.2 * alpha * runs < failures <= stats.binom.isf(1e-9, runs, alpha)
 
@@ -695,8 +697,8 @@ class TestStatement:
         ],
     )
     def test_certified(self, dimension, generator, part):
-        law = Gaussian(0.25, dimension, generator)
-        certificate = certify(make_counts((9900, 100)), Rule(n0=10, n=10_000), law)
+        distribution = Gaussian(0.25, dimension, generator)
+        certificate = certify(make_counts((9900, 100)), Rule(n0=10, n=10_000), distribution)
         shown = f"{round_down(certificate.radius):.9f}"
         assert certificate.statement() == (
             "Except with probability 0.001 over the random draws, the smoothed classifier answers "

@@ -112,7 +112,7 @@ def test_a_radius_is_written_rounded_toward_zero_and_read_as_written(radius):
 
 def _certificate():
     counts = Counts(select_counts=(100, 0), counts=(1990, 10), n0=100, n=2000)
-    return certify(counts, HARD.rule, HARD.law)
+    return certify(counts, HARD.rule, HARD.distribution)
 
 
 def test_no_label_is_never_correct():

@@ -121,7 +121,7 @@ def test_a_model_without_a_generator_is_of_the_first():
     assert MADE.generator == "philox-boxmuller"
     with pytest.warns(Notice):
         found = read(first_version())
-    assert (found.generator, found.law.generator) == ("philox", "philox")
+    assert (found.generator, found.distribution.generator) == ("philox", "philox")
     assert json.loads(found.to_json())["generator"] == "philox"
     unnamed = dataclasses.asdict(MADE)
     del unnamed["generator"]
@@ -136,9 +136,14 @@ def test_an_unknown_generator_is_one_line():
 
 
 def test_the_law_is_that_of_the_fields():
-    law = MADE.law
-    assert (law.family, law.sigma, law.k, law.dimension) == ("generalized_gaussian", 0.5, 2.0, 784)
-    assert law.generator == MADE.generator
+    distribution = MADE.distribution
+    assert (distribution.family, distribution.sigma, distribution.k, distribution.dimension) == (
+        "generalized_gaussian",
+        0.5,
+        2.0,
+        784,
+    )
+    assert distribution.generator == MADE.generator
 
 
 def test_a_seal_cannot_be_left_out():

@@ -31,7 +31,10 @@ def test_the_generator_is_the_models_and_part_of_a_rows_identity():
     old, new = (made_logs.settings(generator=g) for g in ("philox", "philox-boxmuller"))
     assert (old.generator, new.generator) == ("philox", "philox-boxmuller")
     assert old.identity != new.identity
-    assert (old.law.generator, new.law.generator) == ("philox", "philox-boxmuller")
+    assert (old.distribution.generator, new.distribution.generator) == (
+        "philox",
+        "philox-boxmuller",
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,8 +48,8 @@ def test_the_generator_is_the_models_and_part_of_a_rows_identity():
 def test_the_rule_and_the_law_come_back(rule):
     settings = read(made_logs.settings(rule).to_json())
     assert settings.rule == rule
-    assert settings.law.sigma == 0.5
-    assert settings.law.norm == "l2"
+    assert settings.distribution.sigma == 0.5
+    assert settings.distribution.norm == "l2"
 
 
 ALTERED = {

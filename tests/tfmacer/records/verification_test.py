@@ -161,7 +161,7 @@ def test_an_early_stop_before_anything_was_decided_is_found(tmp_path):
     log = made_logs.write(tmp_path / "log.tsv", settings)
     # 200 of 256 votes: neither certified at 0.3 nor refuted.
     counts = Counts(select_counts=(100, 0, 0, 0), counts=(190, 66, 0, 0), n0=100, n=256)
-    certificate = certify(counts, rule, settings.law)
+    certificate = certify(counts, rule, settings.distribution)
     record = rows.Record.of(
         certificate, idx=3, label=0, clean=0, seconds=0.1, pixels_sha256="0" * 64
     )

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee import linf, mixed_norm
+from tfmacer.noise.mixed_norm import distribution as linf
+from tfmacer.noise.mixed_norm import likelihood_ratio as mixed_norm
 from tfmacer.records.logs import Log, LogWriter, read_log
 from tfmacer.report import __main__ as report
 from tfmacer.report import plots, tables
@@ -20,7 +21,7 @@ from tfmacer.report.summary import Run
 
 @pytest.fixture(autouse=True)
 def no_table(monkeypatch):
-    """The table behind the l-infinity law takes its time to make; a report does without."""
+    """The table behind l-infinity radii takes its time to make; a report does without."""
 
     def made(*_):
         raise AssertionError("the table was made")

@@ -9,8 +9,8 @@ import pytest
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.certificate import certify
 from tfmacer.guarantee.rule import Rule
-from tfmacer.guarantee.smoothing import Gaussian
 from tfmacer.guarantee.stopping import StopRule
+from tfmacer.noise.gaussian.distribution import Gaussian
 from tfmacer.records.runs import Smoothing
 from tfmacer.votes.driver import Progress, Task, draw_certificates
 from tfmacer.votes.source import ESTIMATE, SELECT, Votes, row_seed

@@ -10,7 +10,7 @@ import tensorflow as tf
 from small_exports import small_smoothing, write_small_export
 
 from tfmacer.common.errors import Notice, UserError
-from tfmacer.guarantee.generators import GENERATORS
+from tfmacer.noise.generators import GENERATORS
 from tfmacer.records.runs import RunDirectory, Smoothing
 from tfmacer.votes import counting, local, models, noise
 from tfmacer.votes.source import ESTIMATE, SELECT, row_seed

@@ -17,10 +17,11 @@ from typing import TypeVar
 import tensorflow as tf
 
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee import extremes, rounding
+from tfmacer.noise import random_numbers as draws
+from tfmacer.noise.mixed_norm import statistics
+from tfmacer.noise.random_numbers import Generator
+from tfmacer.noise.rounded_gaussian import rounding
 from tfmacer.records.runs import Smoothing
-from tfmacer.votes import draws
-from tfmacer.votes.draws import Generator
 
 _F = TypeVar("_F")
 
@@ -51,7 +52,7 @@ def gaussian_noise(
 
 
 def rounded_steps(shape: tf.Tensor, seed: tf.Tensor, sigma: float) -> tf.Tensor:
-    """The whole numbers D of `tfmacer.guarantee.rounding`, int32; see `gaussian_noise`."""
+    """The whole numbers D of `rounded_gaussian.rounding`, int32; see `gaussian_noise`."""
     table = rounding.thresholds(sigma)
     bits = tf.random.stateless_uniform(
         shape, seed, minval=None, maxval=None, dtype=tf.int64, alg="philox"
@@ -103,7 +104,7 @@ def mixed_norm_noise(
     """Density |z|_inf^-k exp(-|z|_2^2 / (2 sigma^2)); see `gaussian_noise`.
 
     The largest coordinate first, then which it is, then the others, truncated by it: see
-    `tfmacer.guarantee.extremes.LargestCoordinate`.
+    `tfmacer.noise.mixed_norm.statistics.LargestCoordinate`.
     """
     largest_seed, sign_seed, face_seed, others_seed = tf.unstack(
         tf.random.split(seed, 4, alg="philox")
@@ -112,8 +113,8 @@ def mixed_norm_noise(
     dimension = math.prod(sides.shape[-3:])
     rows = tf.shape(sides)[:-3]
     share = tf.random.stateless_uniform(rows, largest_seed, dtype=tf.float64, alg="philox")
-    law = extremes.largest_coordinate(dimension, params["k"])
-    largest = _largest(share, law)[..., tf.newaxis]
+    distribution = statistics.largest_coordinate(dimension, params["k"])
+    largest = _largest(share, distribution)[..., tf.newaxis]
     bound = tf.cast(largest, tf.float32)
     edge = tf.cast(tf.math.erfc(largest / math.sqrt(2)) / 2, tf.float32)
     others = draw.truncated(tf.reshape(sides, tf.concat([rows, [dimension]], axis=0)), edge)
@@ -125,18 +126,18 @@ def mixed_norm_noise(
     return sigma * tf.reshape(z, tf.shape(sides))
 
 
-def _largest(share: tf.Tensor, law: extremes.LargestCoordinate) -> tf.Tensor:
+def _largest(share: tf.Tensor, distribution: statistics.LargestCoordinate) -> tf.Tensor:
     """`LargestCoordinate.quantiles` in a graph; float64 of any shape."""
-    found = tf.searchsorted(law.cumulative, tf.reshape(share, [-1]), side="right") - 1
-    cell = tf.reshape(tf.clip_by_value(found, 0, len(law.rises) - 1), tf.shape(share))
-    start, rise = tf.gather(law.cumulative, cell), tf.gather(law.rises, cell)
-    width = tf.gather(law.cumulative, cell + 1) - start
+    found = tf.searchsorted(distribution.cumulative, tf.reshape(share, [-1]), side="right") - 1
+    cell = tf.reshape(tf.clip_by_value(found, 0, len(distribution.rises) - 1), tf.shape(share))
+    start, rise = tf.gather(distribution.cumulative, cell), tf.gather(distribution.rises, cell)
+    width = tf.gather(distribution.cumulative, cell + 1) - start
     part = (share - start) / tf.maximum(width, 1e-300)
     level = tf.abs(rise) < 1e-6
     steep = tf.where(level, tf.ones_like(rise), rise)
     bent = tf.math.log1p(part * tf.math.expm1(steep)) / steep
-    step = law.nodes[1] - law.nodes[0]
-    return tf.exp(tf.gather(law.nodes, cell) + step * tf.where(level, part, bent))
+    step = distribution.nodes[1] - distribution.nodes[0]
+    return tf.exp(tf.gather(distribution.nodes, cell) + step * tf.where(level, part, bent))
 
 
 def rounded_gaussian(
@@ -145,8 +146,8 @@ def rounded_gaussian(
     """One block of clip(255 x + D, -255 K, 255 (K + 1)) / 255; see `noisy_block`.
 
     All sums are of whole numbers, and the sum is clipped, not D: so the result is h's, see
-    `tfmacer.guarantee.gaussian.RoundedGaussian`. The division is the first step of the network:
-    it keeps different whole numbers different in float32.
+    `RoundedGaussian`. The division is the first step of the network: it keeps different whole
+    numbers different in float32.
     """
     steps = rounded_steps(_block_shape(smoothing), block_seed(seed, block), smoothing.sigma)
     levels = rounding.LEVELS

@@ -1,4 +1,4 @@
-"""The law of noise whose length concentrates less than a Gaussian's."""
+"""The distribution of noise whose length concentrates less than a Gaussian's."""
 
 import dataclasses
 import functools
@@ -11,9 +11,9 @@ import numpy.typing as npt
 from scipy import special
 
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee import generators
-from tfmacer.guarantee.law import check_probabilities, check_sigma, last_holding, outward
-from tfmacer.guarantee.radial import RadialNoise, radial_noise
+from tfmacer.guarantee.distribution import check_probabilities, check_sigma, last_holding, outward
+from tfmacer.noise import generators
+from tfmacer.noise.generalized_gaussian.likelihood_ratio import RadialNoise, radial_noise
 
 # Certified radii are multiples of this part of the noise's root mean square; nothing beyond eight
 # of these can be certified, whatever is counted.
@@ -39,7 +39,7 @@ class GeneralizedGaussian:
       sigma: scale of the density, in units of pixels in [0, 1].
       k: exponent, in [0, d); 0 is the Gaussian.
       dimension: d, numbers in one image.
-      generator: see `Law`.
+      generator: see `NoiseDistribution`.
     """
 
     sigma: float
@@ -62,7 +62,7 @@ class GeneralizedGaussian:
     def build(
         cls, *, sigma: float, params: Mapping[str, float], dimension: int, generator: str
     ) -> Self:
-        """See `Law`; its parameter is k."""
+        """See `NoiseDistribution`; its parameter is k."""
         if set(params) != {"k"}:
             raise UserError(f"noise_params of {cls.family} must be k alone, got {dict(params)}")
         return cls(sigma, float(params["k"]), dimension, generator)
@@ -76,7 +76,7 @@ class GeneralizedGaussian:
         return index * _STEP * self._noise.scale
 
     def radius(self, p_lower: float, p_upper_second: float | None = None) -> float:
-        """See `Law`: the last radius of the grid that the probabilities certify."""
+        """See `NoiseDistribution`: the last radius of the grid that the probabilities certify."""
         check_probabilities(p_lower, p_upper_second)
         noise = self._noise
         if p_upper_second is None:
@@ -89,7 +89,7 @@ class GeneralizedGaussian:
         return max(outward(self.sigma * self._length(index)), 0.0)
 
     def probability(self, radius: float) -> float:
-        """See `Law`: of the first radius of the grid that is not below the one asked for."""
+        """See `NoiseDistribution`: of the first radius of the grid that is large enough."""
         index = max(math.floor(radius / (self.sigma * self._length(1))), 1)
         while outward(self.sigma * self._length(index)) < radius:
             index += 1
@@ -99,24 +99,24 @@ class GeneralizedGaussian:
         return p
 
     def pixels(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """See `Law`: the theorem is about every image."""
+        """See `NoiseDistribution`: the theorem is about every image."""
         return images
 
 
 @functools.lru_cache(maxsize=4096)
-def _bilateral_index(law: GeneralizedGaussian, first: float, second: float) -> int:
+def _bilateral_index(distribution: GeneralizedGaussian, first: float, second: float) -> int:
     """Index of the radius that two probabilities certify: guessed fast, lowered until certain."""
     if first == 0.0 or second == 1.0 or first <= second:
         return 0
     if first == 1.0 or second == 0.0:
         return _LAST
-    noise = law._noise
+    noise = distribution._noise
     near = (float(special.ndtri(first)) - float(special.ndtri(second))) / 2 / _STEP
     index = last_holding(
-        lambda i: noise.guess_certifies(first, second, law._length(i)), near, _LAST
+        lambda i: noise.guess_certifies(first, second, distribution._length(i)), near, _LAST
     )
     back = 0
-    while index > 0 and not noise.certifies(first, second, law._length(index)):
+    while index > 0 and not noise.certifies(first, second, distribution._length(index)):
         back = 2 * back + 1
         index = max(index - back, 0)
     return index

@@ -2,7 +2,7 @@
 
 All bits are Philox's. What a version draws never changes: it is kept with a model, and the noise
 of every certificate ever made is to be drawn again. What each leaves out of the noise is in
-`tfmacer.guarantee.generators`.
+`tfmacer.noise.generators`.
 
 All seeds are int64 `[2]`. `sigma` scales normal numbers.
 """
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfmacer.guarantee import generators
+from tfmacer.noise import generators
 
 # Proposals for one gamma variable, each taken with probability 0.95 or more: none of 16 is with
 # probability below 2^-69.

@@ -8,11 +8,11 @@ import pytest
 from scipy import integrate, stats
 
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee import extremes, mixed_norm
-from tfmacer.guarantee.extremes import LargestCoordinate, draw_extremes
-from tfmacer.guarantee.gaussian import Gaussian
-from tfmacer.guarantee.linf import MixedNorm, linf_from_l2
-from tfmacer.guarantee.mixed_norm import MixedNormNoise
+from tfmacer.noise.gaussian.distribution import Gaussian
+from tfmacer.noise.mixed_norm import likelihood_ratio, statistics
+from tfmacer.noise.mixed_norm.distribution import MixedNorm, linf_from_l2
+from tfmacer.noise.mixed_norm.likelihood_ratio import MixedNormNoise
+from tfmacer.noise.mixed_norm.statistics import LargestCoordinate, draw_extremes
 
 
 def density(m, d, k):
@@ -78,9 +78,9 @@ class TestDraws:
         edge = stats.norm.cdf(-m)
         vectors = stats.norm.ppf(edge + rng.random((n, d)) * (1 - 2 * edge))
         vectors[:, :1] = np.where(rng.random((n, 1)) < 0.5, m, -m)
-        whole = extremes.Extremes(vectors.max(1), vectors.min(1), vectors.sum(1))
+        whole = statistics.Extremes(vectors.max(1), vectors.min(1), vectors.sum(1))
         drawn = draw_extremes(d, k, n, np.random.default_rng(8))
-        assert extremes.extremes_sampler(d, k).total_variation < 1e-5
+        assert statistics.extremes_sampler(d, k).total_variation < 1e-5
         for mine, theirs in zip(drawn, whole, strict=True):
             assert stats.ks_2samp(mine, theirs).pvalue > 1e-3
         for r in (0.02, 0.1):
@@ -91,10 +91,10 @@ class TestDraws:
 
     def test_rows_below_the_shell_are_drawn_whole(self, monkeypatch):
         """With c far above most values of M nothing is in the shell, and nothing changes."""
-        sampler = extremes.ExtremesSampler(300, 20)
+        sampler = statistics.ExtremesSampler(300, 20)
         expected = draw_extremes(300, 20, 20_000, np.random.default_rng(1))
         monkeypatch.setattr(sampler, "_c", 3.2)
-        monkeypatch.setattr(sampler, "_sums", extremes.InnerSums(3.2, 200, 299))
+        monkeypatch.setattr(sampler, "_sums", statistics.InnerSums(3.2, 200, 299))
         found = sampler.draw(20_000, np.random.default_rng(2))
         for mine, theirs in zip(found, expected, strict=True):
             assert stats.ks_2samp(mine, theirs).pvalue > 1e-3
@@ -116,7 +116,7 @@ class TestInnerSums:
     def test_distribution_against_convolution(self, terms):
         """The density of one term, on a fine grid, convolved with itself by FFT."""
         c, step = 1.5, 2.0**-7
-        sums = extremes.InnerSums(c, 150, 299)
+        sums = statistics.InnerSums(c, 150, 299)
         assert sums.total_variation < 1e-5
         # Midpoints of cells, so that a sum of many terms has the same mean and variance to h^2.
         x = np.arange(-c + step / 2, c, step)
@@ -131,7 +131,7 @@ class TestInnerSums:
 
     def test_drawn_sums_have_their_own_numbers_of_terms(self):
         terms = np.repeat([150, 299], 40_000)
-        found = extremes.InnerSums(1.5, 150, 299).draw(terms, np.random.default_rng(0))
+        found = statistics.InnerSums(1.5, 150, 299).draw(terms, np.random.default_rng(0))
         variance = stats.truncnorm.var(-1.5, 1.5)
         for number in (150, 299):
             spread = found[terms == number].var() / (number * variance)
@@ -143,7 +143,7 @@ class TestTable:
     def test_bounds_hold_and_are_near(self, small, index):
         """F among 400,000 other draws: whole vectors, L from the density as written."""
         d, k, n = 6, 2, 400_000
-        r = index * mixed_norm.STEP * small.unit
+        r = index * likelihood_ratio.STEP * small.unit
         rng = np.random.default_rng(4)
         z = rng.normal(size=(n, d))
         weights = np.abs(z).max(axis=1) ** -float(k)
@@ -158,8 +158,8 @@ class TestTable:
     @pytest.mark.parametrize("r", [0.3, 1.0])
     def test_the_papers_dual_is_one_half_at_the_threshold(self, small, r):
         """Its Algorithm 2: the best lambda of one sample, the bound of another."""
-        index = round(r / (mixed_norm.STEP * small.unit))
-        r, p = index * mixed_norm.STEP * small.unit, small.probability(index)
+        index = round(r / (likelihood_ratio.STEP * small.unit))
+        r, p = index * likelihood_ratio.STEP * small.unit, small.probability(index)
         lambdas = np.exp(np.linspace(-5, 5, 51))
 
         def duals(seed):
@@ -174,7 +174,7 @@ class TestTable:
     def test_k_0_is_the_gaussian_over_sqrt_d(self):
         noise = MixedNormNoise(9, 0, 300_000)
         for index in (32, 128, 256):
-            exact = stats.norm.cdf(index * mixed_norm.STEP)
+            exact = stats.norm.cdf(index * likelihood_ratio.STEP)
             assert exact <= noise.probability(index) <= exact + 0.02
 
     def test_bounds_are_above_the_counts(self, small):
@@ -186,45 +186,49 @@ class TestTable:
 
 
 @pytest.fixture
-def law(monkeypatch, small):
-    monkeypatch.setattr(mixed_norm, "mixed_norm_noise", lambda d, k: small)
+def distribution(monkeypatch, small):
+    monkeypatch.setattr(likelihood_ratio, "mixed_norm_noise", lambda d, k: small)
     return MixedNorm(0.5, 2, 6)
 
 
-class TestLaw:
-    def test_radius_is_the_last_of_the_grid(self, law, small):
-        step = 0.5 * mixed_norm.STEP * small.unit
+class TestDistribution:
+    def test_radius_is_the_last_of_the_grid(self, distribution, small):
+        step = 0.5 * likelihood_ratio.STEP * small.unit
         for p in (0.6, 0.9, 0.99):
-            index = round(law.radius(p) / step)
+            index = round(distribution.radius(p) / step)
             assert small.probability(index) <= p - small.slack
             assert small.probability(index + 1) > p - small.slack
 
-    def test_more_is_known_more_is_certified(self, law):
-        radii = [law.radius(p) for p in (0.0, 0.5, 0.6, 0.8, 0.99, 0.9999)]
+    def test_more_is_known_more_is_certified(self, distribution):
+        radii = [distribution.radius(p) for p in (0.0, 0.5, 0.6, 0.8, 0.99, 0.9999)]
         assert radii == sorted(radii)
         assert radii[1] == 0 < radii[2]
-        assert law.radius(0.8, 0.05) > law.radius(0.8, 0.1) > law.radius(0.8, 0.2)
-        assert law.radius(0.45, 0.2) > 0
-        assert law.radius(0.2, 0.45) == law.radius(0.0, 1.0) == 0
+        assert (
+            distribution.radius(0.8, 0.05)
+            > distribution.radius(0.8, 0.1)
+            > distribution.radius(0.8, 0.2)
+        )
+        assert distribution.radius(0.45, 0.2) > 0
+        assert distribution.radius(0.2, 0.45) == distribution.radius(0.0, 1.0) == 0
 
-    def test_bilateral_and_one_sided_agree_where_nothing_else_is_known(self, law):
+    def test_bilateral_and_one_sided_agree_where_nothing_else_is_known(self, distribution):
         """The bounds on the two sides are apart by the table's own error."""
-        assert law.radius(0.9, 0.1) == pytest.approx(law.radius(0.9), rel=0.06)
+        assert distribution.radius(0.9, 0.1) == pytest.approx(distribution.radius(0.9), rel=0.06)
 
-    def test_not_more_than_the_gaussian_of_the_same_mean_square(self, law):
+    def test_not_more_than_the_gaussian_of_the_same_mean_square(self, distribution):
         """Twice the scale of a coordinate: 0.5 sqrt(4 / 6)."""
         gaussian = Gaussian(0.5 * math.sqrt(4 / 6), 6)
         for p in (0.7, 0.9, 0.99):
-            assert law.radius(p) < 1.02 * linf_from_l2(gaussian.radius(p), 6)
+            assert distribution.radius(p) < 1.02 * linf_from_l2(gaussian.radius(p), 6)
 
     @pytest.mark.parametrize("radius", [0.02, 0.2])
-    def test_probability_certifies_the_radius(self, law, radius):
-        p = law.probability(radius)
-        assert law.radius(p) >= radius
-        assert law.radius(p - 0.02) < radius
+    def test_probability_certifies_the_radius(self, distribution, radius):
+        p = distribution.probability(radius)
+        assert distribution.radius(p) >= radius
+        assert distribution.radius(p - 0.02) < radius
 
-    def test_unreachable(self, law):
-        assert law.probability(100.0) == 1
+    def test_unreachable(self, distribution):
+        assert distribution.probability(100.0) == 1
 
     @pytest.mark.parametrize(
         ("params", "message"),

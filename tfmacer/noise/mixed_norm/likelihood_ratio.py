@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmacer.guarantee.bounds import clopper_pearson_upper
-from tfmacer.guarantee.extremes import (
+from tfmacer.noise.mixed_norm.statistics import (
     Extremes,
     draw_extremes,
     extremes_sampler,

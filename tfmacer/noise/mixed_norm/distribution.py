@@ -10,8 +10,9 @@ import numpy.typing as npt
 from scipy import special
 
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee import generators, mixed_norm
-from tfmacer.guarantee.law import check_probabilities, check_sigma, last_holding, outward
+from tfmacer.guarantee.distribution import check_probabilities, check_sigma, last_holding, outward
+from tfmacer.noise import generators
+from tfmacer.noise.mixed_norm import likelihood_ratio as mixed_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class MixedNorm:
       sigma: scale of the density, in units of pixels in [0, 1].
       k: exponent, in [0, d - 1]; 0 is the Gaussian.
       dimension: d, numbers in one image.
-      generator: see `Law`.
+      generator: see `NoiseDistribution`.
     """
 
     sigma: float
@@ -53,7 +54,7 @@ class MixedNorm:
     def build(
         cls, *, sigma: float, params: Mapping[str, float], dimension: int, generator: str
     ) -> Self:
-        """See `Law`; its parameter is k."""
+        """See `NoiseDistribution`; its parameter is k."""
         if set(params) != {"k"}:
             raise UserError(f"noise_params of {cls.family} must be k alone, got {dict(params)}")
         return cls(sigma, float(params["k"]), dimension, generator)
@@ -66,7 +67,7 @@ class MixedNorm:
         return max(outward(self.sigma * (index * mixed_norm.STEP * self._noise.unit)), 0.0)
 
     def radius(self, p_lower: float, p_upper_second: float | None = None) -> float:
-        """See `Law`: the last radius of the grid that the probabilities certify."""
+        """See `NoiseDistribution`: the last radius of the grid that the probabilities certify."""
         check_probabilities(p_lower, p_upper_second)
         noise = self._noise
         # What is drawn may differ from the density by as much.
@@ -85,7 +86,7 @@ class MixedNorm:
         return self._radius(index)
 
     def probability(self, radius: float) -> float:
-        """See `Law`: of the first radius of the grid that is not below the one asked for."""
+        """See `NoiseDistribution`: of the first radius of the grid that is large enough."""
         index = max(math.floor(radius / self._radius(1)), 1)
         while self._radius(index) < radius:
             index += 1
@@ -97,7 +98,7 @@ class MixedNorm:
         return p
 
     def pixels(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """See `Law`: the theorem is about every image."""
+        """See `NoiseDistribution`: the theorem is about every image."""
         return images
 
 

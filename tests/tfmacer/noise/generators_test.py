@@ -2,7 +2,7 @@ import mpmath
 import pytest
 
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee import generators
+from tfmacer.noise import generators
 
 
 def mass_of_long_pairs(dimension: int, share: str) -> mpmath.mpf:

@@ -2,10 +2,10 @@
 
 A generator is one version of how random bits become numbers; its name is kept with a model, so
 that the noise behind a certificate can be drawn again. What each does is in
-`tfmacer/votes/draws.py`.
+`tfmacer/noise/random_numbers.py`.
 
-A law is over real numbers, and beyond some length a generator has none left: all bits that are
-smaller still stand for the last one. The rest, that numbers are floats, is rounding.
+A distribution is over real numbers, and beyond some length a generator has none left: all bits
+that are smaller still stand for the last one. The rest, that numbers are floats, is rounding.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""The laws of the noise by name.
+"""The distributions of the noise by name.
 
-A law is what the theorem of its noise says. Adding one is one class with the attributes and
-methods of `Law` and one line of `LAWS`.
+Adding one is one class with the attributes and methods of `NoiseDistribution` and one line of
+`DISTRIBUTIONS`.
 """
 
 import decimal
@@ -9,24 +9,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee import generators, mixed_norm
-from tfmacer.guarantee.gaussian import Gaussian, RoundedGaussian
-from tfmacer.guarantee.generalized_gaussian import GeneralizedGaussian
-from tfmacer.guarantee.law import Law
-from tfmacer.guarantee.linf import MixedNorm
+from tfmacer.guarantee.distribution import NoiseDistribution
+from tfmacer.noise import generators
+from tfmacer.noise.gaussian.distribution import Gaussian
+from tfmacer.noise.generalized_gaussian.distribution import GeneralizedGaussian
+from tfmacer.noise.mixed_norm import likelihood_ratio as mixed_norm
+from tfmacer.noise.mixed_norm.distribution import MixedNorm
+from tfmacer.noise.rounded_gaussian.distribution import RoundedGaussian
 
-__all__ = [
-    "LAWS",
-    "Gaussian",
-    "GeneralizedGaussian",
-    "Law",
-    "MixedNorm",
-    "RoundedGaussian",
-    "caveat",
-    "law",
-]
-
-LAWS: Mapping[str, type[Law]] = MappingProxyType(
+DISTRIBUTIONS: Mapping[str, type[NoiseDistribution]] = MappingProxyType(
     {known.family: known for known in (Gaussian, RoundedGaussian, GeneralizedGaussian, MixedNorm)}
 )
 
@@ -50,7 +41,7 @@ def caveat(family: str, *, generator: str, dimension: int) -> str:
     """What a certificate under this noise leaves open, or covers, beyond its probability.
 
     Args:
-      family: key of `LAWS`.
+      family: key of `DISTRIBUTIONS`.
       generator: what drew the noise.
       dimension: numbers in one image.
     """
@@ -72,31 +63,31 @@ def _rounded_up(value: float) -> str:
     return f"{context.create_decimal_from_float(value):.1e}"
 
 
-def law(
+def noise_distribution(
     family: str,
     *,
     sigma: float,
     params: Mapping[str, float] | None = None,
     dimension: int,
     generator: str = generators.LATEST,
-) -> Law:
-    """Makes the law of a noise family.
+) -> NoiseDistribution:
+    """Makes the distribution of a noise family.
 
     Args:
-      family: key of `LAWS`.
+      family: key of `DISTRIBUTIONS`.
       sigma: scale of the noise, in units of pixels in [0, 1]; > 0.
       params: the family's further parameters; None stands for none.
       dimension: numbers in one image, H x W x C; below 2^31.
-      generator: what draws it, one of `tfmacer.guarantee.generators.GENERATORS`.
+      generator: what draws it, one of `tfmacer.noise.generators.GENERATORS`.
 
     Raises:
       UserError: the family or the generator is unknown, or a parameter is out of range.
     """
     if not 1 <= dimension < _MOST_NUMBERS:
         raise UserError(f"an image must have 1 to {_MOST_NUMBERS - 1} numbers, got {dimension}")
-    if family not in LAWS:
-        raise UserError(f"noise_family must be one of {', '.join(LAWS)}, got {family!r}")
+    if family not in DISTRIBUTIONS:
+        raise UserError(f"noise_family must be one of {', '.join(DISTRIBUTIONS)}, got {family!r}")
     generators.check_generator(generator)
-    return LAWS[family].build(
+    return DISTRIBUTIONS[family].build(
         sigma=sigma, params=params or {}, dimension=dimension, generator=generator
     )

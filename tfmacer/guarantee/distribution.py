@@ -1,4 +1,4 @@
-"""What every law of the noise offers: from bounds on class probabilities to a radius."""
+"""What every distribution of the noise offers: from bounds on class probabilities to a radius."""
 
 import bisect
 import math
@@ -15,11 +15,11 @@ from tfmacer.common.errors import UserError
 _OUTWARD = 8 * math.ulp(1.0)
 
 
-class Law(Protocol):
+class NoiseDistribution(Protocol):
     """A noise distribution, as the theorem about it is used.
 
     Attributes:
-      family: its key in `tfmacer.guarantee.smoothing.LAWS`.
+      family: its key in `tfmacer.noise.families.DISTRIBUTIONS`.
       norm: the norm in which radii are measured.
     """
 
@@ -40,7 +40,7 @@ class Law(Protocol):
     def generator(self) -> str:
         """What draws the noise: the theorem does not ask it, what a certificate leaves open does.
 
-        One of `tfmacer.guarantee.generators.GENERATORS`.
+        One of `tfmacer.noise.generators.GENERATORS`.
         """
         ...
 
@@ -48,7 +48,7 @@ class Law(Protocol):
     def build(
         cls, *, sigma: float, params: Mapping[str, float], dimension: int, generator: str
     ) -> Self:
-        """Makes the law.
+        """Makes the distribution.
 
         Args:
           sigma: scale of the noise, > 0.

@@ -1,4 +1,4 @@
-"""The laws of the noise against their theorems in 60 digits."""
+"""The Gaussian's radius against its theorem in 60 digits."""
 
 import math
 
@@ -8,8 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee import smoothing
-from tfmacer.guarantee.smoothing import Gaussian
+from tfmacer.noise.gaussian.distribution import Gaussian
 
 PROBABILITIES = st.one_of(
     st.floats(1e-12, 1 - 2**-53), st.floats(0, 30).map(lambda x: 1 - 2.0**-x)
@@ -43,26 +42,28 @@ class TestGaussian:
     @given(p=PROBABILITIES, sigma=SIGMAS)
     def test_one_sided_is_bilateral_with_all_that_is_left(self, p, sigma):
         assume(1 - (1 - p) == p)
-        law = Gaussian(sigma, 784)
-        assert law.radius(p) == pytest.approx(law.radius(p, 1 - p), rel=1e-12, abs=1e-15)
+        distribution = Gaussian(sigma, 784)
+        assert distribution.radius(p) == pytest.approx(
+            distribution.radius(p, 1 - p), rel=1e-12, abs=1e-15
+        )
 
     @given(p=PROBABILITIES, q=PROBABILITIES, second=PROBABILITIES)
     def test_more_is_known_more_is_certified(self, p, q, second):
-        law = Gaussian(0.5, 784)
+        distribution = Gaussian(0.5, 784)
         low, high = sorted((p, q))
-        assert law.radius(low) <= law.radius(high)
-        assert law.radius(low, second) <= law.radius(high, second)
-        assert law.radius(second, high) <= law.radius(second, low)
+        assert distribution.radius(low) <= distribution.radius(high)
+        assert distribution.radius(low, second) <= distribution.radius(high, second)
+        assert distribution.radius(second, high) <= distribution.radius(second, low)
 
     @given(radius=st.floats(1e-6, 8), sigma=st.floats(0.1, 10))
     def test_probability_certifies_the_radius(self, radius, sigma):
-        law = Gaussian(sigma, 784)
-        p = law.probability(radius)
+        distribution = Gaussian(sigma, 784)
+        p = distribution.probability(radius)
         with mpmath.workdps(60):
             exact = mpmath.ncdf(mpmath.mpf(radius) / mpmath.mpf(sigma))
             assert exact <= p + mpmath.mpf(10) ** -17
             assert p <= exact + mpmath.mpf(10) ** -13
-        assert p == 1 or law.radius(p) >= radius
+        assert p == 1 or distribution.radius(p) >= radius
 
     def test_probability_of_a_radius_beyond_all_counting(self):
         assert Gaussian(0.1, 784).probability(5.0) == 1
@@ -101,58 +102,3 @@ class TestGaussian:
     def test_sigma_out_of_range(self, sigma):
         with pytest.raises(UserError, match="sigma must be positive and finite"):
             Gaussian(sigma, 784)
-
-
-class TestRegistry:
-    def test_gaussian(self):
-        law = smoothing.law("gaussian", sigma=0.5, dimension=784)
-        assert law == Gaussian(0.5, 784)
-        assert (law.family, law.norm, law.sigma) == ("gaussian", "l2", 0.5)
-
-    def test_keys_are_the_families_own_names(self):
-        assert all(family == law.family for family, law in smoothing.LAWS.items())
-
-    def test_unknown_family(self):
-        with pytest.raises(UserError, match="noise_family must be one of gaussian, .*got 'cauchy'"):
-            smoothing.law("cauchy", sigma=0.5, dimension=784)
-
-    @pytest.mark.parametrize("family", smoothing.LAWS)
-    @pytest.mark.parametrize("dimension", [0, 2**31, 2**186])
-    def test_an_image_that_cannot_be(self, family, dimension):
-        with pytest.raises(UserError, match=f"1 to 2147483647 numbers, got {dimension}"):
-            smoothing.law(family, sigma=0.5, dimension=dimension)
-
-    def test_unknown_parameter(self):
-        with pytest.raises(UserError, match="noise_params of gaussian must be empty, got {'k': 3}"):
-            smoothing.law("gaussian", sigma=0.5, params={"k": 3}, dimension=784)
-
-    @pytest.mark.parametrize(
-        ("family", "part"),
-        [
-            ("gaussian", "the rounding of floating-point numbers is covered, nor what"),
-            ("generalized_gaussian", "never draws, at most 4.7e-5 of the noise's probability"),
-            ("rounded_gaussian", "the multiples of 1/255 nearest to those given, and the noise is"),
-            ("rounded_gaussian", "rounding is covered for all pixels of 8 bits"),
-            ("mixed_norm", "rest on one table, which is wrong with probability 1e-09,"),
-            ("mixed_norm", "never draws, at most 1.9e-4 of the noise's probability"),
-        ],
-    )
-    def test_what_a_certificate_leaves_open(self, family, part):
-        assert part in smoothing.caveat(family, generator="philox", dimension=784)
-
-    @pytest.mark.parametrize("generator", ["philox", "philox-boxmuller"])
-    def test_whole_steps_leave_nothing_out(self, generator):
-        text = smoothing.caveat("rounded_gaussian", generator=generator, dimension=150_528)
-        assert "never draws" not in text
-
-    @pytest.mark.parametrize("family", smoothing.LAWS)
-    def test_a_law_knows_its_dimension_and_generator(self, family):
-        params = {"k": 3.0} if family in ("generalized_gaussian", "mixed_norm") else {}
-        law = smoothing.law(family, sigma=0.5, params=params, dimension=12, generator="philox")
-        assert (law.dimension, law.generator) == (12, "philox")
-        latest = smoothing.law(family, sigma=0.5, params=params, dimension=12)
-        assert latest.generator == "philox-boxmuller"
-
-    def test_unknown_generator(self):
-        with pytest.raises(UserError, match="generator must be one of philox, .*got 'mersenne'"):
-            smoothing.law("gaussian", sigma=0.5, dimension=784, generator="mersenne")

@@ -1,4 +1,4 @@
-"""The laws of Gaussian noise: real numbers, and whole steps of 8-bit pixels."""
+"""The distribution of Gaussian noise rounded to whole steps of 8-bit pixels."""
 
 import dataclasses
 import math
@@ -7,71 +7,21 @@ from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee import generators, rounding
-from tfmacer.guarantee.law import (
+from tfmacer.guarantee.distribution import (
     check_dimension,
     check_no_params,
     check_probabilities,
     check_sigma,
-    outward,
 )
+from tfmacer.noise import generators
+from tfmacer.noise.gaussian.distribution import Gaussian
+from tfmacer.noise.rounded_gaussian import rounding
 
 # How far 255 x may be from the whole number that it is taken for: float32 products of j by 1/255
 # are off by 3e-5 at most.
 _OFF_GRID = 2.0**-14
-
-
-@dataclasses.dataclass(frozen=True)
-class Gaussian:
-    """Isotropic Gaussian noise N(0, sigma^2 I); certifies l2 balls.
-
-    Cohen, Rosenfeld & Kolter, ICML 2019, Theorem 1: radius sigma / 2 (Phi^-1(p_A) - Phi^-1(p_B)).
-    """
-
-    sigma: float
-    dimension: int
-    generator: str = generators.LATEST
-    family: ClassVar[str] = "gaussian"
-    norm: ClassVar[str] = "l2"
-
-    def __post_init__(self) -> None:
-        check_sigma(self.sigma)
-        check_dimension(self.dimension)
-
-    @classmethod
-    def build(
-        cls, *, sigma: float, params: Mapping[str, float], dimension: int, generator: str
-    ) -> Self:
-        """See `Law`; it has no further parameters."""
-        check_no_params(cls.family, params)
-        return cls(sigma, dimension, generator)
-
-    def radius(self, p_lower: float, p_upper_second: float | None = None) -> float:
-        """See `Law`: sigma Phi^-1(p_A), or the formula with p_B where a bound on it is given."""
-        check_probabilities(p_lower, p_upper_second)
-        if p_upper_second is None:
-            # Phi^-1(1 - p_A) = -Phi^-1(p_A): the two terms of the theorem are equal.
-            quantiles = outward(float(special.ndtri(p_lower)))
-        else:
-            first, second = float(special.ndtri(p_lower)), float(special.ndtri(p_upper_second))
-            # Where p_A = 0 or p_B = 1 nothing is known, and inf - inf would be no number.
-            informed = p_lower > 0.0 and p_upper_second < 1.0
-            quantiles = (outward(first) + outward(-second)) / 2 if informed else 0.0
-        return max(outward(self.sigma * quantiles), 0.0)
-
-    def probability(self, radius: float) -> float:
-        """See `Law`: Phi(r / sigma)."""
-        p = float(special.ndtr(radius / self.sigma))
-        while p < 1.0 and self.radius(p) < radius:
-            p = math.nextafter(p, 1.0)
-        return p
-
-    def pixels(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """See `Law`: the theorem is about every image."""
-        return images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +56,7 @@ class RoundedGaussian:
     def build(
         cls, *, sigma: float, params: Mapping[str, float], dimension: int, generator: str
     ) -> Self:
-        """See `Law`; it has no further parameters."""
+        """See `NoiseDistribution`; it has no further parameters."""
         check_no_params(cls.family, params)
         return cls(sigma, dimension, generator)
 
@@ -115,7 +65,7 @@ class RoundedGaussian:
         return Gaussian(self.sigma, self.dimension, self.generator)
 
     def radius(self, p_lower: float, p_upper_second: float | None = None) -> float:
-        """See `Law`: the Gaussian's, of probabilities moved by what the table may be off."""
+        """See `NoiseDistribution`: the Gaussian's, of probabilities moved by the table's error."""
         check_probabilities(p_lower, p_upper_second)
         slack = rounding.total_variation(self.sigma, self.dimension)
         lower = max(math.nextafter(p_lower - slack, -1.0), 0.0)
@@ -125,7 +75,7 @@ class RoundedGaussian:
         return self._exact.radius(lower, upper)
 
     def probability(self, radius: float) -> float:
-        """See `Law`: Phi(r / sigma), and what the table may be off."""
+        """See `NoiseDistribution`: Phi(r / sigma), and what the table may be off."""
         slack = rounding.total_variation(self.sigma, self.dimension)
         p = min(self._exact.probability(radius) + slack, 1.0)
         while p < 1.0 and self.radius(p) < radius:
@@ -133,7 +83,7 @@ class RoundedGaussian:
         return p
 
     def pixels(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """See `Law`: multiples of 1/255 in [0, 1], as uint8 / 255 gives them.
+        """See `NoiseDistribution`: multiples of 1/255 in [0, 1], as uint8 / 255 gives them.
 
         Pixels within 2^-14 of such a step are taken for it: the votes are those of the multiple,
         and so is the certificate. Others are refused.

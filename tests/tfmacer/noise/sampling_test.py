@@ -13,14 +13,15 @@ from export.lint import lint
 from export.signatures import SmoothedClassifier
 from tfmacer.certification import images as certification
 from tfmacer.common.errors import Notice, UserError
-from tfmacer.guarantee import extremes, rounding
-from tfmacer.guarantee.generators import GENERATORS, LATEST
+from tfmacer.noise.generators import GENERATORS, LATEST
+from tfmacer.noise.mixed_norm import statistics
+from tfmacer.noise.rounded_gaussian import rounding
 from tfmacer.records.logs import read_log
 from tfmacer.records.runs import Smoothing
 from tfmacer.records.sealing import pixels_digest
 from tfmacer.records.verification import verify_log
 from tfmacer.votes import local, noise
-from tfmacer.votes.redraw import redraw_from
+from tfmacer.votes.replay import replay_from
 
 SHAPE = (7, 6, 2)
 
@@ -137,7 +138,7 @@ class TestRoundedGaussian:
         with pytest.raises(UserError, match="was certified with pixels of SHA-256"):
             certification.certify_images(source, exact[::-1], out=path, **plan)
         for images in (beside, exact):
-            assert verify_log(log, redraw_from(source, lambda i, x=images: (x[i], -1))) is None
+            assert verify_log(log, replay_from(source, lambda i, x=images: (x[i], -1))) is None
         nearest = "the pixels are the multiples of 1/255 nearest to those given"
         assert nearest in certificates[0].statement()
 
@@ -187,7 +188,7 @@ class TestMixedNorm:
         """The draws behind the table are another program's; 5,120 here against 20,000 there."""
         described = smoothing("mixed_norm", 0.5, generator, k=20.0)
         z = blocks(np.zeros(SHAPE, np.float32), described, 40).reshape(-1, 84) / 0.5
-        other = extremes.draw_extremes(84, 20.0, 20_000, np.random.default_rng(0))
+        other = statistics.draw_extremes(84, 20.0, 20_000, np.random.default_rng(0))
         largest = np.maximum(other.largest, -other.smallest)
         for mine, theirs in (
             (np.abs(z).max(axis=1), largest),

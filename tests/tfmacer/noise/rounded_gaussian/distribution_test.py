@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee import rounding
-from tfmacer.guarantee.gaussian import Gaussian, RoundedGaussian
+from tfmacer.noise.gaussian.distribution import Gaussian
+from tfmacer.noise.rounded_gaussian import rounding
+from tfmacer.noise.rounded_gaussian.distribution import RoundedGaussian
 
 SIGMAS = [0.01, 0.12, 0.25, 0.5, 1.0]
 
@@ -70,19 +71,23 @@ class TestTable:
 class TestRadius:
     @given(p=st.floats(0.5, 1 - 1e-9), second=st.floats(1e-9, 0.5))
     def test_is_the_gaussians_at_probabilities_moved_by_the_slack(self, p, second):
-        law = RoundedGaussian(0.5, 150_528)
+        distribution = RoundedGaussian(0.5, 150_528)
         slack = rounding.total_variation(0.5, 150_528)
         assert 0 < slack < 1e-10
-        assert law.radius(p) <= Gaussian(0.5, 784).radius(max(p - slack, 0))
-        assert law.radius(p) >= Gaussian(0.5, 784).radius(max(p - 2 * slack, 0))
-        assert law.radius(p, second) <= Gaussian(0.5, 784).radius(p - slack, second + slack)
-        assert law.radius(p, second) >= Gaussian(0.5, 784).radius(p - 2 * slack, second + 2 * slack)
+        assert distribution.radius(p) <= Gaussian(0.5, 784).radius(max(p - slack, 0))
+        assert distribution.radius(p) >= Gaussian(0.5, 784).radius(max(p - 2 * slack, 0))
+        assert distribution.radius(p, second) <= Gaussian(0.5, 784).radius(
+            p - slack, second + slack
+        )
+        assert distribution.radius(p, second) >= Gaussian(0.5, 784).radius(
+            p - 2 * slack, second + 2 * slack
+        )
 
     @pytest.mark.parametrize("radius", [0.01, 0.5, 1.5])
     def test_probability_certifies_the_radius(self, radius):
-        law = RoundedGaussian(0.5, 784)
-        p = law.probability(radius)
-        assert law.radius(p) >= radius
+        distribution = RoundedGaussian(0.5, 784)
+        p = distribution.probability(radius)
+        assert distribution.radius(p) >= radius
         assert p == pytest.approx(Gaussian(0.5, 784).probability(radius), abs=1e-12)
 
     def test_certainty_certifies_a_finite_radius_only(self):
@@ -111,7 +116,7 @@ class TestPixels:
     @pytest.mark.parametrize("level", [0, 1, 128, 255])
     def test_pixels_up_to_the_limit_are_those_of_the_level(self, level):
         """At most 2^-14 of a step off, they are certified as the level; beyond, refused."""
-        law = RoundedGaussian(0.25, 2)
+        distribution = RoundedGaussian(0.25, 2)
         exact = np.float32(level) / np.float32(255)
         # The first floats whose 255-fold is farther than 2^-14 from the level, and those before.
         inside, outside = [], []
@@ -123,12 +128,12 @@ class TestPixels:
             inside.append(np.nextafter(pixel, exact))
         image = np.array(inside, np.float32).reshape(1, 2, 1)
         assert (image != exact).all()
-        found = law.pixels(image)
+        found = distribution.pixels(image)
         assert found.tobytes() == np.full((1, 2, 1), exact, "f4").tobytes()
-        assert law.pixels(found).tobytes() == found.tobytes()
+        assert distribution.pixels(found).tobytes() == found.tobytes()
         for pixel in outside:
             with pytest.raises(UserError, match=r"pixel \(0, 1, 0\) is .*, not a multiple"):
-                law.pixels(np.array([exact, pixel], np.float32).reshape(1, 2, 1))
+                distribution.pixels(np.array([exact, pixel], np.float32).reshape(1, 2, 1))
 
     @pytest.mark.parametrize("value", [0.5, 1.5 / 255, 256 / 255, -1 / 255, np.nan])
     def test_others_are_refused_by_place(self, value):

@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 from scipy import integrate, special, stats
 
-from tfmacer.guarantee import generators
-from tfmacer.votes import draws
+from tfmacer.noise import generators
+from tfmacer.noise import random_numbers as draws
 
 SEED = tf.constant([3, -4], tf.int64)
 

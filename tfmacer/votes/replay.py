@@ -23,7 +23,7 @@ _LONGEST_STREAM = 2_000_000_000
 Images = Callable[[int], tuple[npt.NDArray[np.float32], int]]
 
 
-def redraw_from(source: VoteSource, images: Images) -> Redraw:
+def replay_from(source: VoteSource, images: Images) -> Redraw:
     """Draws an image's votes again from any source.
 
     Args:
@@ -37,7 +37,7 @@ def redraw_from(source: VoteSource, images: Images) -> Redraw:
     def redraw(settings: LogSettings, record: Record) -> Redrawn:
         _check_source(source, settings)
         given, label = images(record.idx)
-        image = settings.law.pixels(given)
+        image = settings.distribution.pixels(given)
         drawn = record.all_counts
         seeds = (
             row_seed(settings.seed, SELECT, record.idx),
@@ -61,7 +61,7 @@ def _clean(logits: npt.NDArray[np.float32], record: Record) -> int:
     return int(logits.argmax())
 
 
-def redraw_served(source: VoteSource) -> Callable[[AuditEntry], Counts]:
+def replay_served(source: VoteSource) -> Callable[[AuditEntry], Counts]:
     """Draws the votes of served certificates again; a function for `verify_entry`.
 
     It raises UserError where the source is of another model, or the entry keeps no pixels.

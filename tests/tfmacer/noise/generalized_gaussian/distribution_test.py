@@ -1,4 +1,4 @@
-"""The l2 family's law against Monte Carlo, the paper's dual, a closed form and published checks."""
+"""The l2 family against Monte Carlo, the paper's dual, a closed form and published checks."""
 
 import math
 
@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee.gaussian import Gaussian
-from tfmacer.guarantee.generalized_gaussian import GeneralizedGaussian
-from tfmacer.guarantee.radial import RadialNoise
+from tfmacer.noise.gaussian.distribution import Gaussian
+from tfmacer.noise.generalized_gaussian.distribution import GeneralizedGaussian
+from tfmacer.noise.generalized_gaussian.likelihood_ratio import RadialNoise
 
 
 def draw(d, k, n, seed=0):
@@ -95,53 +95,53 @@ class TestRadialNoise:
         assert small.guess(t, r) >= p - 1e-3
 
 
-class TestLaw:
+class TestDistribution:
     @pytest.mark.parametrize(("p", "over_root_mean_square"), [(0.9, 1.2816), (0.99993092, 3.8121)])
     def test_radius_at_cifar_size_is_the_gaussians(self, p, over_root_mean_square):
         """At d = 3072, k = 500, in units of the matched Gaussian's sigma."""
         scale = math.sqrt(2571 / 3071)
-        law = GeneralizedGaussian(0.25 / scale, 500, 3072)
-        assert law.radius(p) / 0.25 == pytest.approx(over_root_mean_square, abs=0.0012)
-        assert law.radius(p) <= 0.25 * (over_root_mean_square + 2e-4)
+        distribution = GeneralizedGaussian(0.25 / scale, 500, 3072)
+        assert distribution.radius(p) / 0.25 == pytest.approx(over_root_mean_square, abs=0.0012)
+        assert distribution.radius(p) <= 0.25 * (over_root_mean_square + 2e-4)
 
     def test_grid_is_exhausted(self):
         """The next radius of the grid needs more than is there."""
-        law = GeneralizedGaussian(1.0, 6, 20)
+        distribution = GeneralizedGaussian(1.0, 6, 20)
         step = math.sqrt(14 / 20) / 1024
         for p in (0.5001, 0.999):
-            found = law.radius(p)
+            found = distribution.radius(p)
             r = round(found / step) * step
-            assert r == 0 or law._noise.probability(r) <= p
-            assert law._noise.probability(r + step) > p
+            assert r == 0 or distribution._noise.probability(r) <= p
+            assert distribution._noise.probability(r + step) > p
 
     def test_more_is_known_more_is_certified(self):
-        law = GeneralizedGaussian(0.5, 6, 20)
-        radii = [law.radius(p) for p in (0.0, 0.3, 0.5, 0.55, 0.8, 0.801, 0.999999)]
+        distribution = GeneralizedGaussian(0.5, 6, 20)
+        radii = [distribution.radius(p) for p in (0.0, 0.3, 0.5, 0.55, 0.8, 0.801, 0.999999)]
         assert radii == sorted(radii)
         assert radii[:3] == [0, 0, 0]
         assert radii[3] > 0
 
     @pytest.mark.parametrize("radius", [0.01, 1.3])
     def test_probability_certifies_the_radius(self, radius):
-        law = GeneralizedGaussian(0.5, 6, 20)
-        p = law.probability(radius)
-        assert law.radius(p) >= radius
-        assert law.radius(p - 3e-3) < radius
+        distribution = GeneralizedGaussian(0.5, 6, 20)
+        p = distribution.probability(radius)
+        assert distribution.radius(p) >= radius
+        assert distribution.radius(p - 3e-3) < radius
 
     def test_unreachable(self):
         assert GeneralizedGaussian(0.1, 6, 20).probability(5.0) == 1
         assert GeneralizedGaussian(0.1, 6, 20).probability(0.79) == 1
 
     def test_bilateral_of_k_0_is_the_gaussians(self):
-        law, closed = GeneralizedGaussian(1.0, 0, 100), Gaussian(1.0, 784)
+        distribution, closed = GeneralizedGaussian(1.0, 0, 100), Gaussian(1.0, 784)
         for first, second in ((0.45, 0.2), (0.99, 0.003)):
             exact = closed.radius(first, second)
-            assert exact - 0.003 <= law.radius(first, second) <= exact
+            assert exact - 0.003 <= distribution.radius(first, second) <= exact
 
     def test_bilateral_and_one_sided_agree_where_nothing_else_is_known(self):
-        law = GeneralizedGaussian(1.0, 6, 20)
-        assert law.radius(0.9, 0.1) == pytest.approx(law.radius(0.9), abs=0.003)
-        assert law.radius(0.9, 0.05) > law.radius(0.9) + 0.1
+        distribution = GeneralizedGaussian(1.0, 6, 20)
+        assert distribution.radius(0.9, 0.1) == pytest.approx(distribution.radius(0.9), abs=0.003)
+        assert distribution.radius(0.9, 0.05) > distribution.radius(0.9) + 0.1
 
     @pytest.mark.parametrize(
         ("first", "second"), [(0.2, 0.45), (0.0, 0.1), (0.5, 1.0), (0.3, 0.3), (0.0, 0.0)]
@@ -159,9 +159,9 @@ class TestLaw:
 
     def test_bilateral_against_the_shifted_probabilities(self):
         """The two worst classifiers, shifted by the radius, meet: by Monte Carlo, within 0.01."""
-        law, d, k = GeneralizedGaussian(1.0, 6, 20), 20, 6
+        distribution, d, k = GeneralizedGaussian(1.0, 6, 20), 20, 6
         delta = np.zeros(d)
-        delta[0] = law.radius(0.7, 0.1)
+        delta[0] = distribution.radius(0.7, 0.1)
         z = draw(d, k, 200_000, seed=3)
         ratio, shifted = log_ratio(z, k, delta), log_ratio(z + delta, k, delta)
         kept = (shifted <= np.quantile(ratio, 0.7)).mean()

@@ -15,7 +15,7 @@ from tfmacer.records.logs import Log, LogWriter, Record, read_log
 from tfmacer.records.sealing import pixels_digest
 from tfmacer.records.verification import verify_log
 from tfmacer.votes import redraw
-from tfmacer.votes.redraw import redraw_from, redraw_served
+from tfmacer.votes.replay import replay_from, replay_served
 from tfmacer.votes.source import ESTIMATE, SELECT, Votes, row_seed
 
 
@@ -76,7 +76,7 @@ def drawn_log(path, rule, **others):
                 sums=tuple(stages[1].sums.tolist()),
                 square_sums=tuple(stages[1].square_sums.tolist()),
             )
-            certificate = certify(counts, rule, settings.law)
+            certificate = certify(counts, rule, settings.distribution)
             made = Record.of(
                 certificate,
                 idx=idx,
@@ -94,14 +94,14 @@ def drawn_log(path, rule, **others):
 def test_votes_are_drawn_again_from_the_rows_seeds(tmp_path, bound, parallelism):
     log = drawn_log(tmp_path / "log.tsv", Rule(n=2000, bound=bound))
     source = Drawing(parallelism)
-    assert verify_log(log, redraw_from(source, image_of)) is None
+    assert verify_log(log, replay_from(source, image_of)) is None
     assert source.calls == 8
 
 
 def test_streams_longer_than_one_request_are_cut(tmp_path, monkeypatch):
     monkeypatch.setattr(redraw, "LARGEST_REQUEST", 700)
     log = drawn_log(tmp_path / "log.tsv", Rule(n=2000))
-    assert verify_log(log, redraw_from(Drawing(1), image_of)) is None
+    assert verify_log(log, replay_from(Drawing(1), image_of)) is None
 
 
 def test_votes_of_another_seed_image_or_label_are_told_apart(tmp_path):
@@ -112,7 +112,7 @@ def test_votes_of_another_seed_image_or_label_are_told_apart(tmp_path):
     fixed = [log.settings.sealed(record) for record in mixed.records]
     mixed = dataclasses.replace(mixed, records=tuple(fixed))
     assert verify_log(mixed) is None
-    assert verify_log(mixed, redraw_from(source, image_of)).field.endswith("counts")
+    assert verify_log(mixed, replay_from(source, image_of)).field.endswith("counts")
 
     def neighbour(idx):
         return image_of(idx + 1)[0], image_of(idx)[1]
@@ -120,13 +120,13 @@ def test_votes_of_another_seed_image_or_label_are_told_apart(tmp_path):
     def mislabelled(idx):
         return image_of(idx)[0], -1
 
-    assert verify_log(log, redraw_from(source, neighbour)).field == "pixels_sha256"
+    assert verify_log(log, replay_from(source, neighbour)).field == "pixels_sha256"
     unnamed = dataclasses.replace(log.settings, format_version=1)
     records = [dataclasses.replace(record, pixels_sha256=None) for record in log.records]
     first = Log(log.path, tuple(unnamed.sealed(record) for record in records), unnamed)
-    assert verify_log(first, redraw_from(source, image_of)) is None
-    assert verify_log(first, redraw_from(source, neighbour)).field == "clean"
-    assert verify_log(log, redraw_from(source, mislabelled)).field == "label"
+    assert verify_log(first, replay_from(source, image_of)) is None
+    assert verify_log(first, replay_from(source, neighbour)).field == "clean"
+    assert verify_log(log, replay_from(source, mislabelled)).field == "label"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_votes_of_another_seed_image_or_label_are_told_apart(tmp_path):
 def test_another_model_is_refused(tmp_path, other):
     log = drawn_log(tmp_path / "log.tsv", Rule(n=2000))
     with pytest.raises(UserError, match=f"the source is another model: its {next(iter(other))}"):
-        verify_log(log, redraw_from(Drawing(**other), image_of))
+        verify_log(log, replay_from(Drawing(**other), image_of))
 
 
 def test_a_tie_without_noise_is_no_difference(tmp_path):
@@ -144,12 +144,12 @@ def test_a_tie_without_noise_is_no_difference(tmp_path):
     source = Drawing()
     logits = source.logits
     source.logits = lambda images: logits(images) + 1e-5 * np.roll(logits(images), 1) + 7.0
-    assert verify_log(log, redraw_from(source, image_of)) is None
+    assert verify_log(log, replay_from(source, image_of)) is None
     tied = 1.0 + 1e-6 * np.arange(4, dtype=np.float32)
     source.logits = lambda images: tied[np.newaxis]
-    assert verify_log(log, redraw_from(source, image_of)) is None
+    assert verify_log(log, replay_from(source, image_of)) is None
     source.logits = lambda images: 100 * tied[np.newaxis] + np.arange(4)
-    assert verify_log(log, redraw_from(source, image_of)).field == "clean"
+    assert verify_log(log, replay_from(source, image_of)).field == "clean"
 
 
 class TestServed:
@@ -177,7 +177,7 @@ class TestServed:
 
     @pytest.mark.parametrize("parallelism", [1, 3])
     def test_votes_of_their_noise_are_found_again(self, parallelism):
-        again = redraw_served(Drawing(parallelism, block_size=64))
+        again = replay_served(Drawing(parallelism, block_size=64))
         assert verify_entry(self.entry(), again) is None
         forged = self.entry(moved=1)
         assert verify_entry(forged) is None
@@ -186,7 +186,7 @@ class TestServed:
     def test_other_noise_gives_other_votes(self):
         other = self.entry(lambda fields: fields | {"estimate_seed": [7, 7]})
         assert verify_entry(other) is None
-        again = redraw_served(Drawing(block_size=64))
+        again = replay_served(Drawing(block_size=64))
         assert "drawn again the votes are" in verify_entry(other, again)
 
     def test_what_cannot_be_drawn_again_is_said(self):
@@ -194,9 +194,9 @@ class TestServed:
             return {name: value for name, value in fields.items() if name != "pixels_float32"}
 
         with pytest.raises(UserError, match="the audit log keeps no pixels"):
-            redraw_served(Drawing(block_size=64))(self.entry(without_pixels))
+            replay_served(Drawing(block_size=64))(self.entry(without_pixels))
         with pytest.raises(UserError, match="its sigma is 0.25, not 0.5"):
-            redraw_served(Drawing(block_size=64, sigma=0.25))(self.entry())
+            replay_served(Drawing(block_size=64, sigma=0.25))(self.entry())
 
 
 @pytest.mark.parametrize(("n0", "n"), [(2**31, 1000), (100, 2**31), (100, 10**15)])
@@ -208,7 +208,7 @@ def test_more_draws_than_a_stream_has_are_not_asked_for(tmp_path, n0, n):
     with LogWriter(tmp_path / "log.tsv", settings) as log:
         log.append(
             Record.of(
-                certify(counts, rule, settings.law),
+                certify(counts, rule, settings.distribution),
                 idx=0,
                 label=label,
                 clean=0,
@@ -217,4 +217,4 @@ def test_more_draws_than_a_stream_has_are_not_asked_for(tmp_path, n0, n):
             )
         )
     with pytest.raises(UserError, match=r"^n0? is \d+, a stream has 2000000000 draws at most"):
-        verify_log(read_log(tmp_path / "log.tsv"), redraw_from(Drawing(), image_of))
+        verify_log(read_log(tmp_path / "log.tsv"), replay_from(Drawing(), image_of))

@@ -1,0 +1,1 @@
+"""Isotropic Gaussian noise."""

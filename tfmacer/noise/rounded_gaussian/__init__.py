@@ -1,0 +1,1 @@
+"""Gaussian noise rounded to whole steps of 8-bit pixels."""
