@@ -16,7 +16,8 @@ from scipy import stats
 
 from tfmacer.common import commandline
 from tfmacer.noise.generalized_gaussian.likelihood_ratio import RadialNoise
-from tfmacer.noise.mixed_norm.statistics import draw_extremes, largest_coordinate
+from tfmacer.noise.mixed_norm.largest_coordinate import largest_coordinate
+from tfmacer.noise.mixed_norm.statistics import draw_statistics
 
 FLAGS = flags.FlagValues()
 Array = npt.NDArray[np.float64]
@@ -40,7 +41,7 @@ def needed(ratio: Array) -> float:
 
 def needed_mixed(dimension: int, k: float, generator: np.random.Generator) -> list[float]:
     """Estimates for the mixed-norm family and l-infinity balls."""
-    z = draw_extremes(dimension, k, DRAWS, generator)
+    z = draw_statistics(dimension, k, DRAWS, generator)
     unit = np.sqrt(dimension - k) / dimension
     return [needed(z.log_ratio(dimension, k, unit * stats.norm.ppf(p))) for p in LEVELS]
 

@@ -24,9 +24,9 @@ from tfmacer.common.errors import UserError
 from tfmacer.guarantee.bounds import BOUNDS, ScoreBound, unbiased_variance
 from tfmacer.guarantee.certificate import ABSTAIN, RADIUS_DECIMALS, predict
 from tfmacer.guarantee.rule import Rule
-from tfmacer.noise import sampling as noise
 from tfmacer.noise.rounded_gaussian import rounding
 from tfmacer.noise.rounded_gaussian.distribution import RoundedGaussian
+from tfmacer.noise.sampling import training_noise
 from tfmacer.records.falsifications import Attacked
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import Smoothing
@@ -269,7 +269,7 @@ def _graph(
 ) -> Any:
     """(image, class, epsilon, seed) to the image attacked, as one graph."""
     infer = inference(network)
-    draw = noise.find(noise.NOISES, smoothing.noise_family)
+    draw = training_noise(smoothing.noise_family)
     options: dict[str, Any] = {"steps": plan.steps, "clip": plan.clip}
     find: Callable[..., tf.Tensor] = adversarial.pgd if norm == "l2" else adversarial.pgd_linf
     if plan.attack == "ddn":

@@ -37,6 +37,12 @@ _FAMILY_CAVEATS = {
 }
 
 
+def check_family(family: str) -> None:
+    """Raises UserError unless there is a noise family of that name."""
+    if family not in DISTRIBUTIONS:
+        raise UserError(f"noise_family must be one of {', '.join(DISTRIBUTIONS)}, got {family!r}")
+
+
 def caveat(family: str, *, generator: str, dimension: int) -> str:
     """What a certificate under this noise leaves open, or covers, beyond its probability.
 
@@ -85,8 +91,7 @@ def noise_distribution(
     """
     if not 1 <= dimension < _MOST_NUMBERS:
         raise UserError(f"an image must have 1 to {_MOST_NUMBERS - 1} numbers, got {dimension}")
-    if family not in DISTRIBUTIONS:
-        raise UserError(f"noise_family must be one of {', '.join(DISTRIBUTIONS)}, got {family!r}")
+    check_family(family)
     generators.check_generator(generator)
     return DISTRIBUTIONS[family].build(
         sigma=sigma, params=params or {}, dimension=dimension, generator=generator

@@ -15,10 +15,11 @@ import keras
 import tensorflow as tf
 
 from tfmacer.common.errors import UserError
+from tfmacer.noise.sampling import training_noise
 from tfmacer.training import inputs, precision
 from tfmacer.training.objectives import Batch, Losses, Objective
 from tfmacer.training.optimizer import SGD
-from tfmacer.votes import models, noise
+from tfmacer.votes import models
 from tfmacer.votes.source import row_seed
 
 # Names of the streams; certification's are `select` and `estimate`.
@@ -75,7 +76,7 @@ class SmoothedTrainer(inputs.CheckedModel):
           network: any Keras classifier that returns logits.
           objective: see `tfmacer.training.objectives`.
           sigma: scale of the noise, in units of pixels in [0, 1]; > 0.
-          noise_family: key of `tfmacer.noise.sampling.NOISES`.
+          noise_family: key of `tfmacer.noise.families.DISTRIBUTIONS`.
           noise_params: the family's further parameters; None for none.
           num_noise: noisy copies of each image in a step (k); 1 or more.
           noise_chunk: copies of each image in memory at once, a divisor of `num_noise`; see
@@ -105,7 +106,7 @@ class SmoothedTrainer(inputs.CheckedModel):
         self.sigma = sigma
         self.num_noise = num_noise
         self.noise_chunk = noise_chunk
-        self._noise = noise.find(noise.NOISES, noise_family)
+        self._noise = training_noise(noise_family)
         self._noise_family = noise_family
         self._noise_params = dict(noise_params or {})
         self.seed = seed

@@ -1,4 +1,9 @@
-"""Votes counted in the graph: the one loop that certification and the exported signature share."""
+"""Votes counted in the graph: the one loop that certification and the exported signature share.
+
+Draw j of a stream lies in block b = j // BLOCK; a block is drawn whole, by stateless Philox calls
+keyed by (seed, b). The draws therefore depend on the seed and their index alone: not on how the
+stream is cut into requests, nor on what else is computed at the same time.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -6,7 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfmacer.noise import sampling as noise
+from tfmacer.noise.random_numbers import GENERATORS
+from tfmacer.noise.sampling import sampler
 from tfmacer.records.runs import Smoothing
 
 # Blocks in flight at once inside one graph call: as many as most machines have cores, and fewer
@@ -45,7 +51,6 @@ def count_votes(
       and `square_sums` float64 `[B, K]`.
     """
     block_size, classes = smoothing.block_size, smoothing.num_classes
-    draw_block = noise.noisy_block(smoothing)
     starts = tf.cast(offsets, tf.int64)
     stops = starts + tf.cast(num_samples, tf.int64)
     first = starts // block_size
@@ -59,7 +64,7 @@ def count_votes(
         row = tf.searchsorted(ends, t[tf.newaxis], side="right")[0]
         block = first[row] + t - (ends[row] - blocks[row])
         with _outside_of_clusters():
-            noisy = draw_block(images[row], seeds[row], block, smoothing)
+            noisy = noisy_block(images[row], seeds[row], block, smoothing)
         logits = network(noisy)
         logits = tf.ensure_shape(tf.cast(logits, tf.float32), (block_size, classes))
         draws = block * block_size + tf.range(block_size, dtype=tf.int64)
@@ -86,6 +91,42 @@ def count_votes(
         parallel_iterations=parallel_blocks(smoothing),
     )
     return tuple(votes)
+
+
+def noisy_block(
+    image: tf.Tensor, seed: tf.Tensor, block: tf.Tensor, smoothing: Smoothing
+) -> tf.Tensor:
+    """One block of an image under noise.
+
+    Args:
+      image: float32 `[H, W, C]` in [0, 1].
+      seed: int32 `[2]`, of the stream.
+      block: int64 scalar, number of the block.
+      smoothing: what noise, by which generator, and the block's shape.
+
+    Returns:
+      float32 `[BLOCK, H, W, C]`.
+
+    Raises:
+      UserError: the noise family is not known.
+    """
+    return sampler(smoothing.noise_family).noisy(
+        image,
+        GENERATORS[smoothing.generator],
+        (smoothing.block_size, *smoothing.input_shape),
+        block_seed(seed, block),
+        smoothing.sigma,
+        smoothing.noise_params,
+    )
+
+
+def block_seed(seed: tf.Tensor, block: tf.Tensor) -> tf.Tensor:
+    """Philox seed int64 `[2]` of one block of a stream.
+
+    Folded in as int64: with int32 seeds `stateless_fold_in` keeps 32 bits only, and streams were
+    seen to collide.
+    """
+    return tf.random.experimental.stateless_fold_in(tf.cast(seed, tf.int64), block)
 
 
 def _outside_of_clusters() -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from tfmacer.common.errors import UserError
-from tfmacer.noise import sampling as noise
+from tfmacer.noise.families import check_family
 from tfmacer.records.runs import Smoothing
 from tfmacer.votes.admission import check_saved_model
 from tfmacer.votes.counting import count_votes, inference
@@ -57,7 +57,7 @@ class NetworkVotes(_LocalVotes):
             in its scope. None for one device. The votes are the same.
         """
         super().__init__(smoothing)
-        noise.noisy_block(smoothing)
+        check_family(smoothing.noise_family)
         infer = inference(network)
         self._strategy = strategy or tf.distribute.get_strategy()
         self._logits = tf.function(

@@ -1,8 +1,8 @@
 """The registry of noise families, and what a certificate says of each."""
 
 import pytest
-from tfmacer.errors import UserError
 
+from tfmacer.common.errors import UserError
 from tfmacer.noise import families
 from tfmacer.noise.gaussian.distribution import Gaussian
 

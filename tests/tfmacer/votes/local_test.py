@@ -12,7 +12,7 @@ from small_exports import small_smoothing, write_small_export
 from tfmacer.common.errors import Notice, UserError
 from tfmacer.noise.generators import GENERATORS
 from tfmacer.records.runs import RunDirectory, Smoothing
-from tfmacer.votes import counting, local, models, noise
+from tfmacer.votes import counting, local, models
 from tfmacer.votes.source import ESTIMATE, SELECT, row_seed
 
 SHAPE = (6, 5, 2)
@@ -151,11 +151,11 @@ def test_draws_without_finite_logits_cast_no_vote():
 @pytest.mark.parametrize("generator", GENERATORS)
 def test_noise_is_gaussian_in_pixels_and_differs_between_blocks_and_streams(generator):
     smoothing = dataclasses.replace(SMOOTHING, generator=generator)
-    draw = noise.noisy_block(smoothing)
     image = tf.fill(SHAPE, 0.25)
     seeds = [row_seed(0, stage, i) for stage in (SELECT, ESTIMATE) for i in range(2)]
     blocks = [
-        draw(image, tf.constant(seed), tf.constant(b, tf.int64), smoothing).numpy() - 0.25
+        counting.noisy_block(image, tf.constant(seed), tf.constant(b, tf.int64), smoothing).numpy()
+        - 0.25
         for seed in seeds
         for b in (0, 1, 2**40)
     ]
@@ -171,7 +171,7 @@ def test_noise_is_gaussian_in_pixels_and_differs_between_blocks_and_streams(gene
 
 def test_seed_of_a_block_keeps_64_bits():
     """Of 64-bit values only one in 2^31 fits into 32 bits; none of 20 may."""
-    folded = [noise.block_seed(tf.constant([3, i]), tf.constant(5, tf.int64)) for i in range(20)]
+    folded = [counting.block_seed(tf.constant([3, i]), tf.constant(5, tf.int64)) for i in range(20)]
     assert np.abs(np.stack(folded)[:, 0]).min() >= 2**31
     assert len(np.unique(np.stack(folded)[:, 0])) == 20
 

@@ -14,7 +14,7 @@ from tfmacer.records.audit import AuditEntry, verify_entry
 from tfmacer.records.logs import Log, LogWriter, Record, read_log
 from tfmacer.records.sealing import pixels_digest
 from tfmacer.records.verification import verify_log
-from tfmacer.votes import redraw
+from tfmacer.votes import replay
 from tfmacer.votes.replay import replay_from, replay_served
 from tfmacer.votes.source import ESTIMATE, SELECT, Votes, row_seed
 
@@ -99,7 +99,7 @@ def test_votes_are_drawn_again_from_the_rows_seeds(tmp_path, bound, parallelism)
 
 
 def test_streams_longer_than_one_request_are_cut(tmp_path, monkeypatch):
-    monkeypatch.setattr(redraw, "LARGEST_REQUEST", 700)
+    monkeypatch.setattr(replay, "LARGEST_REQUEST", 700)
     log = drawn_log(tmp_path / "log.tsv", Rule(n=2000))
     assert verify_log(log, replay_from(Drawing(1), image_of)) is None
 

@@ -26,11 +26,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmacer.guarantee.bounds import clopper_pearson_upper
+from tfmacer.noise.mixed_norm.largest_coordinate import largest_coordinate
 from tfmacer.noise.mixed_norm.statistics import (
-    Extremes,
-    draw_extremes,
-    extremes_sampler,
-    largest_coordinate,
+    Statistics,
+    draw_statistics,
+    statistics_sampler,
 )
 
 # Probability, over the draws behind a table, that any bound in it is wrong.
@@ -93,11 +93,11 @@ class MixedNormNoise:
         return math.sqrt(self._dimension - self._k) / self._dimension
 
     @functools.cached_property
-    def _batches(self) -> tuple[Extremes, Extremes]:
+    def _batches(self) -> tuple[Statistics, Statistics]:
         streams = np.random.SeedSequence(_SEED).spawn(2)
         pilot, main = (np.random.Generator(np.random.Philox(stream)) for stream in streams)
         d, k = self._dimension, self._k
-        return draw_extremes(d, k, _PILOT, pilot), draw_extremes(d, k, self._draws, main)
+        return draw_statistics(d, k, _PILOT, pilot), draw_statistics(d, k, self._draws, main)
 
     @functools.lru_cache(maxsize=LAST + 1)  # noqa: B019 - instances are few and live long
     def profile(self, index: int) -> Profile:
@@ -107,7 +107,7 @@ class MixedNormNoise:
         thresholds = np.quantile(pilot, _levels())
         ordered = np.sort(main)
         alpha = ERROR / (LAST * 2 * len(thresholds))
-        error = extremes_sampler(self._dimension, self._k).total_variation
+        error = statistics_sampler(self._dimension, self._k).total_variation
 
         def bound(t: Array) -> Array:
             counts = np.searchsorted(ordered, t, side="right")

@@ -1,4 +1,4 @@
-"""How the density p(z) ~ |z|_inf^-k exp(-|z|_2^2 / 2) is drawn, and what of its draws is kept.
+"""What the likelihood ratio of the mixed-norm noise depends on, and how that is drawn.
 
 All lengths here are in units of sigma.
 """
@@ -11,112 +11,17 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from tfmacer.noise.mixed_norm.largest_coordinate import Array, LogConcave, largest_coordinate
+
 # Numbers drawn at a time, and coordinates of an image that are drawn one by one, about.
 _CHUNK = 1_000_000
 _SHELL = 48
 
-_CELLS = 16_384
-# Where the density of ln M is below exp(-45) of its highest, nothing is drawn.
-_DEPTH = 45.0
 # Of sums: cells; half the width, and the period, in standard deviations; the highest frequency.
 _SUM_CELLS = 8_192
 _WIDTH = 6.5
 _PERIOD = 24.0
 _FREQUENCIES = 9.0
-
-Array = npt.NDArray[np.float64]
-
-
-class _LogConcave:
-    """A distribution drawn from the log-linear interpolation of its log-concave density.
-
-    The interpolation lies below the density: a part of the mass is missing, and that part bounds
-    how far the two distributions are apart.
-
-    Attributes:
-      nodes: `[CELLS + 1]`, values at equal distances.
-      cumulative: `[CELLS + 1]`, probability below each node, from 0 to 1.
-      rises: `[CELLS]`, by how much the log density rises over each cell.
-      total_variation: bound on the distance of the distribution drawn from the exact one.
-    """
-
-    def __init__(self, nodes: Array, logs: Array, outside: float) -> None:
-        """Tabulates the distribution.
-
-        Args:
-          nodes: `[CELLS + 1]`, values at equal distances.
-          logs: `[CELLS + 1]`, log of the density there, up to a constant.
-          outside: bound on the probability beyond the nodes, and on what `logs` are off.
-        """
-        self.nodes = nodes
-        logs = logs - logs.max()
-        self.rises: Array = np.diff(logs)
-        masses = np.exp(logs[:-1]) * _mean_exp(self.rises)
-        self.cumulative: Array = np.concatenate([[0.0], np.cumsum(masses) / masses.sum()])
-        self.cumulative[-1] = 1.0
-        # In a cell, a concave function stays below the chords of its neighbours, extended: above
-        # the cell's own chord by at most a quarter of the difference of their rises.
-        slopes = np.concatenate([[self.rises[0]], self.rises, [self.rises[-1]]])
-        gaps = np.maximum(slopes[:-2] - slopes[2:], 0) / 4
-        self.total_variation = float(np.expm1(gaps) @ masses) / float(masses.sum()) + outside
-
-    def places(self, shares: Array) -> Array:
-        """Values at these probabilities, each in [0, 1)."""
-        cell = np.searchsorted(self.cumulative, shares, side="right") - 1
-        cell = np.clip(cell, 0, len(self.rises) - 1)
-        width = self.cumulative[cell + 1] - self.cumulative[cell]
-        part = (shares - self.cumulative[cell]) / np.maximum(width, 1e-300)
-        rise = self.rises[cell]
-        steep = np.where(np.abs(rise) < 1e-6, 1.0, rise)
-        bent = np.log1p(part * np.expm1(steep)) / steep
-        step = self.nodes[1] - self.nodes[0]
-        found: Array = self.nodes[cell] + step * np.where(np.abs(rise) < 1e-6, part, bent)
-        return found
-
-
-class LargestCoordinate(_LogConcave):
-    """The distribution of M = |z|_inf, and how it is drawn.
-
-    On the face z_i = +-M the other coordinates have density prod exp(-z_j^2 / 2) on [-M, M], so
-
-        p(M) ~ M^-k exp(-M^2 / 2) erf(M / sqrt 2)^(d - 1),
-
-    the face and the sign are uniform, and given M the others are independent Gaussians truncated
-    to [-M, M]. The density of y = ln M is log-concave; the nodes are values of y.
-    """
-
-    def __init__(self, dimension: int, k: float) -> None:
-        """Tabulates the distribution; `dimension` is d, 2 or more, and 0 <= k <= d - 1."""
-        self._dimension, self._k = dimension, k
-        nodes = np.linspace(*self._range(), _CELLS + 1)
-        super().__init__(nodes, self._log_density(nodes), 4 * math.exp(-_DEPTH) * _CELLS + 1e-12)
-
-    def _log_density(self, y: Array) -> Array:
-        x = np.exp(y) / math.sqrt(2)
-        tail = np.log1p(-special.erfc(np.maximum(x, 0.5)))
-        inner = np.log(special.erf(np.minimum(x, 0.5)))
-        log_erf = np.where(x > 0.5, tail, inner)
-        logs: Array = (1 - self._k) * y - x**2 + (self._dimension - 1) * log_erf
-        return logs
-
-    def _range(self) -> tuple[float, float]:
-        """Where the density of y is not negligible; below e^-60 it is, for k <= d - 1."""
-        coarse = np.linspace(-60, 4, 20_001)
-        logs = self._log_density(coarse)
-        inside = np.flatnonzero(logs > logs.max() - _DEPTH)
-        first, last = max(inside[0] - 1, 0), min(inside[-1] + 1, len(coarse) - 1)
-        return float(coarse[first]), float(coarse[last])
-
-    def quantiles(self, shares: Array) -> Array:
-        """M at these probabilities, each in [0, 1)."""
-        return np.exp(self.places(shares))
-
-
-def _mean_exp(rises: Array) -> Array:
-    """Mean of exp over a line from 0 to each rise."""
-    steep = np.where(np.abs(rises) < 1e-6, 1.0, rises)
-    means: Array = np.where(np.abs(rises) < 1e-6, 1 + rises / 2, np.expm1(steep) / steep)
-    return means
 
 
 class InnerSums:
@@ -147,7 +52,7 @@ class InnerSums:
         densities = np.maximum(densities, 1e-13 * densities.max(axis=1, keepdims=True))
         self._fewest = fewest
         # 1e-10 lies beyond the nodes, and the densities are off by less.
-        self._sums = [_LogConcave(nodes, np.log(density), 1e-9) for density in densities]
+        self._sums = [LogConcave(nodes, np.log(density), 1e-9) for density in densities]
         self.total_variation = max(each.total_variation for each in self._sums)
 
     def draw(self, terms: npt.NDArray[np.int64], generator: np.random.Generator) -> Array:
@@ -159,7 +64,7 @@ class InnerSums:
         return sums
 
 
-class Extremes(NamedTuple):
+class Statistics(NamedTuple):
     """What L depends on, for n draws of z."""
 
     largest: Array
@@ -183,7 +88,7 @@ def _truncated(low: Array, high: Array, generator: np.random.Generator) -> Array
     return values
 
 
-class ExtremesSampler:
+class StatisticsSampler:
     """Draws the extremes and the sum of z without drawing most of its coordinates.
 
     Given M, the coordinates off the face are of two kinds, those within [-c, c] and those in the
@@ -216,30 +121,30 @@ class ExtremesSampler:
         self._sums = InnerSums(self._c, self._others - self._most, self._others)
         self.total_variation += self._sums.total_variation + 1e-15
 
-    def draw(self, count: int, generator: np.random.Generator) -> Extremes:
+    def draw(self, count: int, generator: np.random.Generator) -> Statistics:
         """Draws z `count` times."""
         rows = max(_CHUNK // min(self._others, 4 * _SHELL), 1)
         parts = [self._draw(min(rows, count - start), generator) for start in range(0, count, rows)]
-        return Extremes(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        return Statistics(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
-    def _draw(self, count: int, generator: np.random.Generator) -> Extremes:
+    def _draw(self, count: int, generator: np.random.Generator) -> Statistics:
         m = self._largest.quantiles(generator.random(count))
         face = np.where(generator.random(count) < 0.5, -m, m)
         if self._sums is None:
             return _with_others(
-                m, np.full(count, self._others), Extremes(face, face, face), generator
+                m, np.full(count, self._others), Statistics(face, face, face), generator
             )
         c = np.full(count, self._c)
         outside, beyond = special.ndtr(-c), special.ndtr(-m)
         share = np.maximum(outside - beyond, 0) / (0.5 - beyond)
         shell = np.minimum(generator.binomial(self._others, share), self._most)
-        drawn = _with_others(m, shell, Extremes(face, face, face), generator, c)
+        drawn = _with_others(m, shell, Statistics(face, face, face), generator, c)
         inner = self._others - shell
         open_side = (drawn.largest <= c) | (drawn.smallest >= -c)
         total = drawn.total + self._sums.draw(inner, generator)
-        found = Extremes(drawn.largest, drawn.smallest, total)
+        found = Statistics(drawn.largest, drawn.smallest, total)
         again = np.flatnonzero(open_side)
-        known = Extremes(*(column[again] for column in drawn))
+        known = Statistics(*(column[again] for column in drawn))
         whole = _with_others(np.minimum(m, c)[again], inner[again], known, generator)
         for column, better in zip(found, whole, strict=True):
             column[again] = better
@@ -249,10 +154,10 @@ class ExtremesSampler:
 def _with_others(
     high: Array,
     numbers: npt.NDArray[np.int64],
-    known: Extremes,
+    known: Statistics,
     generator: np.random.Generator,
     low: Array | None = None,
-) -> Extremes:
+) -> Statistics:
     """Adds coordinates to draws of which some are known.
 
     Args:
@@ -271,21 +176,19 @@ def _with_others(
         starts = (np.cumsum(numbers) - numbers)[filled]
         largest[filled] = np.maximum(largest[filled], np.maximum.reduceat(values, starts))
         smallest[filled] = np.minimum(smallest[filled], np.minimum.reduceat(values, starts))
-    return Extremes(largest, smallest, known.total + np.bincount(row, values, minlength=len(high)))
+    return Statistics(
+        largest, smallest, known.total + np.bincount(row, values, minlength=len(high))
+    )
 
 
-def draw_extremes(dimension: int, k: float, count: int, generator: np.random.Generator) -> Extremes:
-    """Draws z `count` times and keeps what L needs; see `ExtremesSampler`."""
-    return extremes_sampler(dimension, k).draw(count, generator)
+def draw_statistics(
+    dimension: int, k: float, count: int, generator: np.random.Generator
+) -> Statistics:
+    """Draws z `count` times and keeps what L needs; see `StatisticsSampler`."""
+    return statistics_sampler(dimension, k).draw(count, generator)
 
 
 @functools.lru_cache(maxsize=8)
-def largest_coordinate(dimension: int, k: float) -> LargestCoordinate:
-    """The distribution of these parameters, tabulated once."""
-    return LargestCoordinate(dimension, k)
-
-
-@functools.lru_cache(maxsize=8)
-def extremes_sampler(dimension: int, k: float) -> ExtremesSampler:
+def statistics_sampler(dimension: int, k: float) -> StatisticsSampler:
     """What draws the extremes under these parameters, tabulated once."""
-    return ExtremesSampler(dimension, k)
+    return StatisticsSampler(dimension, k)

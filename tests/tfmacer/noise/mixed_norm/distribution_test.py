@@ -11,8 +11,9 @@ from tfmacer.common.errors import UserError
 from tfmacer.noise.gaussian.distribution import Gaussian
 from tfmacer.noise.mixed_norm import likelihood_ratio, statistics
 from tfmacer.noise.mixed_norm.distribution import MixedNorm, linf_from_l2
+from tfmacer.noise.mixed_norm.largest_coordinate import LargestCoordinate
 from tfmacer.noise.mixed_norm.likelihood_ratio import MixedNormNoise
-from tfmacer.noise.mixed_norm.statistics import LargestCoordinate, draw_extremes
+from tfmacer.noise.mixed_norm.statistics import draw_statistics
 
 
 def density(m, d, k):
@@ -52,7 +53,7 @@ class TestLargestCoordinate:
 class TestDraws:
     def test_moments(self):
         """Of d = 4, k = 2, by importance sampling elsewhere; standard errors under 0.002."""
-        z = draw_extremes(4, 2, 200_000, np.random.default_rng(0))
+        z = draw_statistics(4, 2, 200_000, np.random.default_rng(0))
         assert np.maximum(z.largest, -z.smallest).mean() == pytest.approx(0.943, abs=0.006)
         assert (z.total**2).mean() == pytest.approx(2.0, abs=0.03)
 
@@ -62,7 +63,7 @@ class TestDraws:
         z = np.random.default_rng(1).normal(size=(n, d))
         weights = np.abs(z).max(axis=1) ** -k
         weights /= weights.sum()
-        drawn = draw_extremes(d, k, n, np.random.default_rng(2))
+        drawn = draw_statistics(d, k, n, np.random.default_rng(2))
         for column, values in zip(
             drawn, (z.max(axis=1), z.min(axis=1), z.sum(axis=1)), strict=True
         ):
@@ -78,9 +79,9 @@ class TestDraws:
         edge = stats.norm.cdf(-m)
         vectors = stats.norm.ppf(edge + rng.random((n, d)) * (1 - 2 * edge))
         vectors[:, :1] = np.where(rng.random((n, 1)) < 0.5, m, -m)
-        whole = statistics.Extremes(vectors.max(1), vectors.min(1), vectors.sum(1))
-        drawn = draw_extremes(d, k, n, np.random.default_rng(8))
-        assert statistics.extremes_sampler(d, k).total_variation < 1e-5
+        whole = statistics.Statistics(vectors.max(1), vectors.min(1), vectors.sum(1))
+        drawn = draw_statistics(d, k, n, np.random.default_rng(8))
+        assert statistics.statistics_sampler(d, k).total_variation < 1e-5
         for mine, theirs in zip(drawn, whole, strict=True):
             assert stats.ks_2samp(mine, theirs).pvalue > 1e-3
         for r in (0.02, 0.1):
@@ -91,8 +92,8 @@ class TestDraws:
 
     def test_rows_below_the_shell_are_drawn_whole(self, monkeypatch):
         """With c far above most values of M nothing is in the shell, and nothing changes."""
-        sampler = statistics.ExtremesSampler(300, 20)
-        expected = draw_extremes(300, 20, 20_000, np.random.default_rng(1))
+        sampler = statistics.StatisticsSampler(300, 20)
+        expected = draw_statistics(300, 20, 20_000, np.random.default_rng(1))
         monkeypatch.setattr(sampler, "_c", 3.2)
         monkeypatch.setattr(sampler, "_sums", statistics.InnerSums(3.2, 200, 299))
         found = sampler.draw(20_000, np.random.default_rng(2))
@@ -100,13 +101,13 @@ class TestDraws:
             assert stats.ks_2samp(mine, theirs).pvalue > 1e-3
 
     def test_k_0_is_the_gaussian_in_many_dimensions(self):
-        z = draw_extremes(3072, 0, 50_000, np.random.default_rng(3))
+        z = draw_statistics(3072, 0, 50_000, np.random.default_rng(3))
         assert stats.kstest(z.total / math.sqrt(3072), "norm").pvalue > 1e-3
         for extreme in (z.largest, -z.smallest):
             assert stats.kstest(stats.norm.cdf(extreme) ** 3072, "uniform").pvalue > 1e-3
 
     def test_k_0_is_the_gaussian(self):
-        z = draw_extremes(9, 0, 20_000, np.random.default_rng(3))
+        z = draw_statistics(9, 0, 20_000, np.random.default_rng(3))
         assert stats.kstest(z.total / 3, "norm").pvalue > 1e-3
         assert stats.kstest(stats.norm.cdf(z.largest) ** 9, "uniform").pvalue > 1e-3
 
@@ -163,7 +164,7 @@ class TestTable:
         lambdas = np.exp(np.linspace(-5, 5, 51))
 
         def duals(seed):
-            z = draw_extremes(6, 2, 100_000, np.random.default_rng(seed))
+            z = draw_statistics(6, 2, 100_000, np.random.default_rng(seed))
             ratio = np.exp(z.log_ratio(6, 2, r))
             return np.array([lam * p - np.maximum(lam - ratio, 0).mean() for lam in lambdas])
 

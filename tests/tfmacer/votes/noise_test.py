@@ -16,11 +16,13 @@ from tfmacer.common.errors import Notice, UserError
 from tfmacer.noise.generators import GENERATORS, LATEST
 from tfmacer.noise.mixed_norm import statistics
 from tfmacer.noise.rounded_gaussian import rounding
+from tfmacer.noise.rounded_gaussian import sampler as rounded
+from tfmacer.noise.sampling import training_noise
 from tfmacer.records.logs import read_log
 from tfmacer.records.runs import Smoothing
 from tfmacer.records.sealing import pixels_digest
 from tfmacer.records.verification import verify_log
-from tfmacer.votes import local, noise
+from tfmacer.votes import counting, local
 from tfmacer.votes.replay import replay_from
 
 SHAPE = (7, 6, 2)
@@ -51,16 +53,16 @@ def linear(weights: np.ndarray, bias: float):
 
 
 def blocks(image: np.ndarray, described: Smoothing, count: int) -> np.ndarray:
-    draw = noise.noisy_block(described)
     seed = tf.constant([3, 4], tf.int32)
-    return np.stack([draw(image, seed, tf.constant(b, tf.int64), described) for b in range(count)])
+    numbers = tf.range(count, dtype=tf.int64)
+    return np.stack([counting.noisy_block(image, seed, block, described) for block in numbers])
 
 
 class TestRoundedGaussian:
     @pytest.mark.parametrize("sigma", [0.02, 0.25])
     def test_steps_follow_the_exact_probabilities(self, sigma):
         """Chi-squared over bins of 50 expected draws or more; the seed is fixed."""
-        drawn = noise.rounded_steps([400_000], tf.constant([1, 2], tf.int64), sigma).numpy()
+        drawn = rounded.steps([400_000], tf.constant([1, 2], tf.int64), sigma).numpy()
         last = rounding.reach(sigma)
         edges = (2 * np.arange(-last, last) + 1) / (510 * sigma)
         below = np.concatenate([[0], stats.norm.cdf(edges), [1]])
@@ -77,8 +79,8 @@ class TestRoundedGaussian:
         noisy = blocks(image, described, 40)
         steps = np.round(noisy * 255)
         np.testing.assert_array_equal(noisy, (steps / np.float32(255)).astype(np.float32))
-        drawn = noise.rounded_steps(
-            (128, *SHAPE), noise.block_seed(tf.constant([3, 4]), tf.constant(7, tf.int64)), 0.25
+        drawn = rounded.steps(
+            (128, *SHAPE), counting.block_seed(tf.constant([3, 4]), tf.constant(7, tf.int64)), 0.25
         ).numpy()
         by_hand = np.clip(np.round(image * 255) + drawn, -255, 510)
         np.testing.assert_array_equal(steps[7], by_hand)
@@ -143,7 +145,7 @@ class TestRoundedGaussian:
         assert nearest in certificates[0].statement()
 
     def test_training_draws_the_same_distribution(self):
-        drawn = noise.NOISES["rounded_gaussian"](
+        drawn = training_noise("rounded_gaussian")(
             tf.constant([2, 3, *SHAPE]), tf.constant([5, 6], tf.int64), 0.1, {}
         ).numpy()
         assert drawn.shape == (2, 3, *SHAPE)
@@ -188,7 +190,7 @@ class TestMixedNorm:
         """The draws behind the table are another program's; 5,120 here against 20,000 there."""
         described = smoothing("mixed_norm", 0.5, generator, k=20.0)
         z = blocks(np.zeros(SHAPE, np.float32), described, 40).reshape(-1, 84) / 0.5
-        other = statistics.draw_extremes(84, 20.0, 20_000, np.random.default_rng(0))
+        other = statistics.draw_statistics(84, 20.0, 20_000, np.random.default_rng(0))
         largest = np.maximum(other.largest, -other.smallest)
         for mine, theirs in (
             (np.abs(z).max(axis=1), largest),
@@ -282,8 +284,7 @@ def test_streams_stay_as_they_were_recorded(family, params, first, latest):
             sigma=0.5, num_classes=2, input_shape=(2, 3, 1), model_digest="t", block_size=4,
             noise_family=family, noise_params=params, generator=generator,
         )  # fmt: skip
-        draw = noise.noisy_block(described)
-        block = draw(
+        block = counting.noisy_block(
             tf.zeros((2, 3, 1)), tf.constant([3, -4]), tf.constant(5, tf.int64), described
         ).numpy()
         np.testing.assert_allclose(block.ravel()[[0, 7, 23]], expected, rtol=2e-6)
@@ -323,7 +324,7 @@ def test_an_export_draws_what_the_network_here_draws(family, params, generator, 
 
 @pytest.mark.parametrize(("family", "params"), FAMILIES)
 def test_training_draws_independent_copies(family, params):
-    draw = noise.NOISES[family]
+    draw = training_noise(family)
     shape = tf.constant([4, 3, *SHAPE])
     drawn = draw(shape, tf.constant([5, 6], tf.int64), 0.3, params).numpy()
     again = draw(shape, tf.constant([5, 6], tf.int64), 0.3, params).numpy()
