@@ -9,7 +9,7 @@ import numpy as np
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.certificate import Certificate, certify, decided, round_down
 from tfmacer.guarantee.counts import Counts
-from tfmacer.guarantee.law import Law
+from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.records.logs import Log
 from tfmacer.records.rows import Record
 from tfmacer.records.settings import LogSettings
@@ -93,7 +93,7 @@ def _differences(
         seconds=0.0,
         pixels_sha256=record.pixels_sha256 or "",
     )
-    most = _most(certificate, settings.law)
+    most = _most(certificate, settings.distribution)
     for field in ("predict", "p_lower", "p_upper_second", "radius", "stopped_early", "correct"):
         found, should = getattr(record, field), getattr(expected, field)
         if found != should and not _claims_no_more(field, found, should, most.get(field)):
@@ -163,13 +163,13 @@ def _redrawn_differences(record: Record, redrawn: Redrawn) -> Iterator[Differenc
             yield Difference(record.idx, field, found, f"{expected}, as redrawn")
 
 
-def _most(certificate: Certificate, law: Law) -> dict[str, float]:
+def _most(certificate: Certificate, distribution: NoiseDistribution) -> dict[str, float]:
     """The most that other builds compute where `certificate` is computed here."""
     p_lower, second = min(certificate.p_lower + _MORE, 1.0), certificate.p_upper_second
     most = {"p_lower": p_lower}
     if second is not None:
         most["p_upper_second"] = second = max(second - _MORE, 0.0)
-    radius = law.radius(p_lower, second) if certificate.radius > 0 else 0.0
+    radius = distribution.radius(p_lower, second) if certificate.radius > 0 else 0.0
     return most | {"radius": round_down(radius * (1 + _MORE))}
 
 

@@ -118,8 +118,10 @@ def test_rounding_of_other_builds_may_lift_a_radius_over_one_step(tmp_path):
     log = made_logs.write(tmp_path / "log.tsv", settings)
     record = log.records[certified(log)]
     step = round(record.radius + 1e-9, 9)
-    sigma = settings.sigma * step / settings.law.radius(record.p_lower)
-    while (near := dataclasses.replace(settings, sigma=sigma)).law.radius(record.p_lower) >= step:
+    sigma = settings.sigma * step / settings.distribution.radius(record.p_lower)
+    while (near := dataclasses.replace(settings, sigma=sigma)).distribution.radius(
+        record.p_lower
+    ) >= step:
         sigma = math.nextafter(sigma, 0.0)
 
     def verified(**fields):
