@@ -23,12 +23,13 @@ from serving.common.lifecycle import Stop
 from serving.common.logs import log_json
 from serving.sidecar import flags, tracing
 from serving.sidecar.audit import AuditLog
+from serving.sidecar.backend import Backend
 from serving.sidecar.calls import Calls
 from serving.sidecar.flags import FLAGS
 from serving.sidecar.limits import Admission, FairSlots, Limits
 from serving.sidecar.metrics import Metrics
 from serving.sidecar.models import Models
-from serving.sidecar.service import Backend, Certifier
+from serving.sidecar.service import Certifier
 from tfmacer.common import commandline
 from tfmacer.votes.endpoint import BackendError, Endpoint
 
@@ -82,7 +83,12 @@ def _main() -> None:
     certifier = Certifier(
         models,
         Backend(
-            endpoint, slots, metrics, parallelism=parallelism, timeout=flags.BACKEND_TIMEOUT.value
+            endpoint,
+            models,
+            slots,
+            metrics,
+            parallelism=parallelism,
+            timeout=flags.BACKEND_TIMEOUT.value,
         ),
         Calls(admission, metrics, max_seconds=flags.MAX_SECONDS.value, tracing=traces),
         metrics,

@@ -17,11 +17,12 @@ from serving import certification_pb2 as pb
 from serving import certification_pb2_grpc
 from serving.common import grpc_server
 from serving.sidecar.audit import AuditLog
+from serving.sidecar.backend import Backend
 from serving.sidecar.calls import Calls
 from serving.sidecar.limits import Admission, FairSlots, Limits
 from serving.sidecar.metrics import Metrics
 from serving.sidecar.models import Models
-from serving.sidecar.service import Backend, Certifier
+from serving.sidecar.service import Certifier
 from serving.sidecar.tracing import OFF, Tracing
 from tfmacer.votes.endpoint import BackendError, Endpoint
 
@@ -92,7 +93,7 @@ def start(backend: FakeBackend, tmp_path: Path) -> Iterator[Callable[..., Sideca
         metrics.follow_audit(lambda: audit.head)
         certifier = Certifier(
             models,
-            Backend(endpoint, slots, metrics, parallelism=parallelism, timeout=timeout),
+            Backend(endpoint, models, slots, metrics, parallelism=parallelism, timeout=timeout),
             Calls(admission, metrics, max_seconds=limits.max_seconds, tracing=traces),
             metrics,
             limits=limits,

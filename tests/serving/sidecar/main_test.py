@@ -292,9 +292,9 @@ def test_a_model_that_cannot_be_certified_ends_the_start(backend, tmp_path: Path
 
 
 def test_seeds_are_int32_pairs_of_the_operating_system() -> None:
-    from serving.sidecar.service import _fresh_seed
+    from serving.sidecar.drawing import fresh_seed
 
-    seeds = np.stack([_fresh_seed() for _ in range(1000)])
+    seeds = np.stack([fresh_seed() for _ in range(1000)])
     assert (seeds.shape, seeds.dtype) == ((1000, 2), np.int32)
     assert len(np.unique(seeds, axis=0)) == 1000
     # 64,000 fair bits: 6 standard deviations are 759 of them.
