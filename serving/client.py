@@ -19,14 +19,13 @@ import numpy.typing as npt
 from absl import flags
 from google.protobuf import json_format
 from PIL import Image, UnidentifiedImageError
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from serving import certification_pb2 as pb
 from serving.certification_pb2_grpc import CertifierStub
 from tfmacer.common import commandline
 from tfmacer.common.decimals import down
 from tfmacer.common.errors import UserError
+from tfmacer.common.progress import Progress
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.sealing import pixels_digest
 from tfmacer.wire.channel import ChannelFlags, open_channel
@@ -143,22 +142,10 @@ def _certify(stub: CertifierStub, request: pb.CertifyRequest) -> pb.Certificate:
 
 def _shown(certificates: Iterable[pb.Certificate]) -> Iterator[pb.Certificate]:
     """Passes certificates on and shows the latest on standard error."""
-    columns = (
-        TextColumn("{task.fields[label]}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} samples"),
-        TextColumn("radius {task.fields[radius]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=_N.value, label="asking", radius=down(0.0, _DECIMALS))
+    with Progress(_N.value, "samples") as progress:
         for certificate in certificates:
-            progress.update(
-                task,
-                completed=certificate.drawn,
-                label=_label(certificate),
-                radius=down(certificate.radius, _DECIMALS),
-            )
+            radius = down(certificate.radius, _DECIMALS)
+            progress.show(certificate.drawn, f"{_label(certificate)}, radius {radius}")
             yield certificate
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from tfmacer.certification.progress import Meter
+from tfmacer.certification.progress import CertificationProgress
 from tfmacer.common import commandline
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.bounds import BOUNDS
@@ -376,15 +376,15 @@ def _certify(
     from tfmacer.certification.images import record_examples
 
     done = [record for record in writers[0].rows if record.idx not in set(missing)]
-    with Meter(len(missing) + len(done), done) as meter:
+    with CertificationProgress(len(missing) + len(done), done) as progress:
         record_examples(
             source,
             examples,
             rules,
             writers,
             seed=_SEED.value,
-            on_progress=meter.drawn,
-            on_record=meter.finished,
+            on_progress=progress.drawn,
+            on_record=progress.finished,
         )
 
 

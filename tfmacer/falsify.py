@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 from absl import flags
-from tqdm import tqdm
 
 from tfmacer.common import commandline
 from tfmacer.common.decimals import down, up
 from tfmacer.common.errors import UserError
+from tfmacer.common.progress import Progress
 from tfmacer.guarantee.rule import check_error_rate
 from tfmacer.noise.families import DISTRIBUTIONS
 from tfmacer.records.falsifications import (
@@ -241,22 +241,13 @@ def _attack_all(
     """Attacks the images, as many side by side as there are cores, and writes them in order."""
     done = len(writer.rows)
     pool = ThreadPoolExecutor(os.cpu_count() or 1)
-    # Where no terminal redraws it, a line now and then is enough.
-    every = 0.5 if sys.stderr.isatty() else 15.0
     try:
-        with tqdm(
-            total=done + len(todo),
-            initial=done,
-            desc=log.path.name,
-            unit="image",
-            mininterval=every,
-        ) as bar:
+        with Progress(done + len(todo), "images", done=done, name=log.path.name) as progress:
             for images, records in _loaded(examples, todo, log):
                 for row in pool.map(falsifier, images, records):
                     writer.append(row)
                     flipped = sum(done.flipped_within for done in writer.rows)
-                    bar.set_postfix_str(f"flipped within: {flipped}", refresh=False)
-                    bar.update()
+                    progress.advance(f"flipped within: {flipped}")
     finally:
         pool.shutdown(cancel_futures=True)
 

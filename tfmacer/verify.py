@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import tqdm
 from absl import flags
 
 from tfmacer.common import commandline
 from tfmacer.common.errors import UserError
+from tfmacer.common.progress import Progress
 from tfmacer.common.text import visible
 from tfmacer.guarantee.counts import Counts
 from tfmacer.records.audit import AuditEntry, Trail, read_audit_log, verify_entry
@@ -126,7 +126,9 @@ def _verify(path: Path, redraw_of: Callable[[Log], Redraw] | None) -> str | None
         # What the record alone shows comes first: it takes no time.
         difference = verify_log(log)
         if difference is None and redraw_of is not None:
-            difference = verify_log(log, redraw_of(log))
+            redraw = redraw_of(log)
+            with Progress(len(log.records), "images", name=visible(path.name)) as progress:
+                difference = verify_log(log, _counted(redraw, progress))
         elif difference is None and _DATASET.value is not None:
             _compare(log)
     except UserError as error:
@@ -190,14 +192,15 @@ def _verify_served(path: Path) -> None:
 def _follow(path: Path, redraw: Callable[[AuditEntry], Counts] | None) -> Trail:
     """Verifies entry after entry."""
     trail = Trail(_AUDIT_HEAD.value)
-    entries = read_audit_log(path)
-    for entry in tqdm.tqdm(entries, desc=visible(path.name), unit="certificate", disable=None):
-        try:
-            wrong = trail.follow(entry) or verify_entry(entry, redraw)
-        except UserError as error:  # its votes cannot be drawn again
-            wrong = str(error)
-        if wrong is not None:
-            raise UserError(f"{entry.where}: certificate {entry.certificate_id}: {wrong}")
+    with Progress(None, "certificates", name=visible(path.name)) as progress:
+        for entry in read_audit_log(path):
+            try:
+                wrong = trail.follow(entry) or verify_entry(entry, redraw)
+            except UserError as error:  # its votes cannot be drawn again
+                wrong = str(error)
+            if wrong is not None:
+                raise UserError(f"{entry.where}: certificate {entry.certificate_id}: {wrong}")
+            progress.advance()
     return trail
 
 
@@ -218,20 +221,17 @@ def _open() -> Callable[[Log], Redraw]:
             sources[threads] = _source(threads)
         _note_environment(log, log.settings)
         images = _ByIdx(_split(log), [record.idx for record in log.records])
-        return _shown(replay_from(sources[threads], images), log)
+        return replay_from(sources[threads], images)
 
     return redraw_of
 
 
-def _shown(redraw: Redraw, log: Log) -> Redraw:
-    """The same, with a progress bar where someone can see it."""
-    bar = tqdm.tqdm(total=len(log.records), desc=visible(log.path.name), unit="image", disable=None)
+def _counted(redraw: Redraw, progress: Progress) -> Redraw:
+    """The same, which counts the images."""
 
     def counted(settings: LogSettings, record: Record) -> Redrawn:
         redrawn = redraw(settings, record)
-        bar.update()
-        if bar.n == bar.total:
-            bar.close()
+        progress.advance()
         return redrawn
 
     return counted

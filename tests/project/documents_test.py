@@ -105,7 +105,7 @@ def test_commands_are_accepted(monkeypatch):
             arguments = values([module, *_words(rest)])[1:]
         except flags.Error as error:
             pytest.fail(f"{page}: python -m {module}{rest}: {error}")
-        takes_arguments = "run_with_arguments" in sources.get(module, "")
+        takes_arguments = ", arguments=" in sources.get(module, "")
         assert takes_arguments or not arguments, f"{page}: {module} takes no {arguments}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfmacer.certification.images import Examples, check_images
-from tfmacer.certification.progress import Meter
+from tfmacer.certification.progress import CertificationProgress
 from tfmacer.common import commandline
 from tfmacer.common.errors import UserError
 from tfmacer.distributed.job import Job
@@ -53,8 +53,8 @@ def certify_logs(
             commandline.say(
                 f"{total} images in {len(job.blocks)} blocks, by Beam's {runner} runner"
             )
-            with Meter(total, []) as meter:
-                parts.on_part = functools.partial(_show, meter)
+            with CertificationProgress(total, []) as progress:
+                parts.on_part = functools.partial(_show, progress)
                 parts.look()
                 _check_images(parts, examples)
                 make_parts(job, parts, runner, options)
@@ -129,6 +129,6 @@ def _is_finished(path: Path, settings: LogSettings, examples: Examples) -> bool:
     return True
 
 
-def _show(meter: Meter, part: "PartialResult") -> None:
+def _show(progress: CertificationProgress, part: "PartialResult") -> None:
     for record in part.records[0]:
-        meter.finished(record, draws=(record.n0 or 0) + (record.n or 0))
+        progress.finished(record, draws=(record.n0 or 0) + (record.n or 0))

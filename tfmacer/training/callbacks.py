@@ -1,5 +1,6 @@
 """What watches a training run: Keras callbacks, for `tfmacer.train` and for anyone's `fit`."""
 
+import atexit
 import csv
 import sys
 import time
@@ -10,9 +11,9 @@ import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-import tqdm
 
 from tfmacer.certification.images import certify_images
+from tfmacer.common import commandline, progress
 from tfmacer.common.errors import UserError
 from tfmacer.records.runs import Smoothing, write_atomically
 from tfmacer.training.losses import soft_radius
@@ -120,7 +121,7 @@ class TensorBoard(keras.callbacks.Callback):
         """Opens the file and the clock, and says what will not be shown."""
         if not self._drawable():
             channels = self._images.shape[-1]
-            tqdm.tqdm.write(f"TensorBoard: no pictures of {channels} channels", file=sys.stderr)
+            commandline.note(f"TensorBoard: no pictures of {channels} channels")
         self._writer = tf.summary.create_file_writer(str(self._directory))
         self._seen, self._clock = self.model.steps_taken, time.monotonic()
 
@@ -230,34 +231,27 @@ class Progress(keras.callbacks.Callback):
         super().__init__()
         self._epochs, self._steps = epochs, steps
         self._file = sys.stderr if file is None else file
-        self._bar: tqdm.tqdm[None] | None = None
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Starts the bar where training starts."""
-        done = self.model.steps_taken
-        self._bar = tqdm.tqdm(
-            total=self._epochs * self._steps,
-            initial=done,
-            unit="step",
+        self._shown = progress.Progress(
+            self._epochs * self._steps,
+            "steps",
+            done=self.model.steps_taken,
+            lines=False,
             file=self._file,
-            disable=not self._file.isatty(),
-            dynamic_ncols=True,
         )
-        self._first, self._started = done, time.monotonic()
+        self._shown.__enter__()
+        # Keras does not call `on_train_end` when training fails, and the cursor must come back.
+        atexit.register(self._shown.__exit__)
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Moves the bar."""
-        assert self._bar is not None
-        self._bar.update()
-        if logs and self._file.isatty():
-            self._bar.set_postfix_str(_losses(logs), refresh=False)
+        self._shown.advance(_losses(logs) if logs and self._file.isatty() else "")
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Writes the epoch's line."""
         logs = logs or {}
-        done = self.model.steps_taken
-        rate = (time.monotonic() - self._started) / max(done - self._first, 1)
-        left = tqdm.tqdm.format_interval(rate * (self._epochs * self._steps - done))
         line = f"epoch {epoch + 1}/{self._epochs}  {_losses(logs)}"
         if "val_accuracy" in logs:
             line += (
@@ -266,13 +260,11 @@ class Progress(keras.callbacks.Callback):
             )
         if "val_acr" in logs:
             line += f" ACR {logs['val_acr']:.3f}"
-        tqdm.tqdm.write(f"{line}  left {left}", file=self._file)
-        self._file.flush()
+        self._shown.print(f"{line}  left {self._shown.left()}")
 
     def on_train_end(self, logs: Logs = None) -> None:
         """Closes the bar."""
-        assert self._bar is not None
-        self._bar.close()
+        self._shown.__exit__()
 
 
 def _losses(logs: dict[str, Any]) -> str:

@@ -133,8 +133,8 @@ def test_progress_writes_a_line_per_epoch_into_a_plain_log():
         assert f"noisy accuracy {history['noisy_accuracy'][epoch]:.3f}" in line
         clean, noisy = (history[f"val_{n}"][epoch] for n in ("accuracy", "noisy_accuracy"))
         assert f"held out: clean {clean:.3f} noisy {noisy:.3f}" in line
-        assert re.search(r"left \d+:\d\d$", line)
-    assert lines[-1].endswith("left 00:00")
+        assert re.search(r"left \d+:\d\d:\d\d$", line)
+    assert lines[-1].endswith("left 0:00:00")
 
 
 def test_progress_draws_a_bar_on_a_terminal():
