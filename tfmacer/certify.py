@@ -37,7 +37,7 @@ from tfmacer.records.settings import LogSettings, parse_shard
 from tfmacer.wire.channel import ChannelFlags, Transport
 
 if TYPE_CHECKING:
-    from tfmacer.certification.images import Example
+    from tfmacer.certification.examples import Example
     from tfmacer.data.splits import Split
     from tfmacer.distributed.job import Job
     from tfmacer.votes.source import VoteSource
@@ -137,7 +137,9 @@ def _main() -> None:
         _dataset(smoothing)
 
     commandline.load_tensorflow(_IMPORT.value)
-    from tfmacer.certification.images import check_shape, examples_of, preflight, prepare_logs
+    from tfmacer.certification.examples import examples_of
+    from tfmacer.certification.preflight import check_shape, preflight
+    from tfmacer.certification.recording import prepare_logs
 
     source, doubts = _open_source(transport)
     smoothing = source.smoothing
@@ -373,7 +375,7 @@ def _certify(
     rules: Sequence[Rule],
     writers: Sequence[LogWriter],
 ) -> None:
-    from tfmacer.certification.images import record_examples
+    from tfmacer.certification.recording import record_examples
 
     done = [record for record in writers[0].rows if record.idx not in set(missing)]
     with CertificationProgress(len(missing) + len(done), done) as progress:

@@ -46,7 +46,7 @@ from tfmacer.records.settings import NO_PIXELS, LogSettings
 
 if TYPE_CHECKING:
     from tfmacer.attacks.falsification import Falsifier
-    from tfmacer.certification.images import Examples
+    from tfmacer.certification.examples import Examples
 
 # Images read at a time.
 _LOADED = 64
@@ -178,7 +178,7 @@ def _falsifier(
     run: RunDirectory, settings: LogSettings, named: tuple[str, str], download: bool
 ) -> tuple["Falsifier", "Examples"]:
     from tfmacer.attacks.falsification import Falsifier, Plan
-    from tfmacer.certification.images import examples_of
+    from tfmacer.certification.examples import examples_of
     from tfmacer.data.datasets import load_split
     from tfmacer.votes.local import NetworkVotes
     from tfmacer.votes.models import load_run
@@ -255,7 +255,7 @@ def _attack_all(
 def _loaded(
     examples: "Examples", records: Sequence[Record], log: Log
 ) -> Iterator[tuple[list[npt.NDArray[np.float32]], Sequence[Record]]]:
-    from tfmacer.certification.images import check_images
+    from tfmacer.certification.examples import check_images
 
     for start in range(0, len(records), _LOADED):
         some = records[start : start + _LOADED]

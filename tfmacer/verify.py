@@ -152,7 +152,7 @@ def _verify(path: Path, redraw_of: Callable[[Log], Redraw] | None) -> str | None
 def _compare(log: Log) -> None:
     """Compares names, pixels and labels of a log with the dataset given."""
     commandline.load_tensorflow(_IMPORT.value)
-    from tfmacer.certification.images import check_images, examples_of
+    from tfmacer.certification.examples import check_images, examples_of
 
     split, settings = _split(log), _settings(log)
     if not settings.names_images:

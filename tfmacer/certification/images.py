@@ -1,236 +1,30 @@
 """`certify_images`, the one call behind the command, callbacks and anyone's own code."""
 
 import dataclasses
-import functools
-import itertools
 import numbers
 import operator
 import secrets
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tfmacer.certification.examples import Example
+from tfmacer.certification.preflight import check_shape, preflight
+from tfmacer.certification.recording import certify_examples, prepare_logs, record_examples
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.certificate import Certificate, certify, check_reachable
 from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.guarantee.rule import Rule
-from tfmacer.records import rows
 from tfmacer.records.locked_table import read_settings, settings_path
-from tfmacer.records.logs import LogSettings, LogWriter, Record
+from tfmacer.records.logs import LogSettings, LogWriter
 from tfmacer.records.runs import UNKNOWN_MODEL, Smoothing
-from tfmacer.records.sealing import pixels_digest
-from tfmacer.votes.driver import Progress, Task, draw_certificates
 from tfmacer.votes.source import VoteSource
 
-if TYPE_CHECKING:
-    from tfmacer.data.splits import Split
-
-# Images whose clean class is looked up in one forward pass.
-_CLEAN_BATCH = 64
-# Images of a split read at a time.
-_LOADED = 256
 # Of seeds drawn here: every reader of JSON has integers of so many bits.
 _SEED_BITS = 53
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Example:
-    """One image of a dataset, at its place.
-
-    Attributes:
-      index: position in the split as stored; with the run's seed it names the noise.
-      image: float32 `[H, W, C]` in [0, 1], as it is certified: see `NoiseDistribution.pixels`.
-      label: the true class, -1 where there is none.
-      name: what the dataset calls it; None where it has no name.
-    """
-
-    index: int
-    image: npt.NDArray[np.float32]
-    label: int = -1
-    name: str | None = None
-
-    @functools.cached_property
-    def pixels_sha256(self) -> str:
-        """See `tfmacer.records.sealing.pixels_digest`."""
-        return pixels_digest(self.image)
-
-
-# The examples at some positions, ascending, in their order.
-Examples = Callable[[Sequence[int]], Iterable[Example]]
-
-
-def examples_of(split: "Split", distribution: NoiseDistribution) -> Examples:
-    """The images of a split, read a few ahead, as the distribution certifies them."""
-
-    def examples(positions: Sequence[int]) -> Iterator[Example]:
-        for start in range(0, len(positions), _LOADED):
-            chunk = positions[start : start + _LOADED]
-            for index, image, label in zip(chunk, *split.take(chunk), strict=True):
-                yield Example(
-                    index, distribution.pixels(image), int(label), split.image_name(index)
-                )
-
-    return examples
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Certified:
-    """What came of one example.
-
-    Attributes:
-      example: the image certified.
-      certificates: the statement about it by each rule, in their order.
-      clean: the base network's class without noise.
-      seconds: from its first draw to its last.
-    """
-
-    example: Example
-    certificates: tuple[Certificate, ...]
-    clean: int
-    seconds: float
-
-    @property
-    def records(self) -> tuple[Record, ...]:
-        """The row of each rule's log."""
-        return tuple(
-            Record.of(
-                certificate,
-                idx=self.example.index,
-                label=self.example.label,
-                clean=self.clean,
-                seconds=self.seconds,
-                pixels_sha256=self.example.pixels_sha256,
-                name=self.example.name,
-            )
-            for certificate in self.certificates
-        )
-
-
-def certify_examples(
-    source: VoteSource,
-    examples: Iterable[Example],
-    rules: Sequence[Rule],
-    *,
-    seed: int = 0,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-) -> Iterator[Certified]:
-    """Certifies examples as they are drawn from the iterable.
-
-    Args:
-      source: where votes come from.
-      examples: the images; taken a few at a time.
-      rules: sampling plan, bound and stop rule; the first one governs the drawing, the others
-        certify from the same draws.
-      seed: of the noise; with an example's index it determines the certificate.
-      on_progress: told after each round how far each image has come.
-
-    Yields:
-      Each example with its certificate, in the order in which they finish.
-    """
-    distribution = source.smoothing.distribution
-    waiting: dict[int, tuple[Example, int]] = {}
-
-    def tasks() -> Iterator[Task]:
-        for batch in _batches(examples, _CLEAN_BATCH):
-            logits = source.logits(np.stack([example.image for example in batch]))
-            for example, clean in zip(batch, logits.argmax(axis=1), strict=True):
-                waiting[example.index] = (example, int(clean))
-                yield Task.seeded(seed, example.index, example.image)
-
-    for progress in draw_certificates(source, tasks(), rules[0], distribution, also=rules[1:]):
-        on_progress(progress)
-        if progress.done and progress.certificate is not None:
-            example, clean = waiting.pop(progress.index)
-            yield Certified(
-                example=example,
-                certificates=(progress.certificate, *progress.also),
-                clean=clean,
-                seconds=progress.seconds,
-            )
-
-
-def check_images(path: Path | str, records: Sequence[Record], examples: Iterable[Example]) -> None:
-    """Makes sure that records are of the images at hand: of their names, pixels and labels.
-
-    Args:
-      path: of the log or the parts, for the error message.
-      records: their rows. Those of format version 1 do not name their pixels.
-      examples: the image of each row, in any order.
-
-    Raises:
-      UserError: a record is of another image, name or label; names the first.
-    """
-    by_idx = {record.idx: record for record in records}
-    for example in examples:
-        record = by_idx[example.index]
-        name = rows.printable(example.name) if example.name else None
-        for what, found, right in (
-            ("pixels of SHA-256", record.pixels_sha256, example.pixels_sha256),
-            ("label", record.label, example.label),
-            ("name", record.name if name else None, name),
-        ):
-            if found not in (None, right):
-                called = f" ({name})" if name else ""
-                raise UserError(
-                    f"{path}: idx {example.index}{called} was certified with {what} {found}, the "
-                    f"image at hand has {right}: the log is of other images; choose another file"
-                )
-
-
-def prepare_logs(
-    source: VoteSource, examples: Examples, writers: Sequence[LogWriter]
-) -> tuple[list[int], float]:
-    """Checks all that must be right before images are certified into logs.
-
-    Args:
-      source: where votes come from.
-      examples: the images.
-      writers: the logs.
-
-    Returns:
-      What some log still lacks, ascending; and draws per second, 0 where nothing is to be drawn.
-
-    Raises:
-      UserError: see `check_images` and `preflight`.
-    """
-    for writer in writers:
-        check_images(writer.path, writer.rows, examples(sorted(row.idx for row in writer.rows)))
-    missing = sorted(set().union(*(writer.missing for writer in writers)))
-    few = [example.image for example in examples(missing[:2])]
-    return missing, preflight(source, few) if few else 0.0
-
-
-def record_examples(
-    source: VoteSource,
-    examples: Iterable[Example],
-    rules: Sequence[Rule],
-    writers: Sequence[LogWriter],
-    *,
-    seed: int = 0,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-    on_record: Callable[[Record], None] = lambda record: None,
-) -> None:
-    """Certifies examples into logs, one for each rule; a row is on disk before the next image's.
-
-    Args:
-      source: where votes come from, which passed `preflight`.
-      examples: the images; a log that holds one already does not get it again.
-      rules: as in `certify_examples`.
-      writers: the logs, in the order of the rules.
-      seed: of the noise.
-      on_progress: told after each round how far each image has come.
-      on_record: told of each finished image, by the first rule.
-    """
-    missing = [set(writer.missing) for writer in writers]
-    for done in certify_examples(source, examples, rules, seed=seed, on_progress=on_progress):
-        for writer, record, wanted in zip(writers, done.records, missing, strict=True):
-            if record.idx in wanted:
-                writer.append(record)
-        on_record(done.records[0])
 
 
 class Certificates(list[Certificate]):
@@ -426,70 +220,6 @@ def _open(
     return local.NetworkVotes(model, smoothing)
 
 
-def check_shape(smoothing: Smoothing, shape: Sequence[int], *, what: str = "images") -> None:
-    """Raises UserError where images of `shape` (H, W, C) do not fit the model."""
-    if tuple(shape) != smoothing.input_shape:
-        raise UserError(
-            f"{what} are {'x'.join(map(str, shape))} (H x W x C), "
-            f"the model takes {'x'.join(map(str, smoothing.input_shape))}"
-        )
-
-
-def preflight(source: VoteSource, images: Sequence[npt.NDArray[np.float32]]) -> float:
-    """Checks that the classifier is a function of one noisy image alone; measures its speed.
-
-    Args:
-      source: where votes come from.
-      images: one or more images, float32 `[H, W, C]` in [0, 1]; two suffice.
-
-    Returns:
-      Draws per second, one image at a time, from a short run.
-
-    Raises:
-      UserError: equal draws give different votes or scores (dropout or other randomness is
-        active), an image's logits depend on the images beside it (batch statistics are active), or
-        are not finite.
-    """
-    # Its negative stands beside the first image, in case that there is no other.
-    batch = np.stack([*images, 1 - images[0]])
-    together = source.logits(batch)
-    if not np.isfinite(together).all():
-        raise UserError("the model's logits of an image without noise are not finite")
-    scale = max(1.0, float(np.abs(together).max()))
-
-    def differ(others: npt.NDArray[np.float32]) -> bool:
-        return not float(np.abs(others - together).max()) <= 1e-3 * scale
-
-    random = UserError(
-        "the model answers differently on equal noisy images: dropout or other randomness is "
-        "active; certify the model in inference mode"
-    )
-    if differ(source.logits(batch)):
-        raise random
-    if differ(np.concatenate([source.logits(image[np.newaxis]) for image in batch])):
-        raise UserError(
-            "the model's logits of an image change with the images beside it: batch "
-            "statistics are active; certify the model in inference mode"
-        )
-    block = source.smoothing.block_size
-    rows = source.parallelism
-    request = (
-        np.repeat(batch[:1], rows, axis=0),
-        np.tile(np.array([[1, 2]], np.int32), (rows, 1)),
-        np.zeros(rows, np.int32),
-        np.full(rows, block, np.int32),
-    )
-    first = source.sample(*request)
-    started = time.monotonic()
-    second = source.sample(*request)
-    elapsed = time.monotonic() - started
-    for votes in (first, second):
-        equal = (votes.counts == first.counts[0]).all()
-        if not equal or np.abs(votes.sums - first.sums[0]).max() > 1e-3 * block:
-            raise random
-    return rows * block / max(elapsed, 1e-9)
-
-
 def _as_pixels(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     array = np.asarray(images)
     if array.ndim != 4:
@@ -538,9 +268,3 @@ def _as_seed(seed: int | None, indices: Sequence[int] | None, out: Path | None) 
     if out is not None and settings_path(out).exists():
         return read_settings(out, LogSettings).seed
     return secrets.randbits(_SEED_BITS) if indices is None else 0
-
-
-def _batches(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
-    iterator = iter(examples)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfmacer.certification.images import Examples, check_images
+from tfmacer.certification.examples import Examples, check_images
 from tfmacer.certification.progress import CertificationProgress
 from tfmacer.common import commandline
 from tfmacer.common.errors import UserError

@@ -61,7 +61,8 @@ class CertifyBlock(beam.DoFn):
 
     def process(self, block: Block) -> Iterator[str]:
         """Makes the part of a block unless it is there; yields where it is."""
-        from tfmacer.certification.images import certify_examples, examples_of
+        from tfmacer.certification.examples import examples_of
+        from tfmacer.certification.recording import certify_examples
 
         job = self._job
         if job.launcher is not None and not _is_alive(job.launcher):

@@ -10,8 +10,10 @@ from scipy import stats
 import tfmacer
 from export import saved_model
 from tfmacer.certification import images as certification
+from tfmacer.certification.preflight import preflight
 from tfmacer.common.errors import UserError
-from tfmacer.records.logs import read_log
+from tfmacer.records.logs import LogWriter, read_log
+from tfmacer.records.runs import Smoothing
 from tfmacer.votes import local
 
 SHAPE = (4, 4, 1)
@@ -122,18 +124,18 @@ def test_a_log_is_written_resumed_and_read_instead_of_drawn_again(problem, tmp_p
     plan = {"sigma": SIGMA, "num_classes": 2, "n": 2000, "seed": 4, "model_digest": "linear"}
     reference = certification.certify_images(network, images, **plan)
     out = tmp_path / "log.tsv"
-    append = certification.LogWriter.append
+    append = LogWriter.append
 
     def dies_at_the_sixth(writer, record):
         if len(writer.rows) == 5:
             raise KeyboardInterrupt
         append(writer, record)
 
-    monkeypatch.setattr(certification.LogWriter, "append", dies_at_the_sixth)
+    monkeypatch.setattr(LogWriter, "append", dies_at_the_sixth)
     labels = [1] * 12
     with pytest.raises(KeyboardInterrupt):
         certification.certify_images(network, images, labels=labels, out=out, **plan)
-    monkeypatch.setattr(certification.LogWriter, "append", append)
+    monkeypatch.setattr(LogWriter, "append", append)
     assert len(read_log(out).records) == 5
     found = certification.certify_images(network, images, labels=labels, out=out, **plan)
     assert found == reference
@@ -212,9 +214,7 @@ def test_the_number_of_classes_is_what_the_model_returns(problem):
 
 def test_a_model_keeps_its_own_sigma(problem):
     weights, bias, images = problem
-    smoothing = certification.Smoothing(
-        sigma=0.5, num_classes=2, input_shape=SHAPE, model_digest="t"
-    )
+    smoothing = Smoothing(sigma=0.5, num_classes=2, input_shape=SHAPE, model_digest="t")
     source = local.NetworkVotes(linear(weights, bias), smoothing)
     with pytest.raises(UserError, match="sigma=0.25 differs from the model's own, 0.5"):
         certification.certify_images(source, images, sigma=0.25)
@@ -419,9 +419,7 @@ def test_no_images_are_no_certificates():
 
 
 def _source(network) -> local.NetworkVotes:
-    smoothing = certification.Smoothing(
-        sigma=0.5, num_classes=2, input_shape=SHAPE, model_digest="t"
-    )
+    smoothing = Smoothing(sigma=0.5, num_classes=2, input_shape=SHAPE, model_digest="t")
     return local.NetworkVotes(network, smoothing)
 
 
@@ -432,7 +430,7 @@ def test_batch_statistics_are_found_before_anything_is_certified(problem):
         return linear(weights, bias)(x - tf.reduce_mean(x, axis=0))
 
     with pytest.raises(UserError, match="batch statistics are active"):
-        certification.preflight(_source(batch_dependent), images[:2])
+        preflight(_source(batch_dependent), images[:2])
 
 
 def test_randomness_in_the_model_is_found_before_anything_is_certified(problem):
@@ -443,9 +441,9 @@ def test_randomness_in_the_model_is_found_before_anything_is_certified(problem):
         return linear(weights, bias)(x + noise)
 
     with pytest.raises(UserError, match="answers differently on equal noisy images"):
-        certification.preflight(_source(dropping), images[:2])
+        preflight(_source(dropping), images[:2])
 
 
 def test_a_sound_model_passes_and_its_speed_is_measured(problem):
     weights, bias, images = problem
-    assert certification.preflight(_source(linear(weights, bias)), images[:2]) > 0
+    assert preflight(_source(linear(weights, bias)), images[:2]) > 0
