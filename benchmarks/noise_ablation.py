@@ -22,7 +22,7 @@ from tfmacer import certify
 from tfmacer.common import commandline
 from tfmacer.common.errors import UserError
 from tfmacer.noise.families import DISTRIBUTIONS
-from tfmacer.noise.mixed_norm.distribution import linf_from_l2
+from tfmacer.noise.radii import linf_from_l2
 from tfmacer.records.logs import Log, read_log
 from tfmacer.records.runs import RunDirectory, write_atomically
 

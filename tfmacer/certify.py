@@ -141,7 +141,7 @@ def _main() -> None:
     from tfmacer.certification.preflight import check_shape, preflight
     from tfmacer.certification.recording import prepare_logs
 
-    source, doubts = _open_source(transport)
+    source, warnings = _open_source(transport)
     smoothing = source.smoothing
     _check_sigma(smoothing)
     rules = _rules(stop, smoothing.block_size)
@@ -152,7 +152,7 @@ def _main() -> None:
         raise UserError(
             f"{split.dataset} has {split.num_classes} classes, the model {smoothing.num_classes}"
         )
-    settings = [_settings(smoothing, rule, split, doubts) for rule in rules]
+    settings = [_settings(smoothing, rule, split, warnings) for rule in rules]
     for warning in settings[0].warnings:
         commandline.warn(warning)
     examples = examples_of(split, smoothing.distribution)
@@ -270,23 +270,25 @@ def _check_sigma(smoothing: Smoothing) -> None:
 
 def _open_source(transport: Transport) -> tuple["VoteSource", list[str]]:
     """The source of votes, and what a reader of the results should know of its network."""
-    if _SERVER.value is not None and _MODEL_NAME.value is not None:
-        from tfmacer.votes.remote import RemoteVotes
+    from tfmacer.votes.local import NetworkVotes
+    from tfmacer.votes.models import leads_with_normalization
+    from tfmacer.votes.open_source import open_source
 
-        remote = RemoteVotes.connect(_SERVER.value, _MODEL_NAME.value, transport=transport)
-        return remote, []
-    from tfmacer.votes import devices
-    from tfmacer.votes.opening import open_model
-
-    devices.use_threads(_INTRA_OP.value)
-    source, normalized = open_model(_RUN_DIR.value, _SAVED_MODEL.value, _DISTRIBUTION.value)
-    doubts = []
-    if not normalized:
-        doubts.append(
-            "no normalisation layer leads the network: sigma and radii are in units of pixels in "
-            "[0, 1] only if the network was trained on such pixels with the noise added to them"
-        )
-    return source, doubts
+    source = open_source(
+        run_dir=_RUN_DIR.value,
+        saved_model=_SAVED_MODEL.value,
+        server=_SERVER.value,
+        model_name=_MODEL_NAME.value,
+        transport=transport,
+        intra_op_threads=_INTRA_OP.value,
+        distribution=_DISTRIBUTION.value,
+    )
+    if not isinstance(source, NetworkVotes) or leads_with_normalization(source.network):
+        return source, []
+    return source, [
+        "no normalisation layer leads the network: sigma and radii are in units of pixels in "
+        "[0, 1] only if the network was trained on such pixels with the noise added to them"
+    ]
 
 
 def _load_split(smoothing: Smoothing) -> "Split":
@@ -313,7 +315,7 @@ def _images() -> ImageFlags:
 
 
 def _settings(
-    smoothing: Smoothing, rule: Rule, split: "Split", doubts: Sequence[str]
+    smoothing: Smoothing, rule: Rule, split: "Split", warnings: Sequence[str]
 ) -> LogSettings:
     settings = LogSettings.of(
         smoothing,
@@ -329,7 +331,7 @@ def _settings(
         environment=_environment(),
         class_names=split.class_names,
     )
-    return dataclasses.replace(settings, warnings=(*doubts, *_warnings(settings)))
+    return dataclasses.replace(settings, warnings=(*warnings, *_warnings(settings)))
 
 
 def _environment() -> dict[str, Any]:

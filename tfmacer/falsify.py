@@ -180,8 +180,7 @@ def _falsifier(
     from tfmacer.attacks.falsification import Falsifier, Plan
     from tfmacer.certification.examples import examples_of
     from tfmacer.data.datasets import load_split
-    from tfmacer.votes.local import NetworkVotes
-    from tfmacer.votes.models import load_run
+    from tfmacer.votes.local import from_run
 
     plan = Plan(
         attack=_ATTACK.value,
@@ -192,8 +191,7 @@ def _falsifier(
         clip=_CLIP.value,
         seed=_SEED.value,
     )
-    network, smoothing = load_run(run.root)
-    source = NetworkVotes(network, smoothing)
+    source = from_run(run.root)
     channels = settings.input_shape[2]
     split = load_split(*named, _DATA_DIR.value, channels=channels, download=download)
     if split.total != settings.total:
@@ -201,7 +199,7 @@ def _falsifier(
             f"{named[0]} has {split.total} images in {named[1]}, "
             f"the log was made from {settings.total}"
         )
-    falsifier = Falsifier(network, source, settings.rule, settings.distribution.norm, plan)
+    falsifier = Falsifier(source.network, source, settings.rule, settings.distribution.norm, plan)
     return falsifier, examples_of(split, settings.distribution)
 
 

@@ -238,16 +238,16 @@ def _counted(redraw: Redraw, progress: Progress) -> Redraw:
 
 
 def _source(threads: int) -> "VoteSource":
-    if _SERVER.value is not None and _MODEL_NAME.value is not None:
-        from tfmacer.votes.remote import RemoteVotes
+    from tfmacer.votes.open_source import open_source
 
-        transport = _TLS.read("server", _SERVER.value)
-        return RemoteVotes.connect(_SERVER.value, _MODEL_NAME.value, transport=transport)
-    from tfmacer.certification.images import open_votes
-    from tfmacer.votes import devices
-
-    devices.use_threads(threads)
-    return open_votes(Path(_RUN_DIR.value or _SAVED_MODEL.value or ""))
+    return open_source(
+        run_dir=_RUN_DIR.value,
+        saved_model=_SAVED_MODEL.value,
+        server=_SERVER.value,
+        model_name=_MODEL_NAME.value,
+        transport=_TLS.read("server", _SERVER.value),
+        intra_op_threads=threads,
+    )
 
 
 def _note_environment(log: Log, settings: LogSettings) -> None:

@@ -186,7 +186,7 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, 2 * [tf.config.LogicalDeviceConfiguration()])
 from tfmacer import certify
 from tfmacer.votes import devices, models
-devices.distribution = lambda name: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+devices.strategy = lambda name: tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 sys.exit(certify.main(sys.argv[1:]))
 """
     plan = ["--num_examples=7", "--skip=100", "--n=2000"]

@@ -184,11 +184,10 @@ def _open(
     model_digest: str | None,
 ) -> VoteSource:
     if isinstance(model, (str, Path)):
-        from tfmacer.votes import local
+        from tfmacer.votes.open_source import open_source
 
-        path = Path(model)
-        is_run = (path / "model.keras").is_file()
-        return local.from_run(path) if is_run else local.SavedModelVotes(path)
+        is_run = (Path(model) / "model.keras").is_file()
+        return open_source(run_dir=model) if is_run else open_source(saved_model=model)
     if isinstance(getattr(model, "smoothing", None), Smoothing):
         return model  # type: ignore[no-any-return]
     from tfmacer.votes import devices, local, models

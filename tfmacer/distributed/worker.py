@@ -35,11 +35,16 @@ class CertifyBlock(beam.DoFn):
         commandline.load_tensorflow(self._job.modules)
         from tfmacer.data.datasets import load_split
         from tfmacer.votes import devices
-        from tfmacer.votes.opening import open_model
+        from tfmacer.votes.open_source import open_source
 
         job, settings = self._job, self._job.settings[0]
-        devices.use_threads(job.intra_op_threads, job.worker_threads)
-        self._source, _ = open_model(job.run_dir, job.saved_model, job.distribution)
+        self._source = open_source(
+            run_dir=job.run_dir,
+            saved_model=job.saved_model,
+            intra_op_threads=job.intra_op_threads,
+            inter_op_threads=job.worker_threads,
+            distribution=job.distribution,
+        )
         mine = self._source.smoothing
         if any(getattr(mine, field) != getattr(settings, field) for field in CLASSIFIER):
             raise UserError(

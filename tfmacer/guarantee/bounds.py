@@ -49,7 +49,7 @@ def clopper_pearson_lower(hits: int, n: int, alpha: float) -> float:
     Raises:
       UserError: an argument is out of range.
     """
-    _check(hits, n, alpha)
+    check_draws(hits, n, alpha)
     if hits == 0:
         return 0.0
     misses = n - hits
@@ -66,7 +66,7 @@ def clopper_pearson_upper(hits: int, n: int, alpha: float) -> float:
     Returns:
       The smallest p with P(Bin(n, p) <= hits) <= alpha, rounded up; in (0, 1], 1 without misses.
     """
-    _check(hits, n, alpha)
+    check_draws(hits, n, alpha)
     misses = n - hits
     if misses == 0:
         return 1.0
@@ -91,7 +91,7 @@ def hoeffding_lower(mean: float, n: int, alpha: float) -> float:
     Raises:
       UserError: an argument is out of range.
     """
-    _check(mean * n, n, alpha)
+    check_draws(mean * n, n, alpha)
     return _clipped_down(mean - math.sqrt(-math.log(alpha) / (2 * n)))
 
 
@@ -114,7 +114,7 @@ def bernstein_lower(mean: float, variance: float, n: int, alpha: float) -> float
     Raises:
       UserError: n is below 2, or another argument out of range.
     """
-    _check(mean * n, n, alpha)
+    check_draws(mean * n, n, alpha)
     if n < 2:
         raise UserError(f"the empirical Bernstein bound needs n of 2 or more, got {n}")
     log_term = math.log(2 / alpha)
@@ -122,7 +122,8 @@ def bernstein_lower(mean: float, variance: float, n: int, alpha: float) -> float
     return _clipped_down(mean - deviation - 7 * log_term / (3 * (n - 1)))
 
 
-def _check(total: float, n: int, alpha: float) -> None:
+def check_draws(total: float, n: int, alpha: float) -> None:
+    """Raises UserError unless `total` can be that of n draws, and alpha lies in (0, 1)."""
     if n < 1 or not 0 <= total <= n:
         raise UserError(f"hits must lie between 0 and n, and n be 1 or more, got {total} of {n}")
     if not 0 < alpha < 1:
@@ -161,7 +162,7 @@ def beta_binomial_lower(hits: int, n: int, alpha: float) -> float:
     Raises:
       UserError: an argument is out of range.
     """
-    _check(hits, n, alpha)
+    check_draws(hits, n, alpha)
     # At or above the observed share no draw speaks against the null, so the crossing is below it.
     low, high = 0.0, hits / n
     evidence = _BetaBinomial(hits, n)
@@ -175,7 +176,7 @@ def beta_binomial_lower(hits: int, n: int, alpha: float) -> float:
 
 def beta_binomial_upper(hits: int, n: int, alpha: float) -> float:
     """Upper confidence sequence on a probability, the mirror image of `beta_binomial_lower`."""
-    _check(hits, n, alpha)
+    check_draws(hits, n, alpha)
     lower = beta_binomial_lower(n - hits, n, alpha)
     return 1.0 if lower == 0.0 else math.nextafter(1 - lower, 1.0)
 
@@ -236,27 +237,6 @@ def late_share(look: int, num_looks: int) -> float:
     return _LAST_SHARE if num_looks > 1 else 1.0
 
 
-def alpha_spending_lower(hits: int, n: int, alpha: float, look: int, num_looks: int) -> float:
-    """Clopper-Pearson lower bound at one look of a schedule, at that look's part of alpha.
-
-    With probability 1 - alpha it holds at all looks at once, by a union bound over them: so
-    drawing may stop at any of them.
-
-    Args:
-      hits: draws in which the event occurred, among exactly the n draws of this look.
-      n: draws at this look, fixed in advance.
-      alpha: probability that any look's bound exceeds the truth, in (0, 1).
-      look: number of this look, 1 to num_looks; it alone decides the look's part of alpha.
-      num_looks: length of the schedule.
-    """
-    return clopper_pearson_lower(hits, n, alpha * look_share(look, num_looks))
-
-
-def alpha_spending_upper(hits: int, n: int, alpha: float, look: int, num_looks: int) -> float:
-    """Clopper-Pearson upper bound at one look of a schedule; see `alpha_spending_lower`."""
-    return clopper_pearson_upper(hits, n, alpha * look_share(look, num_looks))
-
-
 def binomial_test_p_value(hits: int, n: int) -> float:
     """Two-sided p-value of `hits` in `n` fair coin tosses; 1 without tosses.
 
@@ -264,51 +244,6 @@ def binomial_test_p_value(hits: int, n: int) -> float:
     """
     tail = float(special.bdtrc(max(hits, n - hits) - 1, n, 0.5)) if n else 1.0
     return min(2 * tail * (1 + _TAIL_MARGIN), 1.0)
-
-
-def most_wrong(num_examples: int, alpha: float, rho: float) -> int:
-    """How many of N statements are wrong at most, except with probability rho.
-
-    Args:
-      num_examples: N, 1 or more, made with independent noise.
-      alpha: probability that one of them is wrong, in (0, 1).
-      rho: in (0, 1).
-
-    Returns:
-      The 1 - rho quantile of Bin(N, alpha).
-
-    Raises:
-      UserError: an argument is out of range.
-    """
-    _check(0, num_examples, alpha)
-    _check(0, num_examples, rho)
-    wrong = 0
-    while special.bdtrc(wrong, num_examples, alpha) > rho:
-        wrong += 1
-    return wrong
-
-
-def dataset_lower_bound(correct: int, num_examples: int, alpha: float, rho: float) -> float:
-    """Lower bound on the share of a data set that is truly robust, from its certificates.
-
-    Each certificate may be wrong with probability alpha, so among N of them, drawn with independent
-    noise, the wrong ones number at most the 1 - rho quantile of Bin(N, alpha), except with
-    probability rho.
-
-    Args:
-      correct: examples certified, with the right class, at the radius in question.
-      num_examples: N, all examples examined, 1 or more.
-      alpha: of each certificate, in (0, 1).
-      rho: probability that this bound is wrong, in (0, 1).
-
-    Returns:
-      (correct - quantile) / N, at least 0. It speaks of these N examples, not of others.
-
-    Raises:
-      UserError: an argument is out of range.
-    """
-    _check(correct, num_examples, alpha)
-    return max(correct - most_wrong(num_examples, alpha, rho), 0) / num_examples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

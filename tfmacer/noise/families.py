@@ -4,6 +4,7 @@ Adding one is one class with the attributes and methods of `NoiseDistribution` a
 `DISTRIBUTIONS`.
 """
 
+import dataclasses
 import decimal
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -93,6 +94,11 @@ def noise_distribution(
         raise UserError(f"an image must have 1 to {_MOST_NUMBERS - 1} numbers, got {dimension}")
     check_family(family)
     generators.check_generator(generator)
-    return DISTRIBUTIONS[family].build(
-        sigma=sigma, params=params or {}, dimension=dimension, generator=generator
-    )
+    found = DISTRIBUTIONS[family]
+    own = {field.name for field in dataclasses.fields(found)}
+    own -= {field.name for field in dataclasses.fields(NoiseDistribution)}
+    if set(params or {}) != own:
+        expected = f"{', '.join(sorted(own))} alone" if own else "empty"
+        raise UserError(f"noise_params of {family} must be {expected}, got {dict(params or {})}")
+    numbers = {name: float(value) for name, value in (params or {}).items()}
+    return found(sigma=sigma, dimension=dimension, generator=generator, **numbers)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee.bounds import most_wrong
+from tfmacer.guarantee.dataset import most_wrong
 from tfmacer.guarantee.rule import check_error_rate
 from tfmacer.noise.families import DISTRIBUTIONS
 from tfmacer.records import sealing

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from tfmacer.guarantee.bounds import dataset_lower_bound
 from tfmacer.guarantee.certificate import largest_radius, round_down
+from tfmacer.guarantee.dataset import dataset_lower_bound
 from tfmacer.noise.families import DISTRIBUTIONS
-from tfmacer.noise.mixed_norm.distribution import MixedNorm, linf_from_l2
+from tfmacer.noise.mixed_norm.distribution import MixedNorm
+from tfmacer.noise.radii import linf_from_l2
 from tfmacer.records.falsifications import Falsification
 from tfmacer.records.logs import Log
 from tfmacer.records.rows import Record

@@ -30,7 +30,7 @@ def use_threads(intra_op: int = 1, inter_op: int | None = None) -> None:
         ) from error
 
 
-def distribution(name: str) -> tf.distribute.Strategy:
+def strategy(name: str) -> tf.distribute.Strategy:
     """The strategy of `--distribution`: `auto` uses all GPUs where there are several."""
     gpus = len(tf.config.list_physical_devices("GPU"))
     if name == "mirrored" or (name == "auto" and gpus > 1):

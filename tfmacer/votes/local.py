@@ -58,6 +58,7 @@ class NetworkVotes(_LocalVotes):
         """
         super().__init__(smoothing)
         check_family(smoothing.noise_family)
+        self.network = network
         infer = inference(network)
         self._strategy = strategy or tf.distribute.get_strategy()
         self._logits = tf.function(
@@ -184,9 +185,12 @@ def from_callable(function: Callable[..., Any], smoothing: Smoothing) -> Network
     return NetworkVotes(network, smoothing)
 
 
-def from_run(directory: str | Path) -> NetworkVotes:
+def from_run(directory: str | Path, strategy: tf.distribute.Strategy | None = None) -> NetworkVotes:
     """Votes of the network in a run directory; see `load_run` for what is raised."""
-    return NetworkVotes(*load_run(Path(directory)))
+    strategy = strategy or tf.distribute.get_strategy()
+    with strategy.scope():
+        network, smoothing = load_run(Path(directory))
+    return NetworkVotes(network, smoothing, strategy=strategy)
 
 
 def newest_version(directory: Path) -> Path:

@@ -279,13 +279,13 @@ class TestAlphaSpending:
     @pytest.mark.parametrize("look", [0, 6])
     def test_look_outside_the_schedule(self, look):
         with pytest.raises(UserError, match="look must lie between 1 and 5"):
-            bounds.alpha_spending_lower(5, 10, 0.1, look, 5)
+            bounds.look_share(look, 5)
 
     def test_is_clopper_pearson_at_the_look_s_part(self):
-        lower = bounds.alpha_spending_lower(90, 100, 0.06, 2, 4)
-        upper = bounds.alpha_spending_upper(90, 100, 0.06, 2, 4)
-        assert lower == bounds.clopper_pearson_lower(90, 100, 0.01)
-        assert upper == bounds.clopper_pearson_upper(90, 100, 0.01)
+        bound = bounds.BOUNDS["alpha_spending"]
+        assert bound.share(2, 4) == pytest.approx(1 / 6)
+        assert bound.lower(90, 100, 0.01) == bounds.clopper_pearson_lower(90, 100, 0.01)
+        assert bound.upper(90, 100, 0.01) == bounds.clopper_pearson_upper(90, 100, 0.01)
 
     @pytest.mark.parametrize("p", [0.1, 0.5, 0.84, 0.977])
     def test_exact_coverage_over_all_looks(self, p):
@@ -405,37 +405,3 @@ class TestBinomialTest:
 
     def test_without_tosses(self):
         assert bounds.binomial_test_p_value(0, 0) == 1
-
-
-class TestDatasetBound:
-    @pytest.mark.parametrize(
-        ("num_examples", "alpha", "rho"),
-        [(10_000, 0.001, 0.001), (500, 0.001, 0.01), (1, 0.5, 0.1), (100, 0.3, 1e-6)],
-    )
-    def test_takes_off_the_fewest_that_suffice(self, num_examples, alpha, rho):
-        found = bounds.dataset_lower_bound(num_examples, num_examples, alpha, rho)
-        wrong = round((1 - found) * num_examples)
-        assert stats.binom.sf(wrong, num_examples, alpha) <= rho
-        assert stats.binom.sf(wrong - 1, num_examples, alpha) > rho
-
-    def test_beyond_the_expected_number(self):
-        """With alpha = rho = 0.001 and 10,000 images, 0.0011 more than the expected share."""
-        found = bounds.dataset_lower_bound(9000, 10_000, 0.001, 0.001)
-        assert 0.9 - found - 0.001 == pytest.approx(0.0011, abs=1e-12)
-
-    def test_coverage(self):
-        """Images whose certificates hold with chance 1 - alpha exactly; the share known."""
-        rng, runs, n, alpha, rho = np.random.default_rng(3), 20_000, 400, 0.02, 0.05
-        robust = 300
-        # A certificate of an image that is not robust is wrong with chance alpha; all others hold.
-        correct = robust + rng.binomial(n - robust, alpha, size=runs)
-        most = {k: bounds.dataset_lower_bound(int(k), n, alpha, rho) for k in set(correct)}
-        failures = sum(most[k] > robust / n for k in correct)
-        assert failures <= stats.binom.isf(1e-9, runs, rho)
-
-    def test_not_below_zero(self):
-        assert bounds.dataset_lower_bound(1, 10_000, 0.001, 0.001) == 0
-
-    def test_out_of_range(self):
-        with pytest.raises(UserError, match="got 11 of 10"):
-            bounds.dataset_lower_bound(11, 10, 0.001, 0.001)

@@ -237,8 +237,8 @@ class TestCertify:
             certificate.p_lower
             == {
                 "beta_binomial": bounds.beta_binomial_lower(500, 512, 0.001),
-                "alpha_spending": bounds.alpha_spending_lower(
-                    500, 512, 0.001, number, len(rule.looks)
+                "alpha_spending": bounds.clopper_pearson_lower(
+                    500, 512, 0.001 * bounds.look_share(number, len(rule.looks))
                 ),
                 "late_spending": bounds.clopper_pearson_lower(
                     500, 512, 0.001 * 0.1 / (len(rule.looks) - 1)

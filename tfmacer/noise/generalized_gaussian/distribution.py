@@ -3,17 +3,15 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import ClassVar
 
-import numpy as np
-import numpy.typing as npt
 from scipy import special
 
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee.distribution import check_probabilities, check_sigma, last_holding, outward
+from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.noise import generators
 from tfmacer.noise.generalized_gaussian.likelihood_ratio import RadialNoise, radial_noise
+from tfmacer.noise.radii import last_holding, outward
 
 # Certified radii are multiples of this part of the noise's root mean square; nothing beyond eight
 # of these can be certified, whatever is counted.
@@ -22,13 +20,13 @@ _LAST = 8 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneralizedGaussian:
+class GeneralizedGaussian(NoiseDistribution):
     """Noise of density p(z) ~ |z|_2^-k exp(-|z|_2^2 / (2 sigma^2)); certifies l2 balls.
 
     The l2 family of Filling the Soap Bubbles (Zhang et al., NeurIPS 2020), called generalized
     Gaussian by Li et al. (Double Sampling Randomized Smoothing, ICML 2022). Its radius is computed
-    by quadrature with a rigorous bracket (see `radial`) on a grid of radii, each of which is
-    evaluated once for one (d, k); a certified radius is the last one of the grid that the
+    by quadrature with a rigorous bracket (see `likelihood_ratio`) on a grid of radii, each of which
+    is evaluated once for one (d, k); a certified radius is the last one of the grid that the
     probabilities certify.
 
     At equal probabilities and equal root mean square, sigma sqrt((d - k) / d), its radius is the
@@ -36,36 +34,22 @@ class GeneralizedGaussian:
     the noise is kinder to the network.
 
     Attributes:
-      sigma: scale of the density, in units of pixels in [0, 1].
       k: exponent, in [0, d); 0 is the Gaussian.
-      dimension: d, numbers in one image.
-      generator: see `NoiseDistribution`.
     """
 
-    sigma: float
-    k: float
-    dimension: int
-    generator: str = generators.LATEST
     family: ClassVar[str] = "generalized_gaussian"
     norm: ClassVar[str] = "l2"
+    generator: str = generators.LATEST
+    k: float = dataclasses.field(kw_only=True)
 
     def __post_init__(self) -> None:
-        check_sigma(self.sigma)
+        super().__post_init__()
         if self.dimension < 2:
             raise UserError(f"{self.family} needs images of 2 numbers or more")
         if not 0 <= self.k < self.dimension:
             raise UserError(
                 f"noise_params of {self.family}: k must lie in [0, {self.dimension}), got {self.k}"
             )
-
-    @classmethod
-    def build(
-        cls, *, sigma: float, params: Mapping[str, float], dimension: int, generator: str
-    ) -> Self:
-        """See `NoiseDistribution`; its parameter is k."""
-        if set(params) != {"k"}:
-            raise UserError(f"noise_params of {cls.family} must be k alone, got {dict(params)}")
-        return cls(sigma, float(params["k"]), dimension, generator)
 
     @property
     def _noise(self) -> RadialNoise:
@@ -75,9 +59,8 @@ class GeneralizedGaussian:
         """Radius of the grid, in units of sigma."""
         return index * _STEP * self._noise.scale
 
-    def radius(self, p_lower: float, p_upper_second: float | None = None) -> float:
-        """See `NoiseDistribution`: the last radius of the grid that the probabilities certify."""
-        check_probabilities(p_lower, p_upper_second)
+    def _radius(self, p_lower: float, p_upper_second: float | None) -> float:
+        """The last radius of the grid that the probabilities certify."""
         noise = self._noise
         if p_upper_second is None:
             near = _STEP**-1 * float(special.ndtri(p_lower)) if p_lower > 0.5 else 0.0
@@ -88,19 +71,12 @@ class GeneralizedGaussian:
             index = _bilateral_index(self, p_lower, p_upper_second)
         return max(outward(self.sigma * self._length(index)), 0.0)
 
-    def probability(self, radius: float) -> float:
-        """See `NoiseDistribution`: of the first radius of the grid that is large enough."""
+    def _probability(self, radius: float) -> float:
+        """Of the first radius of the grid that is large enough."""
         index = max(math.floor(radius / (self.sigma * self._length(1))), 1)
         while outward(self.sigma * self._length(index)) < radius:
             index += 1
-        p = self._noise.probability(self._length(index)) if index <= _LAST else 1.0
-        while p < 1.0 and self.radius(p) < radius:
-            p = math.nextafter(p, 1.0)
-        return p
-
-    def pixels(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """See `NoiseDistribution`: the theorem is about every image."""
-        return images
+        return self._noise.probability(self._length(index)) if index <= _LAST else 1.0
 
 
 @functools.lru_cache(maxsize=4096)

@@ -2,19 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee.distribution import (
-    check_dimension,
-    check_no_params,
-    check_probabilities,
-    check_sigma,
-)
+from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.noise import generators
 from tfmacer.noise.gaussian.distribution import Gaussian
 from tfmacer.noise.rounded_gaussian import rounding
@@ -25,7 +19,7 @@ _OFF_GRID = 2.0**-14
 
 
 @dataclasses.dataclass(frozen=True)
-class RoundedGaussian:
+class RoundedGaussian(NoiseDistribution):
     """Gaussian noise rounded to whole steps of 1/255; certifies l2 balls around 8-bit images.
 
     Let f be the network with its normalisation and arithmetic, a function of whole numbers v / 255,
@@ -42,31 +36,15 @@ class RoundedGaussian:
     noise, clipping and sigma, and with the same deterministic f as when it was certified.
     """
 
-    sigma: float
-    dimension: int
-    generator: str = generators.LATEST
     family: ClassVar[str] = "rounded_gaussian"
     norm: ClassVar[str] = "l2"
-
-    def __post_init__(self) -> None:
-        check_sigma(self.sigma)
-        check_dimension(self.dimension)
-
-    @classmethod
-    def build(
-        cls, *, sigma: float, params: Mapping[str, float], dimension: int, generator: str
-    ) -> Self:
-        """See `NoiseDistribution`; it has no further parameters."""
-        check_no_params(cls.family, params)
-        return cls(sigma, dimension, generator)
+    generator: str = generators.LATEST
 
     @property
     def _exact(self) -> Gaussian:
         return Gaussian(self.sigma, self.dimension, self.generator)
 
-    def radius(self, p_lower: float, p_upper_second: float | None = None) -> float:
-        """See `NoiseDistribution`: the Gaussian's, of probabilities moved by the table's error."""
-        check_probabilities(p_lower, p_upper_second)
+    def _radius(self, p_lower: float, p_upper_second: float | None) -> float:
         slack = rounding.total_variation(self.sigma, self.dimension)
         lower = max(math.nextafter(p_lower - slack, -1.0), 0.0)
         if p_upper_second is None:
@@ -74,16 +52,12 @@ class RoundedGaussian:
         upper = min(math.nextafter(p_upper_second + slack, 2.0), 1.0)
         return self._exact.radius(lower, upper)
 
-    def probability(self, radius: float) -> float:
-        """See `NoiseDistribution`: Phi(r / sigma), and what the table may be off."""
+    def _probability(self, radius: float) -> float:
         slack = rounding.total_variation(self.sigma, self.dimension)
-        p = min(self._exact.probability(radius) + slack, 1.0)
-        while p < 1.0 and self.radius(p) < radius:
-            p = math.nextafter(p, 1.0)
-        return p
+        return min(self._exact.probability(radius) + slack, 1.0)
 
     def pixels(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """See `NoiseDistribution`: multiples of 1/255 in [0, 1], as uint8 / 255 gives them.
+        """Multiples of 1/255 in [0, 1], as uint8 / 255 gives them.
 
         Pixels within 2^-14 of such a step are taken for it: the votes are those of the multiple,
         and so is the certificate. Others are refused.

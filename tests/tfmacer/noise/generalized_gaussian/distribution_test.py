@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from tfmacer.common.errors import UserError
+from tfmacer.noise.families import noise_distribution
 from tfmacer.noise.gaussian.distribution import Gaussian
 from tfmacer.noise.generalized_gaussian.distribution import GeneralizedGaussian
 from tfmacer.noise.generalized_gaussian.likelihood_ratio import RadialNoise
@@ -100,13 +101,13 @@ class TestDistribution:
     def test_radius_at_cifar_size_is_the_gaussians(self, p, over_root_mean_square):
         """At d = 3072, k = 500, in units of the matched Gaussian's sigma."""
         scale = math.sqrt(2571 / 3071)
-        distribution = GeneralizedGaussian(0.25 / scale, 500, 3072)
+        distribution = GeneralizedGaussian(0.25 / scale, 3072, k=500)
         assert distribution.radius(p) / 0.25 == pytest.approx(over_root_mean_square, abs=0.0012)
         assert distribution.radius(p) <= 0.25 * (over_root_mean_square + 2e-4)
 
     def test_grid_is_exhausted(self):
         """The next radius of the grid needs more than is there."""
-        distribution = GeneralizedGaussian(1.0, 6, 20)
+        distribution = GeneralizedGaussian(1.0, 20, k=6)
         step = math.sqrt(14 / 20) / 1024
         for p in (0.5001, 0.999):
             found = distribution.radius(p)
@@ -115,7 +116,7 @@ class TestDistribution:
             assert distribution._noise.probability(r + step) > p
 
     def test_more_is_known_more_is_certified(self):
-        distribution = GeneralizedGaussian(0.5, 6, 20)
+        distribution = GeneralizedGaussian(0.5, 20, k=6)
         radii = [distribution.radius(p) for p in (0.0, 0.3, 0.5, 0.55, 0.8, 0.801, 0.999999)]
         assert radii == sorted(radii)
         assert radii[:3] == [0, 0, 0]
@@ -123,23 +124,23 @@ class TestDistribution:
 
     @pytest.mark.parametrize("radius", [0.01, 1.3])
     def test_probability_certifies_the_radius(self, radius):
-        distribution = GeneralizedGaussian(0.5, 6, 20)
+        distribution = GeneralizedGaussian(0.5, 20, k=6)
         p = distribution.probability(radius)
         assert distribution.radius(p) >= radius
         assert distribution.radius(p - 3e-3) < radius
 
     def test_unreachable(self):
-        assert GeneralizedGaussian(0.1, 6, 20).probability(5.0) == 1
-        assert GeneralizedGaussian(0.1, 6, 20).probability(0.79) == 1
+        assert GeneralizedGaussian(0.1, 20, k=6).probability(5.0) == 1
+        assert GeneralizedGaussian(0.1, 20, k=6).probability(0.79) == 1
 
     def test_bilateral_of_k_0_is_the_gaussians(self):
-        distribution, closed = GeneralizedGaussian(1.0, 0, 100), Gaussian(1.0, 784)
+        distribution, closed = GeneralizedGaussian(1.0, 100, k=0), Gaussian(1.0, 784)
         for first, second in ((0.45, 0.2), (0.99, 0.003)):
             exact = closed.radius(first, second)
             assert exact - 0.003 <= distribution.radius(first, second) <= exact
 
     def test_bilateral_and_one_sided_agree_where_nothing_else_is_known(self):
-        distribution = GeneralizedGaussian(1.0, 6, 20)
+        distribution = GeneralizedGaussian(1.0, 20, k=6)
         assert distribution.radius(0.9, 0.1) == pytest.approx(distribution.radius(0.9), abs=0.003)
         assert distribution.radius(0.9, 0.05) > distribution.radius(0.9) + 0.1
 
@@ -147,19 +148,19 @@ class TestDistribution:
         ("first", "second"), [(0.2, 0.45), (0.0, 0.1), (0.5, 1.0), (0.3, 0.3), (0.0, 0.0)]
     )
     def test_bilateral_abstains(self, first, second):
-        assert GeneralizedGaussian(1.0, 6, 20).radius(first, second) == 0
+        assert GeneralizedGaussian(1.0, 20, k=6).radius(first, second) == 0
 
     @pytest.mark.parametrize(
         ("first", "second"), [(1 - 1e-15, 1e-15), (1e-12, 1e-14), (0.9, 1e-300), (1.0, 0.2)]
     )
     def test_bilateral_at_the_ends(self, first, second):
         """Nothing raises or hangs, and a Gaussian of the same scale is hardly exceeded."""
-        found = GeneralizedGaussian(1.0, 6, 20).radius(first, second)
+        found = GeneralizedGaussian(1.0, 20, k=6).radius(first, second)
         assert 0 <= found <= 1.1 * Gaussian(math.sqrt(14 / 20), 20).radius(first, second)
 
     def test_bilateral_against_the_shifted_probabilities(self):
         """The two worst classifiers, shifted by the radius, meet: by Monte Carlo, within 0.01."""
-        distribution, d, k = GeneralizedGaussian(1.0, 6, 20), 20, 6
+        distribution, d, k = GeneralizedGaussian(1.0, 20, k=6), 20, 6
         delta = np.zeros(d)
         delta[0] = distribution.radius(0.7, 0.1)
         z = draw(d, k, 200_000, seed=3)
@@ -180,4 +181,4 @@ class TestDistribution:
     )
     def test_mistakes(self, params, message):
         with pytest.raises(UserError, match=message):
-            GeneralizedGaussian.build(sigma=1.0, params=params, dimension=20, generator="philox")
+            noise_distribution("generalized_gaussian", sigma=1.0, params=params, dimension=20)

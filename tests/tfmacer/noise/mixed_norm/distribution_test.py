@@ -8,12 +8,14 @@ import pytest
 from scipy import integrate, stats
 
 from tfmacer.common.errors import UserError
+from tfmacer.noise.families import noise_distribution
 from tfmacer.noise.gaussian.distribution import Gaussian
 from tfmacer.noise.mixed_norm import likelihood_ratio, statistics
-from tfmacer.noise.mixed_norm.distribution import MixedNorm, linf_from_l2
+from tfmacer.noise.mixed_norm.distribution import MixedNorm
 from tfmacer.noise.mixed_norm.largest_coordinate import LargestCoordinate
 from tfmacer.noise.mixed_norm.likelihood_ratio import MixedNormNoise
 from tfmacer.noise.mixed_norm.statistics import draw_statistics
+from tfmacer.noise.radii import linf_from_l2
 
 
 def density(m, d, k):
@@ -189,7 +191,7 @@ class TestTable:
 @pytest.fixture
 def distribution(monkeypatch, small):
     monkeypatch.setattr(likelihood_ratio, "mixed_norm_noise", lambda d, k: small)
-    return MixedNorm(0.5, 2, 6)
+    return MixedNorm(0.5, 6, k=2)
 
 
 class TestDistribution:
@@ -241,7 +243,7 @@ class TestDistribution:
     )
     def test_mistakes(self, params, message):
         with pytest.raises(UserError, match=message):
-            MixedNorm.build(sigma=1.0, params=params, dimension=6, generator="philox")
+            noise_distribution("mixed_norm", sigma=1.0, params=params, dimension=6)
 
 
 def test_linf_ball_inside_an_l2_ball():
