@@ -82,13 +82,15 @@ def certify_examples(
                 waiting[example.index] = (example, int(clean))
                 yield Task.seeded(seed, example.index, example.image)
 
-    for progress in draw_certificates(source, tasks(), rules[0], distribution, also=rules[1:]):
+    for progress in draw_certificates(
+        source, tasks(), rules[0], distribution, extra_rules=rules[1:]
+    ):
         on_progress(progress)
         if progress.done and progress.certificate is not None:
             example, clean = waiting.pop(progress.index)
             yield Certified(
                 example=example,
-                certificates=(progress.certificate, *progress.also),
+                certificates=(progress.certificate, *progress.extra_certificates),
                 clean=clean,
                 seconds=progress.seconds,
             )

@@ -140,14 +140,14 @@ class _MetaGraph:
         saver = self._meta.saver_def
         saving = self._reached([_node_name(saver.save_tensor_name)], self._inputs)
         restoring = self._reached([_node_name(saver.restore_op_name)], self._inputs)
-        opening = []
+        file_nodes = []
         for node in self._meta.graph_def.node:
             called = [name for name in self._opened if node.name in self._callers.get(name, ())]
             opened = {node.op} & _FILES
             opened = opened.union(*(self._opened[name] for name in called))
             if not opened:
                 continue
-            opening.append(node.name)
+            file_nodes.append(node.name)
             reads = opened <= RESTORING and node.name in restoring and self._reads_prefix(node)
             writes = opened <= SAVING and node.name in saving - restoring
             if not (reads or writes):
@@ -157,7 +157,7 @@ class _MetaGraph:
             callers = self._callers.get(name, [])
             if len(callers) != 1 or callers[0] == _ELSEWHERE:
                 yield f"{', '.join(sorted(opened))} outside the saver (function {name})"
-        yield from self._misused(opening, saving | restoring)
+        yield from self._misused(file_nodes, saving | restoring)
 
     def _reads_prefix(self, node: Any) -> bool:
         """Whether all that a node restores is from the file that the loader names."""
@@ -177,13 +177,13 @@ class _MetaGraph:
         restores = [each for each in function.node_def if each.op in RESTORING]
         return all(each.input[:1] and each.input[0] in handed for each in restores)
 
-    def _misused(self, opening: list[str], saver: set[str]) -> Iterator[str]:
+    def _misused(self, file_nodes: list[str], saver: set[str]) -> Iterator[str]:
         """What gets to the nodes that open files, besides the saver."""
         users: dict[str, list[str]] = {}
         for name in self._nodes:
             for source in self._inputs(name):
                 users.setdefault(source, []).append(name)
-        behind = self._reached(opening, lambda name: users.get(name, ()))
+        behind = self._reached(file_nodes, lambda name: users.get(name, ()))
         if others := sorted(behind - saver):
             yield f"what the saver reads or writes is used by node {others[0]}"
         for kind, names in _roots(self._meta):

@@ -34,7 +34,7 @@ def count_votes(
     """Counts, in the graph, what `VoteSource.sample` describes.
 
     One flat loop over (row, block); every pass is one forward of exactly BLOCK rows, so that a
-    vote does not depend on what is asked beside it. Only the sums are carried from pass to pass,
+    vote does not depend on what else is asked. Only the sums are carried from pass to pass,
     so the executor runs the forwards of several passes at once.
 
     Args:

@@ -61,7 +61,7 @@ class Progress:
       certificate: the statement at the latest look; None before the first one.
       looks: what had been drawn at each look that this round has reached, in order; each makes a
         statement of its own, and the last one made `certificate`.
-      also: the statements of the further rules, once done.
+      extra_certificates: those of the further rules, once done.
       done: nothing more will be drawn for this image; `certificate` is then final.
       seconds: since the image's first request.
     """
@@ -70,7 +70,7 @@ class Progress:
     n: int
     certificate: Certificate | None
     looks: tuple[Counts, ...] = ()
-    also: tuple[Certificate, ...] = ()
+    extra_certificates: tuple[Certificate, ...] = ()
     done: bool
     seconds: float
 
@@ -81,7 +81,7 @@ class _Tally:
 
     Attributes:
       looks: cumulative draws, ascending, at which the votes are kept; `target` is one of them.
-      reached: the votes at each look that nobody has seen yet.
+      reached: the votes at each look that has not been certified yet.
     """
 
     seed: Seeds
@@ -154,7 +154,7 @@ class _Stream:
         self,
         rule: Rule,
         distribution: NoiseDistribution,
-        bounding: Callable[[], AbstractContextManager[object]],
+        around_certify: Callable[[], AbstractContextManager[object]],
     ) -> tuple[list[Counts], bool]:
         """Certifies at the last look that has just been reached; True where the rule stops there.
 
@@ -167,7 +167,7 @@ class _Stream:
         while self.estimate.reached:
             self.n, self.seen = self.estimate.reached.pop(0)
             reached.append(self.counts(rule))
-        with bounding():
+        with around_certify():
             self.certificate = certify(reached[-1], rule, distribution)
             stops = self.n == rule.n or decided(reached[-1], rule, distribution)
         if not stops and self.n == self.estimate.target:
@@ -194,8 +194,8 @@ def draw_certificates(
     rule: Rule,
     distribution: NoiseDistribution,
     *,
-    also: Sequence[Rule] = (),
-    bounding: Callable[[], AbstractContextManager[object]] = nullcontext,
+    extra_rules: Sequence[Rule] = (),
+    around_certify: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[Progress]:
     """Draws votes until every task is decided, several images side by side where that helps.
 
@@ -206,8 +206,8 @@ def draw_certificates(
       tasks: the images, taken as they are needed.
       rule: sampling plan, bound and stop rule; its block size must be the source's.
       distribution: the smoothing distribution.
-      also: further rules for fixed numbers of draws, certified from the same votes at the end.
-      bounding: entered around the computation of a certificate, for whoever measures it.
+      extra_rules: for fixed numbers of draws, certified from the same votes at the end.
+      around_certify: entered around the computation of a certificate, for whoever measures it.
 
     Yields:
       After each round of requests, the progress of every image that advanced in it.
@@ -260,7 +260,7 @@ def draw_certificates(
             out_of_time = rule.stop.seconds is not None and (
                 now - stream.started >= rule.stop.seconds
             )
-            reached, stops = stream.look(rule, distribution, bounding)
+            reached, stops = stream.look(rule, distribution, around_certify)
             done = stops or (out_of_time and stream.certificate is not None)
             if done:
                 streams.remove(stream)
@@ -269,7 +269,9 @@ def draw_certificates(
                 n=stream.estimate.drawn,
                 certificate=stream.certificate,
                 looks=tuple(reached),
-                also=tuple(certify(stream.counts(r), r, distribution) for r in also)
+                extra_certificates=tuple(
+                    certify(stream.counts(r), r, distribution) for r in extra_rules
+                )
                 if done
                 else (),
                 done=done,

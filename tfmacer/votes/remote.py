@@ -58,7 +58,7 @@ class RemoteVotes:
         slots: Slots | None = None,
         deadline: float | None = None,
     ) -> None:
-        """Only keeps its arguments.
+        """Asks nothing yet.
 
         Args:
           endpoint: who serves the model; stays the caller's to close.
