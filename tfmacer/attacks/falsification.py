@@ -24,8 +24,6 @@ from tfmacer.common.errors import UserError
 from tfmacer.guarantee.bounds import BOUNDS, ScoreBound, unbiased_variance
 from tfmacer.guarantee.certificate import ABSTAIN, RADIUS_DECIMALS, predict
 from tfmacer.guarantee.rule import Rule
-from tfmacer.noise.rounded_gaussian import rounding
-from tfmacer.noise.rounded_gaussian.distribution import RoundedGaussian
 from tfmacer.noise.sampling import training_noise
 from tfmacer.records.falsifications import Attacked
 from tfmacer.records.rows import Record
@@ -99,7 +97,7 @@ class Falsifier:
             "linf": lambda change: float(np.abs(change).max()),
         }[norm]
         smoothing = source.smoothing
-        self._eight_bits = smoothing.noise_family == RoundedGaussian.family
+        self._levels = smoothing.distribution.levels
         dimension = int(np.prod(smoothing.input_shape))
         self._scale = smoothing.sigma / (1.0 if norm == "l2" else dimension**0.5)
         self._attack = _graph(network, smoothing, norm, plan, rule.beta if rule.soft else 1.0)
@@ -149,17 +147,17 @@ class Falsifier:
     ) -> tuple[Images, float]:
         """The image changed in a direction by `size` at most, and by how much it then differs."""
         change = change * (size / self._norm(change))
-        if self._eight_bits:
+        if self._levels is not None:
             # Toward the image: rounding must not leave the ball.
-            change = np.trunc(change * rounding.LEVELS) / rounding.LEVELS
+            change = np.trunc(change * self._levels) / self._levels
         moved = image + change
-        if self._plan.clip or self._eight_bits:
+        if self._plan.clip or self._levels is not None:
             moved = np.clip(moved, 0.0, 1.0)
         pixels = moved.astype(np.float32)
         moved_by = pixels.astype(np.float64) - image
-        if self._eight_bits:
-            # Distances are between multiples of 1/255, not between the floats that stand for them.
-            moved_by = np.round(moved_by * rounding.LEVELS) / rounding.LEVELS
+        if self._levels is not None:
+            # Distances are between whole steps, not between the floats that stand for them.
+            moved_by = np.round(moved_by * self._levels) / self._levels
         return pixels, self._norm(moved_by)
 
     def answer(self, image: Images, idx: int, number: int) -> int:

@@ -21,6 +21,9 @@ class NoiseDistribution(abc.ABC):
     Attributes:
       family: its name.
       norm: the norm in which radii are measured.
+      levels: for certificates about images of whole steps alone, the steps from pixel value 0 to 1;
+        None where they are about every image.
+      tabulated: whether the first radius takes seconds, to make a table.
       sigma: scale of the noise, in units of pixels in [0, 1]; > 0.
       dimension: numbers in one image, H x W x C.
       generator: what draws the noise, one of `tfmacer.noise.generators.GENERATORS`. The theorem
@@ -29,6 +32,8 @@ class NoiseDistribution(abc.ABC):
 
     family: ClassVar[str]
     norm: ClassVar[str]
+    levels: ClassVar[int | None] = None
+    tabulated: ClassVar[bool] = False
 
     sigma: float
     dimension: int

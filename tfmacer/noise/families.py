@@ -1,39 +1,46 @@
-"""The distributions of the noise by name.
+"""The families of noise by name.
 
-Adding one is one class with the attributes and methods of `NoiseDistribution` and one line of
-`DISTRIBUTIONS`.
+A family is a folder of this package: `distribution.py` has the theorem (`DISTRIBUTION`, a subclass
+of `NoiseDistribution`), `sampler.py` draws the noise in a graph (`SAMPLER`, see `sampling`). A new
+one is a folder and its line here.
 """
 
 import dataclasses
 import decimal
+import importlib
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.noise import generators
-from tfmacer.noise.gaussian.distribution import Gaussian
-from tfmacer.noise.generalized_gaussian.distribution import GeneralizedGaussian
-from tfmacer.noise.mixed_norm import likelihood_ratio as mixed_norm
-from tfmacer.noise.mixed_norm.distribution import MixedNorm
-from tfmacer.noise.rounded_gaussian.distribution import RoundedGaussian
+
+FAMILIES = (
+    "gaussian",
+    "rounded_gaussian",
+    "generalized_gaussian",
+    "mixed_norm",
+)
 
 DISTRIBUTIONS: Mapping[str, type[NoiseDistribution]] = MappingProxyType(
-    {known.family: known for known in (Gaussian, RoundedGaussian, GeneralizedGaussian, MixedNorm)}
+    {
+        family: importlib.import_module(f"tfmacer.noise.{family}.distribution").DISTRIBUTION
+        for family in FAMILIES
+    }
 )
 
 # More than any image has; the tables of some families are made with floating-point numbers.
 _MOST_NUMBERS = 2**31
 
 _FAMILY_CAVEATS = {
-    RoundedGaussian.family: (
+    "rounded_gaussian": (
         "the pixels are the multiples of 1/255 nearest to those given, and the noise is added in "
         "whole steps of 1/255, so rounding is covered for all pixels of 8 bits that the same "
         "network answers with the same arithmetic"
     ),
-    MixedNorm.family: (
+    "mixed_norm": (
         "all radii of this noise rest on one table, which is wrong with probability "
-        f"{mixed_norm.ERROR!r}, over draws of its own"
+        "1e-09, over draws of its own"
     ),
 }
 

@@ -15,7 +15,6 @@ from scipy import stats
 from tfmacer.guarantee.certificate import largest_radius, round_down
 from tfmacer.guarantee.dataset import dataset_lower_bound
 from tfmacer.noise.families import DISTRIBUTIONS
-from tfmacer.noise.mixed_norm.distribution import MixedNorm
 from tfmacer.noise.radii import linf_from_l2
 from tfmacer.records.falsifications import Falsification
 from tfmacer.records.logs import Log
@@ -199,8 +198,8 @@ class Run:
         """What this run certifies where every draw agrees; None where that is unknown."""
         if self.settings is None:
             return None
-        if self.settings.noise_family == MixedNorm.family:
-            # The table behind this radius takes its time to make; a unanimous image has it.
+        if self.settings.distribution.tabulated:
+            # A unanimous image has the radius, without the table.
             full = [r.radius for r in self.log.records if r.counts and max(r.counts) == r.n]
             whole = self.settings.rule.stop.kind == "fixed" and not self.settings.rule.soft
             return max(full, default=None) if whole else None

@@ -34,3 +34,6 @@ class Gaussian(NoiseDistribution):
 
     def _probability(self, radius: float) -> float:
         return float(special.ndtr(radius / self.sigma))
+
+
+DISTRIBUTION = Gaussian

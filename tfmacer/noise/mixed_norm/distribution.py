@@ -32,6 +32,7 @@ class MixedNorm(NoiseDistribution):
 
     family: ClassVar[str] = "mixed_norm"
     norm: ClassVar[str] = "linf"
+    tabulated: ClassVar[bool] = True
     generator: str = generators.LATEST
     k: float = dataclasses.field(kw_only=True)
 
@@ -78,3 +79,6 @@ class MixedNorm(NoiseDistribution):
         if index > LAST:
             return 1.0
         return min(self._noise.probability(index) + self._noise.slack, 1.0)
+
+
+DISTRIBUTION = MixedNorm

@@ -38,6 +38,7 @@ class RoundedGaussian(NoiseDistribution):
 
     family: ClassVar[str] = "rounded_gaussian"
     norm: ClassVar[str] = "l2"
+    levels: ClassVar[int | None] = rounding.LEVELS
     generator: str = generators.LATEST
 
     @property
@@ -74,3 +75,6 @@ class RoundedGaussian(NoiseDistribution):
             )
         # Without a sign of zero, which would show in a digest.
         return (levels + 0.0).astype(np.float32) / np.float32(rounding.LEVELS)
+
+
+DISTRIBUTION = RoundedGaussian
