@@ -4,14 +4,15 @@
   python -m benchmarks.reproduce --table=A --data_dir=DIR --max_minutes=60
 
 A row is trained, certified and copied to `results/TABLE/NAME.tsv` with its `.tsv.json` and the
-training's `.metrics.csv` (a row of `cost` to `NAME.json`). A row that is there is skipped. When the
-minutes are over, or at SIGTERM, what is unfinished is saved and copied to
+training's `.metrics.csv` (a row of `cost` to `NAME.json`). A row that is there, whole and verified,
+is skipped. When the minutes are over, or at SIGTERM, what is unfinished is saved and copied to
 `results/unfinished/NAME`, from where a later sitting, on another machine too, goes on; it is
 removed when no row needs it any more. To be started in the root of the repository.
 """
 
 import csv
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -27,8 +28,10 @@ from absl import flags
 from benchmarks.reproduce_rows import TABLES, Row
 from tfmacer.common import commandline
 from tfmacer.common.errors import UserError
+from tfmacer.records import sealing
 from tfmacer.records.logs import read_log, settings_path
-from tfmacer.records.runs import RunDirectory, write_atomically
+from tfmacer.records.runs import RunDirectory, read_text, write_atomically
+from tfmacer.records.verification import verify_log
 
 FLAGS = flags.FlagValues()
 _TABLE = flags.DEFINE_enum(
@@ -50,6 +53,8 @@ _RESULTS_DIR = flags.DEFINE_string(
 )
 
 _POLL_SECONDS = 0.2
+# Of the result of a row of `cost`.
+_COST = {"objective", "sigma", "seconds_per_epoch", "peak_memory_mib"}
 
 
 class SittingOverError(Exception):
@@ -148,7 +153,8 @@ class Job:
     def state(self) -> str:
         """How far the row is."""
         if self.result.is_file():
-            return "done"
+            wrong = _fault(self.result, self.result.stat().st_mtime_ns)
+            return "done" if wrong is None else f"damaged: {wrong}"
         if self.row.certify:
             for directory in (self.directory, RunDirectory(self.unfinished)):
                 if directory.smoothing.is_file():
@@ -163,9 +169,21 @@ class Job:
         """Whether the network is that of another row as well, which is not done."""
         others = jobs(None, None, self.runs, self.results)
         return any(
-            other.row.training == self.row.training and not other.result.is_file()
-            for other in others
+            other.row.training == self.row.training and other.state != "done" for other in others
         )
+
+
+@functools.cache
+def _fault(result: Path, changed: int) -> str | None:
+    """What is wrong with a result of this time of change; None where it is whole and verified."""
+    try:
+        if result.suffix == ".json":
+            return None if {*sealing.json_object(read_text(result))} == _COST else "other fields"
+        log = read_log(result)
+        wrong = log.unfinished or verify_log(log)
+    except ValueError as error:
+        return str(error)
+    return None if wrong is None else str(wrong)
 
 
 def _lines(table: Path) -> int:
@@ -249,11 +267,11 @@ def _replace(folder: Path, source: Path, paths: Iterable[Path]) -> None:
 
 def keep(job: Job) -> None:
     """Copies what a later sitting needs: the newest checkpoint; or the network and open logs."""
-    run = job.directory
+    run, others = job.directory, jobs(None, None, job.runs, job.results)
     if run.smoothing.is_file():
         found = [run.model, run.smoothing]
         for log in run.certify.glob("*.tsv"):
-            if not any((job.results / table / log.name).is_file() for table in TABLES):
+            if not any(o.result.name == log.name and o.state == "done" for o in others):
                 found += [log, settings_path(log)]
     else:
         found = [run.checkpoints / name for name in newest_checkpoint(run.checkpoints)]

@@ -17,9 +17,9 @@ import bisect
 import functools
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -212,11 +212,7 @@ def _open() -> Callable[[Log], Redraw]:
     def redraw_of(log: Log) -> Redraw:
         if log.settings is None:
             raise UserError(f"{log.path}: not a log of tfmacer")
-        threads = log.settings.environment.get("intra_op_threads", 1)
-        if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
-            raise UserError(
-                f"{log.path}: intra_op_threads is {threads!r}, not 1 to {_MOST_THREADS}"
-            )
+        threads = _threads(log, log.settings)
         if threads not in sources:
             sources[threads] = _source(threads)
         _note_environment(log, log.settings)
@@ -250,16 +246,45 @@ def _source(threads: int) -> "VoteSource":
     )
 
 
+def _environments(settings: LogSettings) -> list[Mapping[str, Any]]:
+    """Where the rows were made: one environment, or those of merged shards or of workers."""
+    parts = [
+        each
+        for name, each in settings.environment.items()
+        if name != "versions" and isinstance(each, Mapping)
+    ]
+    return parts or [settings.environment]
+
+
+def _threads(log: Log, settings: LogSettings) -> int:
+    """The intra-op threads to draw with again; says where parts of the log had others."""
+    made = [each.get("intra_op_threads", 1) for each in _environments(settings)]
+    for threads in made:
+        if type(threads) is not int or not 0 <= threads <= _MOST_THREADS:
+            raise UserError(
+                f"{log.path}: intra_op_threads is {threads!r}, not 0 to {_MOST_THREADS}"
+            )
+    used: int = made[0]
+    if len(set(made)) > 1:
+        commandline.say(
+            f"{log.path}: its parts were drawn with intra_op_threads of "
+            f"{', '.join(map(str, sorted(set(made))))}, here {used}: "
+            "votes may differ where two logits tie within rounding"
+        )
+    return used
+
+
 def _note_environment(log: Log, settings: LogSettings) -> None:
     """Says where the votes may differ by rounding although nothing was altered."""
     from tfmacer.votes.devices import library_versions
 
-    versions = settings.environment.get("versions")
-    made = versions.get("tensorflow") if isinstance(versions, dict) else None
+    versions = [each.get("versions") for each in _environments(settings)]
+    made = [str(each.get("tensorflow")) for each in versions if isinstance(each, Mapping)]
     here = library_versions()["tensorflow"]
-    if _SERVER.value is None and made != here:
+    if _SERVER.value is None and set(made) != {here}:
+        named = ", ".join(sorted(set(made))) or "of no recorded version"
         commandline.say(
-            f"{log.path}: made with TensorFlow {made}, here {here}: "
+            f"{log.path}: made with TensorFlow {named}, here {here}: "
             "votes may differ where two logits tie within rounding"
         )
 

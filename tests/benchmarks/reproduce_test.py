@@ -243,6 +243,28 @@ def test_a_row_is_trained_certified_and_copied(job):
     assert metrics.read_text() == job.directory.metrics.read_text()
 
 
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda text: text[:-9], "1 of 5 images have no row, the first is idx 4"),
+        (lambda text: text.replace("\t1\t", "\t2\t", 1), "idx 0: "),
+        (lambda text: "", "the columns of such a table"),
+    ],
+)
+def test_a_result_that_is_not_whole_is_not_done(job, capsys, damage, said):
+    reproduce.compute(job, FakeSitting())
+    whole = job.result.read_text()
+    job.result.write_text(damage(whole))
+    assert job.state.startswith("damaged: ")
+    assert said in job.state
+    assert job.needed_again
+    sitting = FakeSitting()
+    reproduce.compute(job, sitting)
+    assert [name for name, _ in sitting.ran] == ["train", "certify"]
+    assert job.state == "done"
+    assert job.result.read_text() == whole
+
+
 def test_an_interrupted_training_goes_on_elsewhere_from_its_newest_checkpoint(job, tmp_path):
     with pytest.raises(reproduce.SittingOverError):
         reproduce.compute(job, FakeSitting(ends="train"))

@@ -330,14 +330,33 @@ def resealed(certified, path, **settings):
     return path
 
 
-@pytest.mark.parametrize("threads", ["2", 10**6, 0, True, None])
+@pytest.mark.parametrize("threads", ["2", 10**6, -1, True, None, [1]])
 def test_threads_that_no_log_may_ask_for_are_refused(
     certified, tiny_run, tmp_path, capsys, threads
 ):
     path = resealed(certified, tmp_path / "l.tsv", environment={"intra_op_threads": threads})
     assert run(path, "--redraw", f"--run_dir={tiny_run}") == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{path}: intra_op_threads is {threads!r}, not 1 to 1024" in line
+    assert f"{path}: intra_op_threads is {threads!r}, not 0 to 1024" in line
+
+
+def test_threads_of_merged_shards_are_those_to_draw_with(
+    certified, tiny_run, tmp_path, monkeypatch, capsys
+):
+    asked = []
+    monkeypatch.setattr("tfmacer.votes.devices.use_threads", lambda threads: asked.append(threads))
+    for name, threads in (("same", (4, 4)), ("other", (2, 4))):
+        shards = {
+            f"shard {i}/2": {"intra_op_threads": each, "versions": {"tensorflow": f"2.{i}"}}
+            for i, each in enumerate(threads)
+        }
+        path = resealed(certified, tmp_path / f"{name}.tsv", environment=shards)
+        assert run(path, "--redraw", f"--run_dir={tiny_run}") == 0
+    assert asked == [4, 2]
+    out = capsys.readouterr().out
+    assert "same.tsv: made with TensorFlow 2.0, 2.1, here " in out
+    assert "same.tsv: its parts" not in out
+    assert "other.tsv: its parts were drawn with intra_op_threads of 2, 4, here 2: votes" in out
 
 
 def test_versions_that_are_none_stop_nothing(certified, tiny_run, tmp_path):

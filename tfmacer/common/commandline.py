@@ -83,8 +83,11 @@ def _status(
         rest = flag_values([name, *given])[1:]
         if rest and not arguments:
             raise flags.Error(f"unexpected argument {rest[0]!r}: {name} takes flags only")
+        _check_text(flag_values, rest)
     except (flags.Error, OSError) as error:
         return _complain(error, 2)
+    except ValueError as error:  # a path or text that no file has
+        return _complain(ValueError(f"--flagfile: cannot be read: {error}"), 2)
     try:
         with _notices_shown():
             main(*([rest] if arguments else []))
@@ -93,6 +96,15 @@ def _status(
     except KeyboardInterrupt:
         return _complain(RuntimeError("interrupted"), 130)
     return 0
+
+
+def _check_text(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """Refuses NUL, which ends a text wherever the system takes one; a flag file may hold it."""
+    named = [(f"--{name}", flag_values[name].value) for name in flag_values]
+    for name, value in [*named, ("argument", list(arguments))]:
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and "\0" in text:
+                raise flags.Error(f"{name} {text!r}: holds a NUL character")
 
 
 def _keep_loopback_direct() -> None:

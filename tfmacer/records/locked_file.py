@@ -171,13 +171,17 @@ def _locked(path: Path) -> filelock.FileLock:
         lock.acquire()
     except filelock.Timeout as error:
         raise UserError(f"{path}: another process is writing this file") from error
-    except OSError as error:
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # of which the latter a path with NUL
         raise _refusal(path, error) from error
     return lock
 
 
-def _refusal(path: Path, error: OSError | UnicodeDecodeError) -> UserError:
-    reason = error.strerror if isinstance(error, OSError) else "its last line is not UTF-8 text"
+def _refusal(path: Path, error: OSError | ValueError) -> UserError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    if isinstance(error, UnicodeDecodeError):
+        reason = "its last line is not UTF-8 text"
     return UserError(f"{path}: cannot be written: {reason}")
 
 

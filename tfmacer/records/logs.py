@@ -78,7 +78,7 @@ def is_log(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
             return file.read(len(start)) == start
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

@@ -94,8 +94,9 @@ def _write(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(settings_path(out), whole.to_json())
         write_atomically(out, text)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{out}: cannot be written: {reason}") from error
     return Log(out, tuple(records), whole)
 
 

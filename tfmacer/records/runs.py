@@ -34,6 +34,8 @@ CLASSIFIER = (
     "input_shape",
     "precision",
 )
+# Draws of one request to a model, which draws whole blocks.
+LARGEST_REQUEST = 1_000_000
 # In one image: indices into tensors are of 32 bits.
 _MOST_NUMBERS = 2**31
 # Every image's votes are kept for each, whoever says how many there are.
@@ -151,8 +153,8 @@ def check_sizes(num_classes: int, input_shape: tuple[int, int, int], block_size:
         raise UserError(
             f"input_shape must be (H, W, C), of less than 2^31 numbers, got {input_shape}"
         )
-    if not 1 <= block_size < _MOST_NUMBERS:
-        raise UserError(f"block_size must be 1 or more and less than 2^31, got {block_size}")
+    if not 1 <= block_size <= LARGEST_REQUEST:
+        raise UserError(f"block_size must be 1 to {LARGEST_REQUEST}, got {block_size}")
 
 
 def model_digest(config_json: str, variables: Iterable[tuple[str, npt.NDArray[Any]]]) -> str:
@@ -237,8 +239,10 @@ def read_text(path: Path) -> str:
     """A file's text; raises UserError, naming it, where it cannot be read."""
     try:
         return path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read: not UTF-8 text") from error
+    except (OSError, ValueError) as error:  # of which the latter a path with NUL
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path}: cannot be read: {reason}") from error
 
 

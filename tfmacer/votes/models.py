@@ -1,6 +1,8 @@
 """Keras networks on disk: loaded, and named by a digest of what they are."""
 
+import collections
 import json
+import re
 import tempfile
 import zipfile
 from pathlib import Path
@@ -18,6 +20,9 @@ NOT_LOGITS = ("softmax", "sigmoid")
 
 # Random images that a network is asked about.
 _PROBED = 4
+
+# Where a configuration names layers: their own, and those whose outputs they take.
+_NAMING = {"name", "keras_history", "input_layers", "output_layers"}
 
 # Layers of Keras that run what others made.
 _FOREIGN_CODE = ("TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
@@ -210,14 +215,60 @@ def weights_digest(model: Any) -> str:
     """A digest of a model that was never saved: a Keras model's weights and configuration.
 
     For any other callable, and where the code of a layer is not Keras' own, these do not tell what
-    it computes, and the answer is `UNKNOWN_MODEL`.
+    it computes, and the answer is `UNKNOWN_MODEL`. Names that Keras gives count the layers that the
+    process has made before; they enter as if the model had been the first.
     """
     import keras
 
     if not isinstance(model, keras.Model) or not _is_stock(model):
         return UNKNOWN_MODEL
     values = ((variable.name, variable.numpy()) for variable in model.weights)
-    return model_digest(json.dumps(model.get_config(), sort_keys=True, default=str), values)
+    whole = {"class_name": type(model).__name__, "config": model.get_config()}
+    config = _numbered_anew(json.dumps(whole, sort_keys=True, default=str))["config"]
+    return model_digest(json.dumps(config, sort_keys=True), values)
+
+
+def _numbered_anew(text: str) -> Any:
+    """The configuration of a model, its layers' automatic names counted from the first.
+
+    Each such name becomes another one wherever it stands, so that the structure stays what it was;
+    if one would become a name that was given by hand, all stay.
+    """
+    names: dict[str, str] = {}
+    given: set[str] = set()
+    counts: collections.Counter[str] = collections.Counter()
+
+    def find(entry: dict[str, Any]) -> dict[str, Any]:
+        kind, config = entry.get("class_name"), entry.get("config")
+        if isinstance(kind, str) and isinstance(config, dict) and "name" in config:
+            name, stem = str(config["name"]), _automatic_name(kind)
+            if not re.fullmatch(rf"{stem}(_\d+)?", name):
+                given.add(name)
+            elif name not in names:
+                names[name] = f"{stem}_{counts[stem]}" if counts[stem] else stem
+                counts[stem] += 1
+        return entry
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [renamed(each) for each in value]
+        if isinstance(value, dict):
+            return {key: renamed(each) for key, each in value.items()}
+        return names.get(value, value) if isinstance(value, str) else value
+
+    def rename(entry: dict[str, Any]) -> dict[str, Any]:
+        for key in _NAMING & entry.keys():
+            entry[key] = renamed(entry[key])
+        return entry
+
+    whole = json.loads(text, object_hook=find)
+    return whole if given & set(names.values()) else json.loads(text, object_hook=rename)
+
+
+def _automatic_name(kind: str) -> str:
+    """What Keras calls the first layer of a class: Conv2DTranspose is conv2d_transpose."""
+    words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", kind)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
 
 
 def _is_stock(model: Any) -> bool:

@@ -1,5 +1,6 @@
 """Drawing the votes of a record again, from any source, to compare them with those recorded."""
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -10,13 +11,12 @@ from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records.audit import AuditEntry
 from tfmacer.records.rows import Record
-from tfmacer.records.runs import CLASSIFIER, UNKNOWN_MODEL, Smoothing
+from tfmacer.records.runs import CLASSIFIER, LARGEST_REQUEST, UNKNOWN_MODEL, Smoothing
 from tfmacer.records.sealing import pixels_digest
 from tfmacer.records.settings import LogSettings
 from tfmacer.records.verification import Redraw, Redrawn
-from tfmacer.votes.source import ESTIMATE, SELECT, Seeds, VoteSource, row_seed
+from tfmacer.votes.source import ESTIMATE, SELECT, Seeds, Votes, VoteSource, row_seed
 
-LARGEST_REQUEST = 1_000_000
 # See `VoteSource.sample`.
 _LONGEST_STREAM = 2_000_000_000
 
@@ -86,30 +86,39 @@ def _votes(
     rule: Rule,
     n: int,
 ) -> Counts:
-    """Votes of one image, its stream cut into as many requests as keep the source busy."""
+    """Votes of one image, its streams cut into requests, some at a time to keep the source busy."""
     for name, draws in (("n0", rule.n0), ("n", n)):
         if draws > _LONGEST_STREAM:
             raise UserError(f"{name} is {draws}, a stream has {_LONGEST_STREAM} draws at most")
     blocks = -(-n // rule.block_size)
     size = rule.block_size * -(-blocks // source.parallelism)
     size = min(size, LARGEST_REQUEST // rule.block_size * rule.block_size)
-    parts = [(seeds[0], 0, rule.n0)]
-    parts += [(seeds[1], first, min(size, n - first)) for first in range(0, n, size)]
-    votes = source.sample(
-        np.repeat(image[np.newaxis], len(parts), axis=0),
-        np.stack([seed for seed, _, _ in parts]),
-        np.array([first for _, first, _ in parts], np.int32),
-        np.array([draws for _, _, draws in parts], np.int32),
-        beta=rule.beta,
+    parts = (
+        (stage, first, min(size, draws - first))
+        for stage, draws in enumerate((rule.n0, n))
+        for first in range(0, draws, size)
     )
+    drawn = [Votes.none(source.smoothing.num_classes)] * 2
+    # A record says how many parts there are: their images are not all held at once.
+    while some := list(itertools.islice(parts, source.parallelism + 1)):
+        votes = source.sample(
+            np.repeat(image[np.newaxis], len(some), axis=0),
+            np.stack([seeds[stage] for stage, _, _ in some]),
+            np.array([first for _, first, _ in some], np.int32),
+            np.array([draws for _, _, draws in some], np.int32),
+            beta=rule.beta,
+        )
+        for row, (stage, _, _) in enumerate(some):
+            drawn[stage] = drawn[stage].plus(votes.row(row))
+    select, estimate = drawn
     soft = {
-        "select_sums": tuple(votes.sums[0].tolist()),
-        "sums": tuple(votes.sums[1:].sum(axis=0).tolist()),
-        "square_sums": tuple(votes.square_sums[1:].sum(axis=0).tolist()),
+        "select_sums": tuple(select.sums.tolist()),
+        "sums": tuple(estimate.sums.tolist()),
+        "square_sums": tuple(estimate.square_sums.tolist()),
     }
     return Counts(
-        select_counts=tuple(votes.counts[0].tolist()),
-        counts=tuple(votes.counts[1:].sum(axis=0).tolist()),
+        select_counts=tuple(select.counts.tolist()),
+        counts=tuple(estimate.counts.tolist()),
         n0=rule.n0,
         n=n,
         **(soft if rule.soft else {}),

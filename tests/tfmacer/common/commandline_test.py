@@ -20,6 +20,8 @@ def values():
     values = flags.FlagValues()
     flags.DEFINE_integer("count", 1, "How many.", flag_values=values, lower_bound=1)
     flags.DEFINE_bool("loud", False, "Whether.", flag_values=values)
+    flags.DEFINE_string("name", None, "Whose.", flag_values=values)
+    flags.DEFINE_list("names", [], "Of whom.", flag_values=values)
     return values
 
 
@@ -51,6 +53,9 @@ def test_flags_are_parsed_and_fall_back_to_their_defaults_between_runs(values):
         (["file"], "unexpected argument 'file': python -m thing takes flags only"),
         (["file", "--count=2"], "unexpected argument 'file'"),
         (["--flagfile=nowhere.flags"], "nowhere.flags"),
+        (["--flagfile=a\0b"], "--flagfile: cannot be read: embedded null byte"),
+        (["--name=a\0b"], r"--name 'a\x00b': holds a NUL character"),
+        (["--names=a,b\0"], r"--names 'b\x00': holds a NUL character"),
     ],
 )
 def test_bad_flags_are_one_line_and_status_2(values, capsys, argv, message):
@@ -58,6 +63,21 @@ def test_bad_flags_are_one_line_and_status_2(values, capsys, argv, message):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_flag_files_and_arguments_hold_texts_that_a_file_can_have(values, tmp_path, capsys):
+    """NUL ends a path wherever the system takes one, and no flag file is of other bytes."""
+    file = tmp_path / "flags.txt"
+    for content, message in (
+        (b"--name=a\0b\n", "--name"),
+        (b"--name=\xff\n", "--flagfile: cannot be read: 'utf-8' codec"),
+    ):
+        file.write_bytes(content)
+        assert run(lambda: pytest.fail("called"), values, [f"--flagfile={file}"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {message}")
+    assert run_with_arguments(lambda _: pytest.fail("called"), values, ["a\0b"]) == 2
+    assert r"argument 'a\x00b': holds a NUL" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

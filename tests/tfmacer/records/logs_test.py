@@ -14,6 +14,7 @@ import pytest
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records.logs import LogWriter, is_log, read_log, settings_path
+from tfmacer.records.merging import merge
 
 ROOT = Path(__file__).parents[3]
 PUBLISHED = ROOT.parent / "shared" / "data" / "certify_logs"
@@ -278,6 +279,17 @@ def test_a_path_that_cannot_be_a_log_is_one_clear_line(tmp_path, where):
     with pytest.raises(UserError, match=str(path)) as error:
         LogWriter(path, made_logs.settings())
     assert "\n" not in str(error.value)
+
+
+def test_a_path_with_nul_is_one_clear_line(tmp_path):
+    path = tmp_path / "a\0.tsv"
+    assert not is_log(path)
+    for use in (read_log, lambda path: LogWriter(path, made_logs.settings())):
+        with pytest.raises(UserError, match=r"a\\x00.tsv: cannot be \w+: embedded null"):
+            use(path)
+    shard = made_logs.write(tmp_path / "0.tsv", made_logs.settings(shard="0/1")).path
+    with pytest.raises(UserError, match=r"a\\x00.tsv: cannot be written: embedded null"):
+        merge([shard], path)
 
 
 # Other projects' logs.

@@ -72,7 +72,7 @@ IMPOSSIBLE = {
     "model_digest": [None, 5],
     "noise_family": [None, 1],
     "noise_params": [[], {"k": "2"}, {"k": True}, None],
-    "block_size": [0, -256, 256.0, "256", 2**31],
+    "block_size": [0, -256, 256.0, "256", 1_000_001],
     "generator": ["mersenne", "", None, 1],
     "dataset": [5, ["mnist5k"]],
     "objective": [5],

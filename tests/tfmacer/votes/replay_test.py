@@ -99,9 +99,19 @@ def test_votes_are_drawn_again_from_the_rows_seeds(tmp_path, bound, parallelism)
 
 
 def test_streams_longer_than_one_request_are_cut(tmp_path, monkeypatch):
+    """Those that select the class, too; and no more are asked for at once than keep it busy."""
     monkeypatch.setattr(replay, "LARGEST_REQUEST", 700)
-    log = drawn_log(tmp_path / "log.tsv", Rule(n=2000))
-    assert verify_log(log, replay_from(Drawing(1), image_of)) is None
+    log = drawn_log(tmp_path / "log.tsv", Rule(n0=600, n=2000))
+    source = Drawing(1)
+    sizes = []
+
+    def sample(images, seeds, offsets, num_samples, *, beta=1.0):
+        sizes.append(num_samples.tolist())
+        return Drawing.sample(source, images, seeds, offsets, num_samples, beta=beta)
+
+    source.sample = sample
+    assert verify_log(log, replay_from(source, image_of)) is None
+    assert sizes[:3] == [[512, 88], [512, 512], [512, 464]]
 
 
 def test_votes_of_another_seed_image_or_label_are_told_apart(tmp_path):
