@@ -9,7 +9,7 @@ import grpc
 
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.distribution import NoiseDistribution
-from tfmacer.votes.endpoint import BackendError, Endpoint, ServedModel, served_model
+from tfmacer.votes.endpoint import BackendError, Endpoint, ServedModel, check_served, served_model
 
 logger = logging.getLogger(__name__)
 
@@ -116,20 +116,7 @@ class Models:
         Raises:
           BackendError: ABORTED, it does not; or the backend cannot be asked.
         """
-        model = used.model
-        found: ServedModel | None = None
-        try:
-            found = served_model(self._endpoint, model.name, version=model.version, timeout=timeout)
-        except BackendError as error:
-            if error.code is not grpc.StatusCode.NOT_FOUND:
-                raise
-        if found != model:
-            self.look_now()
-            raise BackendError(
-                grpc.StatusCode.ABORTED,
-                f"backend {self._endpoint.target}: model {model.name} version {model.version} was "
-                "taken away or exchanged for another one midway; ask again",
-            )
+        check_served(self._endpoint, used.model, timeout=timeout)
 
     def start(self, poll_seconds: float) -> None:
         """Looks again and again, on a thread of its own."""

@@ -188,6 +188,31 @@ def served_model(
     return ServedModel(name=model_name, version=found, smoothing=smoothing)
 
 
+def check_served(endpoint: Endpoint, model: ServedModel, *, timeout: float = INFO_SECONDS) -> None:
+    """Asks whether a version number still means the model that votes were drawn from.
+
+    Args:
+      endpoint: who served it.
+      model: what was used.
+      timeout: seconds to wait for the answer, retries included.
+
+    Raises:
+      BackendError: ABORTED, it does not; or the endpoint cannot be asked.
+    """
+    found: ServedModel | None = None
+    try:
+        found = served_model(endpoint, model.name, version=model.version, timeout=timeout)
+    except BackendError as error:
+        if error.code is not grpc.StatusCode.NOT_FOUND:
+            raise
+    if found != model:
+        raise BackendError(
+            grpc.StatusCode.ABORTED,
+            f"backend {endpoint.target}: model {model.name} version {model.version} was "
+            "taken away or exchanged for another one midway; ask again",
+        )
+
+
 def predict_request(
     model_name: str,
     version: int | None,

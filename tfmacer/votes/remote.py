@@ -19,6 +19,7 @@ from tfmacer.votes.endpoint import (
     BackendError,
     Endpoint,
     ServedModel,
+    check_served,
     predict_request,
     served_model,
 )
@@ -57,6 +58,7 @@ class RemoteVotes:
         timeout: float = 60.0,
         slots: Slots | None = None,
         deadline: float | None = None,
+        check: bool = False,
     ) -> None:
         """Asks nothing yet.
 
@@ -67,6 +69,8 @@ class RemoteVotes:
           timeout: seconds that one row's answer may take, retries included.
           slots: places shared with other sources at the same endpoint; None makes `parallelism`.
           deadline: on `time.monotonic()`'s clock, when every call must have ended.
+          check: whether `sample` makes sure afterwards that the version is still the same model;
+            False leaves that to the caller.
         """
         self._endpoint = endpoint
         self.model = model
@@ -74,6 +78,7 @@ class RemoteVotes:
         self._timeout = timeout
         self._slots = slots or threading.BoundedSemaphore(self._parallelism)
         self._deadline = deadline
+        self._check = check
         self._cancelled = threading.Event()
         self._calls: set[_Call] = set()
         self._lock = threading.Lock()
@@ -88,7 +93,7 @@ class RemoteVotes:
         parallelism: int | None = None,
         timeout: float = 60.0,
     ) -> "RemoteVotes":
-        """Votes of the version that `target` (HOST:PORT) serves now.
+        """Votes of the version that `target` (HOST:PORT) serves now, and of no other model.
 
         Args:
           target: where the server is.
@@ -102,7 +107,7 @@ class RemoteVotes:
         """
         endpoint = Endpoint(target, transport=transport)
         model = served_model(endpoint, model_name)
-        return cls(endpoint, model, parallelism=parallelism, timeout=timeout)
+        return cls(endpoint, model, parallelism=parallelism, timeout=timeout, check=True)
 
     @property
     def smoothing(self) -> Smoothing:
@@ -140,6 +145,8 @@ class RemoteVotes:
             inputs,
             lambda answer, row: self._votes(answer, int(num_samples[row])),
         )
+        if self._check:
+            check_served(self._endpoint, self.model, timeout=self._timeout)
         return Votes(*(np.concatenate(field) for field in zip(*rows, strict=True)))
 
     def logits(self, images: Images) -> npt.NDArray[np.float32]:

@@ -172,6 +172,15 @@ def test_a_version_that_was_retired_aborts(backend, votes: RemoteVotes) -> None:
     assert caught.value.code is grpc.StatusCode.ABORTED
 
 
+def test_votes_of_another_model_under_the_same_version_are_never_taken(backend, votes) -> None:
+    """As after a restart with another export at the old one's place."""
+    _sample(votes)
+    backend.smoothing = dataclasses.replace(SMOOTHING, model_digest="cd" * 32)
+    with pytest.raises(BackendError, match="version 3 was taken away or exchanged") as caught:
+        _sample(votes)
+    assert caught.value.code is grpc.StatusCode.ABORTED
+
+
 def test_a_slow_server_meets_the_timeout(backend, votes: RemoteVotes) -> None:
     backend.seconds = 5.0
     remote = RemoteVotes(votes._endpoint, votes.model, parallelism=2, timeout=0.2)
