@@ -28,14 +28,13 @@ from tfmacer.common.decimals import down, up
 from tfmacer.common.errors import UserError
 from tfmacer.common.progress import Progress
 from tfmacer.guarantee.rule import check_error_rate
-from tfmacer.noise.families import DISTRIBUTIONS
 from tfmacer.records.falsifications import (
     RISK,
     AttackSettings,
     Falsification,
     FalsificationWriter,
+    attacked_log,
     falsification_beside,
-    log_digest,
     read_falsification,
 )
 from tfmacer.records.logs import Log, read_log
@@ -115,7 +114,7 @@ def _main() -> None:
 
     devices.use_threads(_INTRA_OP.value)
     falsifier, examples = _falsifier(run, settings, named, images.download)
-    attack = _attack_settings(log, settings, len(considered), chosen)
+    attack = _attack_settings(log, len(considered), chosen)
     with FalsificationWriter(out, attack) as writer:
         missing = set(writer.missing)
         todo = [record for record in chosen if record.idx in missing]
@@ -123,7 +122,9 @@ def _main() -> None:
             _attack_all(falsifier, examples, todo, writer, log)
         else:
             commandline.say(f"{out}: finished already, {len(writer.rows)} certificates")
-    _conclude(read_falsification(out), log)
+    found = read_falsification(out)
+    found.check_of(log)
+    _conclude(found, log)
 
 
 def _inputs() -> tuple[Log, LogSettings, Path]:
@@ -203,19 +204,11 @@ def _falsifier(
     return falsifier, examples_of(split, settings.distribution)
 
 
-def _attack_settings(
-    log: Log, settings: LogSettings, examined: int, chosen: Sequence[Record]
-) -> AttackSettings:
+def _attack_settings(log: Log, examined: int, chosen: Sequence[Record]) -> AttackSettings:
     from tfmacer.votes.devices import environment
 
     return AttackSettings(
-        log_digest=log_digest(log),
-        model_digest=settings.model_digest,
-        sigma=settings.sigma,
-        noise_family=settings.noise_family,
-        noise_params=settings.noise_params,
-        norm=DISTRIBUTIONS[settings.noise_family].norm,
-        certificate_alpha=settings.alpha,
+        **attacked_log(log),
         attack=_ATTACK.value,
         steps=_STEPS.value,
         num_noise=_NUM_NOISE.value,

@@ -8,14 +8,13 @@ from scipy import special
 from tfmacer.guarantee.certificate import certify, decided
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
-from tfmacer.noise.families import DISTRIBUTIONS
 from tfmacer.records.falsifications import (
     Attacked,
     AttackSettings,
     Falsification,
     FalsificationWriter,
+    attacked_log,
     falsification_beside,
-    log_digest,
     read_falsification,
 )
 from tfmacer.records.logs import Log, LogSettings, LogWriter, Record, read_log
@@ -113,21 +112,13 @@ def write(
 
 def write_attacks(log: Log, path: Path | None = None, *, false: int = 0, **others) -> Falsification:
     """What an attack might have found on a log's certificates; the first `false` within."""
-    known = log.settings
     certified = [each for each in log.records if each.predict >= 0]
-    settings = AttackSettings(
-        log_digest=log_digest(log),
-        model_digest=known.model_digest,
-        sigma=known.sigma,
-        noise_family=known.noise_family,
-        noise_params=known.noise_params,
-        norm=DISTRIBUTIONS[known.noise_family].norm,
-        certificate_alpha=known.alpha,
-        examined=len(log.records),
-        images=tuple(each.idx for each in certified),
-        **({"attack": "pgd", "steps": 20, "num_noise": 32, "n": 2000, "alpha": 0.001,
-            "clip": False, "seed": 0} | others),
-    )  # fmt: skip
+    plan = {
+        "examined": len(log.records), "images": tuple(each.idx for each in certified),
+        "attack": "pgd", "steps": 20, "num_noise": 32, "n": 2000, "alpha": 0.001, "clip": False,
+        "seed": 0,
+    }  # fmt: skip
+    settings = AttackSettings(**(attacked_log(log) | plan | others))
     path = path or falsification_beside(log.path)
     with FalsificationWriter(path, settings) as writer:
         for place, each in enumerate(certified):

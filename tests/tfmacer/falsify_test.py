@@ -88,6 +88,18 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(tiny_run, log, tmp_pat
     assert "made with other settings: seed is 0, not 1" in capsys.readouterr().err
 
 
+def test_findings_of_other_radii_are_not_taken_up(tiny_run, log, tmp_path, capsys):
+    """Sealed again under the same settings, as if a nearer flip had been beyond the radius."""
+    command = [f"--run_dir={tiny_run}", f"--log={log.path}", *FAST, "--num_examples=1"]
+    assert run(*command, f"--out={tmp_path / 'mine.tsv'}") == 0
+    found = read_falsification(tmp_path / "mine.tsv")
+    with FalsificationWriter(tmp_path / "theirs.tsv", found.settings) as writer:
+        writer.append(dataclasses.replace(found.rows[0], radius=0.001))
+    capsys.readouterr()
+    assert run(*command, f"--out={tmp_path / 'theirs.tsv'}") == 1
+    assert "theirs.tsv: idx 0: label, predict and radius are" in capsys.readouterr().err
+
+
 def test_false_certificates_are_found_out(tiny_run, log, tmp_path, capsys):
     """Radii set too large by hand, every digest made anew: verify's sums would tell, and so do
     attacks, which know nothing of them.

@@ -78,6 +78,9 @@ def certify_examples(
     def tasks() -> Iterator[Task]:
         for batch in _batches(examples, _CLEAN_BATCH):
             logits = source.logits(np.stack([example.image for example in batch]))
+            if not (finite := np.isfinite(logits).all(axis=1)).all():
+                idx = batch[int(finite.argmin())].index
+                raise UserError(f"idx {idx}: the model's logits without noise are not finite")
             for example, clean in zip(batch, logits.argmax(axis=1), strict=True):
                 waiting[example.index] = (example, int(clean))
                 yield Task.seeded(seed, example.index, example.image)

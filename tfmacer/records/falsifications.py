@@ -229,6 +229,31 @@ class Falsification:
         """How many of the images have no row; None where all have one."""
         return gaps(self.settings.images, self.rows)
 
+    def check_of(self, log: Log) -> None:
+        """Makes sure that this is about the certificates of a log, as they stand there.
+
+        Raises:
+          UserError: it says otherwise of the log, or of a certificate; names the first.
+        """
+        for name, theirs in attacked_log(log).items():
+            if (mine := getattr(self.settings, name)) != theirs:
+                raise UserError(
+                    f"{self.path}: {name} is {mine}, that of {log.path.name} is {theirs}"
+                )
+        if self.settings.examined > len(log.records):
+            raise UserError(
+                f"{self.path}: examined is {self.settings.examined}, {log.path.name} has "
+                f"{len(log.records)} images"
+            )
+        certified = {r.idx: (r.label, r.predict, r.radius) for r in log.records}
+        for row in self.rows:
+            found, right = (row.label, row.predict, row.radius), certified.get(row.idx)
+            if found != right:
+                raise UserError(
+                    f"{self.path}: idx {row.idx}: label, predict and radius are {found}, in "
+                    f"{log.path.name} {right}"
+                )
+
     @property
     def within(self) -> list[Attacked]:
         """The rows whose certificate was found to be false."""
@@ -252,6 +277,25 @@ class Falsification:
 def log_digest(log: Log) -> str:
     """What tells the certificates of a log from all others: their own digests, in order of idx."""
     return sealing.digest(" ".join(f"{record.idx}:{record.digest}" for record in log.records))
+
+
+def attacked_log(log: Log) -> dict[str, Any]:
+    """What the settings of a falsification say of the log whose certificates are attacked.
+
+    Raises:
+      UserError: it is another project's, which does not say of which model it is.
+    """
+    if (known := log.settings) is None:
+        raise UserError(f"{log.path}: not a log of tfmacer: nothing tells which model it is of")
+    return {
+        "log_digest": log_digest(log),
+        "model_digest": known.model_digest,
+        "sigma": known.sigma,
+        "noise_family": known.noise_family,
+        "noise_params": known.noise_params,
+        "norm": DISTRIBUTIONS[known.noise_family].norm,
+        "certificate_alpha": known.alpha,
+    }
 
 
 def falsification_beside(path: Path) -> Path:

@@ -124,6 +124,8 @@ def with_attacks(runs: Sequence[Run], named: Sequence[Path]) -> list[Run]:
                     f"{beside}: is of other certificates than those of {run.log.path.name} beside "
                     "it: remove it, or attack the log again"
                 )
+        for found in mine:
+            found.check_of(run.log)
         attacked.append(dataclasses.replace(run, attacks=tuple(mine)))
     for left in tables_of.values():
         raise UserError(f"--falsification={left[0].path}: is of none of the logs of this report")

@@ -213,7 +213,9 @@ class Certify(keras.callbacks.Callback):
         if self._votes is None:
             self._votes = NetworkVotes(network, self._smoothing)
         certificates = certify_images(self._votes, self._images, n=self._n, seed=0)
-        right = np.array([c.predict for c in certificates]) == self._labels
+        predicted = np.array([c.predict for c in certificates])
+        # Abstain is no class, and neither is the label of an image without one.
+        right = (predicted == self._labels) & (predicted >= 0)
         logs["val_certified_accuracy"] = float(np.mean(right))
         logs["val_acr"] = float(np.mean(right * [c.radius for c in certificates]))
 

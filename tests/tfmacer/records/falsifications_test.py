@@ -23,7 +23,7 @@ from tfmacer.records.falsifications import (
     log_digest,
     read_falsification,
 )
-from tfmacer.records.logs import is_log, settings_path
+from tfmacer.records.logs import is_log, read_log, settings_path
 
 SETTINGS = AttackSettings(
     log_digest="1" * 16, model_digest="a" * 64, sigma=0.5, noise_family="gaussian",
@@ -221,3 +221,39 @@ def test_a_log_is_known_by_its_rows(tmp_path):
     other = made_logs.write(tmp_path / "other.tsv", made_logs.settings(total=5, seed=4))
     assert log_digest(log) == log_digest(same) != log_digest(other)
     assert falsification_beside(log.path) == tmp_path / "log.falsified.tsv"
+
+
+@pytest.mark.parametrize(
+    ("settings", "row", "message"),
+    [
+        ({"certificate_alpha": 0.5}, {}, r"certificate_alpha is 0.5, that of log.tsv is 0.001"),
+        ({"sigma": 0.25}, {}, "sigma is 0.25, that of log.tsv is 0.5"),
+        ({"model_digest": "b" * 64}, {}, "model_digest is b"),
+        ({"log_digest": "0" * 16}, {}, "log_digest is 0"),
+        ({"examined": 1000}, {}, "examined is 1000, log.tsv has 5 images"),
+        ({}, {"radius": 0.001}, r"idx \d: label, predict and radius are \(\d, \d, 0.001\), in"),
+        ({}, {"label": -1}, r"idx \d: label, predict and radius are \(-1, "),
+    ],
+)
+def test_findings_about_other_certificates_are_refused_though_sealed(
+    tmp_path, settings, row, message
+):
+    """Each would have them answer for what was not attacked, or allow more flips."""
+    log = made_logs.write(tmp_path / "log.tsv", made_logs.settings(total=5))
+    found = made_logs.write_attacks(log)
+    found.check_of(log)
+    first = dataclasses.replace(found.rows[0], **row)
+    known = dataclasses.replace(found.settings, **settings)
+    with FalsificationWriter(tmp_path / "other.tsv", known) as writer:
+        for each in (first, *found.rows[1:]):
+            writer.append(each)
+    with pytest.raises(UserError, match=f"other.tsv: {message}"):
+        read_falsification(tmp_path / "other.tsv").check_of(log)
+
+
+def test_a_log_of_another_project_has_no_findings(tmp_path):
+    path = tmp_path / "theirs.tsv"
+    path.write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t0.5\t1\t1.0\n")
+    log = made_logs.write(tmp_path / "log.tsv", made_logs.settings(total=5))
+    with pytest.raises(UserError, match="theirs.tsv: not a log of tfmacer"):
+        made_logs.write_attacks(log).check_of(read_log(path))

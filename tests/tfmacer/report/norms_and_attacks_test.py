@@ -12,7 +12,7 @@ import pytest
 from tfmacer.common.errors import UserError
 from tfmacer.noise.mixed_norm import distribution as linf
 from tfmacer.noise.mixed_norm import likelihood_ratio as mixed_norm
-from tfmacer.records.logs import Log, LogWriter, read_log
+from tfmacer.records.logs import Log, LogWriter, read_log, settings_path
 from tfmacer.report import __main__ as report
 from tfmacer.report import plots, tables
 from tfmacer.report.comparison import paired_differences, seed_groups, warnings
@@ -225,6 +225,17 @@ def test_attacks_on_other_certificates_are_refused(logs, attacked, tmp_path):
     log = read_log(tmp_path / "gaussian.tsv")
     with pytest.raises(UserError, match="is of other certificates than those of gaussian.tsv"):
         report.with_attacks([Run("gaussian", log)], [])
+
+
+def test_attacks_that_say_otherwise_of_their_log_are_refused(attacked):
+    """An alpha of their own would allow more flips."""
+    found = attacked["macer"]
+    log = read_log(found.path.with_name("macer.tsv"))
+    for path in (found.path, settings_path(found.path)):
+        path.unlink()
+    made_logs.write_attacks(log, false=5, certificate_alpha=0.5)
+    with pytest.raises(UserError, match="certificate_alpha is 0.5, that of macer.tsv is"):
+        report.with_attacks([Run("macer", log)], [])
 
 
 def test_an_unfinished_attack_is_warned_of(attacked):
