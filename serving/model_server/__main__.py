@@ -161,11 +161,10 @@ def _grpc(
 
 def _metrics_path() -> str | None:
     from serving.model_server.metrics import monitoring_path
+    from tfmacer.records.runs import read_text
 
     return (
-        monitoring_path(Path(flags.MONITORING.value).read_text())
-        if flags.MONITORING.value
-        else None
+        monitoring_path(read_text(Path(flags.MONITORING.value))) if flags.MONITORING.value else None
     )
 
 

@@ -56,7 +56,7 @@ def read_config_file(path: Path) -> Any:
     """
     try:
         return text_format.Parse(path.read_text(), model_server_config_pb2.ModelServerConfig())
-    except text_format.ParseError as error:
+    except (text_format.ParseError, UnicodeDecodeError) as error:
         raise invalid(f"Error parsing text-format ModelServerConfig in {path}: {error}") from error
 
 
@@ -82,7 +82,7 @@ def models(config: Any) -> dict[str, Model]:
             )
         if entry.name in found:
             raise invalid(f"Illegal to list model {entry.name} multiple times in config list")
-        if not entry.base_path.startswith("/"):
+        if not entry.base_path.startswith("/") or "\0" in entry.base_path:
             raise invalid(
                 f"Expected model {entry.name} to have an absolute path or URI; "
                 f"got base_path()={entry.base_path}"

@@ -226,6 +226,10 @@ def test_a_configuration_is_the_whole_truth(registry, tmp_path: Path) -> None:
             r"absolute path or URI; got base_path\(\)=a",
         ),
         (
+            r"config { name: 'm' base_path: '/a\000' model_platform: 'tensorflow' }",
+            r"absolute path or URI; got base_path\(\)=/a",
+        ),
+        (
             "config { name: 'm' base_path: '/a' model_platform: 'tensorflow' }" * 2,
             "list model m multiple times",
         ),
@@ -252,9 +256,10 @@ def test_config_files(tmp_path: Path) -> None:
     model = models(read_config_file(file))["m"]
     assert (model.base_path, dict(model.labels)) == (Path("/models/m"), {"stable": 1})
     assert list(model.policy.specific.versions) == [1, 2]
-    file.write_text("model_config_list { what }")
-    with pytest.raises(StatusError, match=r"Error parsing text-format ModelServerConfig"):
-        read_config_file(file)
+    for wrong in (b"model_config_list { what }", b"\xff"):
+        file.write_bytes(wrong)
+        with pytest.raises(StatusError, match=r"Error parsing text-format ModelServerConfig"):
+            read_config_file(file)
 
 
 def test_the_old_name_of_the_platform_is_taken(tmp_path: Path, caplog) -> None:

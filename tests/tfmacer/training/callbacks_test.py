@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -113,6 +114,18 @@ def test_certified_images_are_those_that_the_logs_count(tmp_path):
     assert float(rows[2]["val_certified_accuracy"]) == 0.5
     radius = 0.5 * scipy.stats.norm.ppf(0.001**0.001)
     assert float(rows[2]["val_acr"]) == pytest.approx(radius / 2, rel=1e-6)
+
+
+def test_abstaining_is_not_right_about_an_image_without_a_label(monkeypatch):
+    found = [SimpleNamespace(predict=predict, radius=1.0 + predict) for predict in (-1, -1, 0, 1)]
+    monkeypatch.setattr(callbacks, "certify_images", lambda *_, **__: found)
+    smoothing = Smoothing(sigma=0.5, num_classes=2, input_shape=(3, 3, 1), model_digest="-")
+    images = np.zeros((4, 3, 3, 1), np.float32)
+    certify = callbacks.Certify(images, np.array([-1, 0, 0, 0]), smoothing)
+    certify.set_model(SimpleNamespace(single=lambda: SimpleNamespace(network=lambda x: x)))
+    logs = {}
+    certify.on_epoch_end(0, logs)
+    assert logs == {"val_certified_accuracy": 0.25, "val_acr": 0.25}
 
 
 def test_metrics_file_leaves_open_what_was_not_measured(tmp_path):
