@@ -123,6 +123,9 @@ _WORKER_THREADS = _integer(
     lower_bound=1,
 )
 
+# Of other directories' files, too, which would then be read, and removed at the end.
+_PATTERN = frozenset("*?[\\")
+
 
 def _main() -> None:
     out = _out_path()
@@ -130,7 +133,7 @@ def _main() -> None:
     _rules(stop, BLOCK_SIZE)
     _check_source_flags()
     transport = _TLS.read("server", _SERVER.value)
-    _check_runner_flags(stop)
+    _check_runner_flags(stop, out)
     smoothing = _described()
     if smoothing is not None:
         _check_sigma(smoothing)
@@ -225,7 +228,7 @@ def _check_source_flags() -> None:
         raise UserError("--model_name goes with --server, and --server needs it")
 
 
-def _check_runner_flags(stop: StopRule) -> None:
+def _check_runner_flags(stop: StopRule, out: Path) -> None:
     if _RUNNER.value is None:
         given = [n for n in ("pipeline_option", "parts_dir", "worker_threads") if FLAGS[n].value]
         if given:
@@ -240,6 +243,11 @@ def _check_runner_flags(stop: StopRule) -> None:
         raise UserError(
             f"{runner}: --stop={stop} depends on the clock, so what is lost and tried again would "
             "end elsewhere; choose another --stop"
+        )
+    if _PATTERN & set(_parts_dir(out)):
+        raise UserError(
+            f"--parts_dir={_parts_dir(out)}: holds one of {' '.join(sorted(_PATTERN))}, which Beam "
+            "takes for patterns: give another one"
         )
     for option in _PIPELINE_OPTIONS.value:
         name = option.partition("=")[0]
@@ -392,6 +400,10 @@ def _certify(
         )
 
 
+def _parts_dir(out: Path) -> str:
+    return _PARTS_DIR.value or str(out.absolute().with_name(f"{out.name}.parts"))
+
+
 def _job(runner: str, settings: Sequence[LogSettings], out: Path) -> "Job":
     from tfmacer.distributed.job import Job
     from tfmacer.distributed.runners import direct_workers
@@ -410,7 +422,7 @@ def _job(runner: str, settings: Sequence[LogSettings], out: Path) -> "Job":
         download=_images().download,
         modules=tuple(_IMPORT.value),
         settings=tuple(settings),
-        parts_dir=_PARTS_DIR.value or str(out.absolute().with_name(f"{out.name}.parts")),
+        parts_dir=_parts_dir(out),
         launcher=os.getpid() if direct else None,
     )
 
