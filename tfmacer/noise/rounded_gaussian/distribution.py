@@ -16,6 +16,8 @@ from tfmacer.noise.rounded_gaussian import rounding
 # How far 255 x may be from the whole number that it is taken for: float32 products of j by 1/255
 # are off by 3e-5 at most.
 _OFF_GRID = 2.0**-14
+# A hundred times the range of pixels: 300,000 entries of the table, computed in seconds.
+_LARGEST_SIGMA = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,14 @@ class RoundedGaussian(NoiseDistribution):
     norm: ClassVar[str] = "l2"
     levels: ClassVar[int | None] = rounding.LEVELS
     generator: str = generators.LATEST
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sigma > _LARGEST_SIGMA:
+            raise UserError(
+                f"sigma must be at most {_LARGEST_SIGMA:g} under {self.family} noise, whose table "
+                f"grows with it, got {self.sigma}"
+            )
 
     @property
     def _exact(self) -> Gaussian:

@@ -141,3 +141,10 @@ class TestPixels:
         image[2, 3, 1] = value
         with pytest.raises(UserError, match=r"pixel \(2, 3, 1\) is .*, not a multiple of 1/255"):
             RoundedGaussian(0.25, 60).pixels(image)
+
+
+@pytest.mark.parametrize("sigma", [100.5, 1e6, 1.7e308])
+def test_a_sigma_whose_table_has_no_end_is_refused(sigma):
+    with pytest.raises(UserError, match="sigma must be at most 100 under rounded_gaussian noise"):
+        RoundedGaussian(sigma, 4)
+    assert RoundedGaussian(100.0, 4).radius(0.9) > 0
