@@ -14,6 +14,7 @@ from tfmacer.records.partial_results import PartialResult
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import write_atomically
 from tfmacer.records.settings import LogSettings, parse_shard
+from tfmacer.records.verification import verify_log
 
 _ENVIRONMENTS_DIFFER = (
     "the parts were made in different environments: votes drawn again in one of them may differ "
@@ -31,8 +32,8 @@ def merge(shards: Iterable[Path], out: Path) -> Log:
       out: the log to write; must not exist.
 
     Raises:
-      UserError: a shard is not ours, not finished or altered; settings differ; a shard is missing
-        or stands twice; `out` or its settings exist.
+      UserError: a shard is not ours, not finished or altered, or its rows do not follow from their
+        votes; settings differ; a shard is missing or stands twice; `out` or its settings exist.
     """
     for path in (out, settings_path(out)):
         if path.exists():
@@ -58,7 +59,8 @@ def join(parts: Sequence[PartialResult], number: int, settings: LogSettings, out
       out: the log to write.
 
     Raises:
-      UserError: an image is missing or stands twice; the disk refuses.
+      UserError: an image is missing or stands twice, or a row does not follow from its votes; the
+        disk refuses.
     """
     records = [record for part in parts for record in part.records[number]]
     counted = collections.Counter(record.idx for record in records)
@@ -88,6 +90,9 @@ def _write(
         warnings = (*warnings, _ENVIRONMENTS_DIFFER)
     whole = dataclasses.replace(settings, environment=environment, warnings=warnings)
     records = sorted(records, key=lambda record: record.idx)
+    log = Log(out, tuple(records), whole)
+    if (wrong := verify_log(log)) is not None:
+        raise UserError(f"{out}: not written: {wrong}")
     lines = [whole.to_line(record) for record in records]
     text = "\n".join(["\t".join(whole.columns), *lines]) + "\n"
     try:
@@ -97,7 +102,7 @@ def _write(
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{out}: cannot be written: {reason}") from error
-    return Log(out, tuple(records), whole)
+    return log
 
 
 def _checked(log: Log, first: Log) -> LogSettings:

@@ -100,6 +100,17 @@ def test_an_altered_shard_is_refused(tmp_path):
     refused(paths, tmp_path / "out.tsv", r"shard1of3.tsv: the row of idx 1 is corrupt or was")
 
 
+def test_a_shard_that_does_not_follow_from_its_votes_is_refused_though_sealed(tmp_path):
+    paths = shards(tmp_path)
+    log = read_log(paths[1])
+    other = tmp_path / "other" / paths[1].name
+    with LogWriter(other, log.settings) as writer:
+        for record in log.records:
+            more = record.radius + (0.5 if record.predict >= 0 else 0.0)
+            writer.append(dataclasses.replace(record, radius=round(more, 9)))
+    refused([paths[0], other, paths[2]], tmp_path / "out.tsv", r"out.tsv: not written: idx \d+: rad")
+
+
 def test_a_whole_log_or_another_projects_is_no_shard(tmp_path):
     whole = made_logs.write(tmp_path / "whole.tsv", made_logs.settings(RULE))
     refused([whole.path], tmp_path / "out.tsv", "whole.tsv: not a shard")

@@ -13,6 +13,9 @@ from tfmacer.noise.mixed_norm import likelihood_ratio
 from tfmacer.noise.mixed_norm.likelihood_ratio import LAST, STEP, MixedNormNoise
 from tfmacer.noise.radii import last_holding, outward
 
+# In one image: draws behind its table take memory that grows with them.
+_MOST_NUMBERS = 2**24
+
 
 @dataclasses.dataclass(frozen=True)
 class MixedNorm(NoiseDistribution):
@@ -38,8 +41,10 @@ class MixedNorm(NoiseDistribution):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dimension < 2:
-            raise UserError(f"{self.family} needs images of 2 numbers or more")
+        if not 2 <= self.dimension <= _MOST_NUMBERS:
+            raise UserError(
+                f"{self.family} needs images of 2 to {_MOST_NUMBERS} numbers, got {self.dimension}"
+            )
         if not 0 <= self.k <= self.dimension - 1:
             raise UserError(
                 f"noise_params of {self.family}: k must lie in [0, {self.dimension - 1}], "

@@ -250,3 +250,9 @@ def test_linf_ball_inside_an_l2_ball():
     assert linf_from_l2(1.0, 3072) == pytest.approx(1 / math.sqrt(3072), rel=1e-12)
     assert linf_from_l2(1.0, 3072) < 1 / math.sqrt(3072)
     assert linf_from_l2(0.0, 4) == 0
+
+
+@pytest.mark.parametrize("dimension", [1, 2**24 + 1, 2**31 - 1])
+def test_images_whose_table_does_not_fit_into_memory_are_refused(dimension):
+    with pytest.raises(UserError, match=f"images of 2 to 16777216 numbers, got {dimension}"):
+        MixedNorm(0.5, 0.0, dimension)
