@@ -8,6 +8,7 @@ import numpy as np
 
 from tfmacer.certification.examples import Example, Examples, check_images
 from tfmacer.certification.preflight import preflight
+from tfmacer.common.errors import UserError
 from tfmacer.guarantee.certificate import Certificate
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records.logs import LogWriter, Record

@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 from tfmacer.common.errors import UserError
 
+# Far beyond any; radii are finite numbers with it.
+_LARGEST_SIGMA = 1e6
+
 
 @dataclasses.dataclass(frozen=True)
 class NoiseDistribution(abc.ABC):
@@ -40,8 +43,7 @@ class NoiseDistribution(abc.ABC):
     generator: str
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.sigma) and self.sigma > 0):
-            raise UserError(f"sigma must be positive and finite, got {self.sigma}")
+        check_sigma(self.sigma)
         if self.dimension < 1:
             raise UserError(f"dimension must be 1 or more, got {self.dimension}")
 
@@ -96,3 +98,11 @@ class NoiseDistribution(abc.ABC):
           UserError: the theorem is not about such images; names the first such pixel.
         """
         return images
+
+
+def check_sigma(sigma: float) -> None:
+    """Raises UserError unless `sigma` is positive and finite, and radii are with it."""
+    if not 0 < sigma <= _LARGEST_SIGMA:
+        raise UserError(
+            f"sigma must be positive and finite, at most {_LARGEST_SIGMA:g}, got {sigma}"
+        )

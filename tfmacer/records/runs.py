@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmacer.common.errors import Notice, UserError
-from tfmacer.guarantee.distribution import NoiseDistribution
+from tfmacer.guarantee.distribution import NoiseDistribution, check_sigma
 from tfmacer.noise import generators
 from tfmacer.noise.families import noise_distribution
 from tfmacer.records import sealing
@@ -79,8 +79,7 @@ class Smoothing:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.sigma) and self.sigma > 0):
-            raise UserError(f"sigma must be positive and finite, got {self.sigma}")
+        check_sigma(self.sigma)
         check_sizes(self.num_classes, self.input_shape, self.block_size)
         generators.check_generator(self.generator)
 

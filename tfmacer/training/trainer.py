@@ -6,7 +6,6 @@ trainer.fit(images, labels, batch_size=64, epochs=10)
 trainer.network.save("model.keras")
 """
 
-import math
 import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from tfmacer.common.errors import UserError
+from tfmacer.guarantee.distribution import check_sigma
 from tfmacer.noise.sampling import training_noise
 from tfmacer.training import inputs, precision
 from tfmacer.training.objectives import Batch, Losses, Objective
@@ -91,8 +91,7 @@ class SmoothedTrainer(inputs.CheckedModel):
         """
         # Whatever the global policy is: the network has its own, and the trainer scales losses.
         super().__init__(**{"dtype": "float32"} | kwargs)
-        if not (math.isfinite(sigma) and sigma > 0):
-            raise UserError(f"sigma must be positive and finite, got {sigma}")
+        check_sigma(sigma)
         if num_noise < 1:
             raise UserError(f"num_noise must be 1 or more, got {num_noise}")
         if clip_norm is not None and not clip_norm > 0:

@@ -108,7 +108,9 @@ def test_a_shard_that_does_not_follow_from_its_votes_is_refused_though_sealed(tm
         for record in log.records:
             more = record.radius + (0.5 if record.predict >= 0 else 0.0)
             writer.append(dataclasses.replace(record, radius=round(more, 9)))
-    refused([paths[0], other, paths[2]], tmp_path / "out.tsv", r"out.tsv: not written: idx \d+: rad")
+    refused(
+        [paths[0], other, paths[2]], tmp_path / "out.tsv", r"out.tsv: not written: idx \d+: rad"
+    )
 
 
 def test_a_whole_log_or_another_projects_is_no_shard(tmp_path):

@@ -98,7 +98,7 @@ class TestGaussian:
         with pytest.raises(UserError, match=r"p_upper_second must lie in \[0, 1\]"):
             Gaussian(1.0, 784).radius(0.9, p)
 
-    @pytest.mark.parametrize("sigma", [0.0, -0.5, math.inf, math.nan])
+    @pytest.mark.parametrize("sigma", [0.0, -0.5, 1e300, math.inf, math.nan])
     def test_sigma_out_of_range(self, sigma):
         with pytest.raises(UserError, match="sigma must be positive and finite"):
             Gaussian(sigma, 784)
