@@ -30,7 +30,7 @@ SOFT_COLUMNS = ("select_sums", "sums", "square_sums")
 # Since format version 2.
 IMAGE_COLUMNS = ("pixels_sha256", "name")
 _Number = TypeVar("_Number", int, float)
-_TIME = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)", re.ASCII)
+_TIME = re.compile(r"(?:(\d{1,9}) days?, )?(\d{1,9}):(\d\d):(\d\d(?:\.\d+)?)", re.ASCII)
 # As numbers are written by anyone; Python itself also takes digits of other scripts, 1_000 and inf.
 _INTEGER = re.compile(r"-?\d{1,18}", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)

@@ -379,6 +379,7 @@ def test_what_is_no_log_is_refused_with_its_place(tmp_path, text, message):
         ("9" * 30 + " 3 3 0.3 1 1", "not a whole number"),
         ("0 3 3 0.3 1 -1", "time is '-1', less than 0"),
         ("0 3 3 0.3 1 0:0", "time is '0:0', not a finite number"),
+        (f"0 3 3 0.3 1 {'9' * 400}:00:00", "time is '999"),
     ],
 )
 def test_a_row_that_cannot_be_true_is_refused_with_its_line(tmp_path, cells, message):
