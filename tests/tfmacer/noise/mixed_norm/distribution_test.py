@@ -255,4 +255,4 @@ def test_linf_ball_inside_an_l2_ball():
 @pytest.mark.parametrize("dimension", [1, 2**24 + 1, 2**31 - 1])
 def test_images_whose_table_does_not_fit_into_memory_are_refused(dimension):
     with pytest.raises(UserError, match=f"images of 2 to 16777216 numbers, got {dimension}"):
-        MixedNorm(0.5, 0.0, dimension)
+        MixedNorm(0.5, dimension, k=0.0)
