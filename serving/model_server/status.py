@@ -13,14 +13,18 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class StatusError(Exception):
-    """A refusal or failure: the gRPC status code and TensorFlow Serving's text for it."""
+    """A refusal or failure: the gRPC status code and TensorFlow Serving's text for it.
 
-    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+    `final` says that another attempt would end alike.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str, *, final: bool = False) -> None:
         if len(message) > _MAX_CHARS:
             message = message[:_MAX_CHARS] + "...TRUNCATED"
         super().__init__(message)
         self.code = code
         self.message = message
+        self.final = final
 
 
 def invalid(message: str) -> StatusError:

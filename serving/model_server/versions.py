@@ -2,7 +2,8 @@
 
 States and their order are TensorFlow Serving's: new versions are loaded before old ones go, the
 highest first; an old one goes only once an aspired one is available, or when none is aspired; a
-version whose load failed ends there and is not tried again while it stays aspired.
+version whose load failed ends there and is not tried again while it stays aspired. One that is
+refused for what it would do, which TensorFlow Serving never does, is tried once.
 """
 
 import dataclasses
@@ -210,7 +211,8 @@ class Versions:
                 self._set(version, State.AVAILABLE)
                 logger.info("serving %s version %d", self.name, version.number)
                 return
-            if attempt < self._policy.retries and not self._wait_to_retry(version):
+            last = failure.final or attempt == self._policy.retries
+            if last or not self._wait_to_retry(version):
                 break
         version.error = failure
         self._set(version, State.END)

@@ -3,6 +3,7 @@
 import threading
 from pathlib import Path
 
+import grpc
 import pytest
 
 from serving.model_server.status import StatusError, invalid
@@ -134,6 +135,21 @@ def test_retries(loader) -> None:
     versions.aspire(_paths(1))
     assert versions.wait_available(PATIENCE)
     assert loader.order == ["1", "1", "1"]
+    versions.stop()
+
+
+def test_what_is_refused_for_good_is_refused_once(caplog) -> None:
+    def refuse(path: Path) -> FakeServable:
+        raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, f"{path} writes", final=True)
+
+    # Hours between attempts: whoever waited for one would not get far.
+    versions = Versions("m", LoadPolicy(refuse, 5, 3600.0))  # type: ignore[arg-type]
+    versions.aspire(_paths(1))
+    assert not versions.wait_available(PATIENCE)
+    versions.aspire(_paths(1, 2))
+    _wait_states(versions, {1: State.END, 2: State.END})
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert lines == [f"loading m version {n} failed (attempt 1): {n} writes" for n in (1, 2)]
     versions.stop()
 
 

@@ -36,7 +36,7 @@ def test_a_model_that_opens_files_is_refused_before_it_runs(make, tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(StatusError, match="a model may only compute") as refused:
         Servable(path, Threads(1, 1))
-    assert refused.value.code.name == "FAILED_PRECONDITION"
+    assert (refused.value.code.name, refused.value.final) == ("FAILED_PRECONDITION", True)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -406,6 +406,9 @@ def test_what_is_no_saved_model(tmp_path):
     (tmp_path / "saved_model.pb").write_bytes(b"\xff\xff\xff")
     with pytest.raises(UserError, match=r"saved_model\.pb: cannot be read"):
         check_saved_model(tmp_path)
+    with pytest.raises(StatusError, match=r"saved_model\.pb: cannot be read") as caught:
+        Servable(tmp_path, Threads(1, 1))
+    assert not caught.value.final  # somebody may be copying it
 
 
 def test_the_list_names_operations_that_take_no_name_of_a_file():
