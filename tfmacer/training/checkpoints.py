@@ -1,6 +1,7 @@
 """The state of a run on disk: what it goes on from, bit for bit."""
 
 import re
+import shutil
 from pathlib import Path
 
 import keras
@@ -17,6 +18,9 @@ _NAME = "{}/{}/.ATTRIBUTES/VARIABLE_VALUE"
 
 # TensorFlow writes a checkpoint as a table of contents and the tensors, each with a checksum.
 _FILE = re.compile(r"step-(\d+)\.(index|data-\d+-of-\d+)")
+
+# Where one is written, before its files are moved beside this directory.
+_UNFINISHED = ".unfinished"
 
 
 class Checkpoints:
@@ -57,10 +61,11 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps after which there is one, whole or not, ascending."""
-        files = self._directory.iterdir() if self._directory.is_dir() else ()
-        found = (_FILE.fullmatch(path.name) for path in files)
-        return sorted({int(match[1]) for match in found if match})
+        """The steps after which there is one, whole or not, ascending.
+
+        Not one that a kill kept from being written.
+        """
+        return sorted(_steps(self._directory) - _steps(self._directory / _UNFINISHED))
 
     def path(self, step: int) -> Path:
         """What the names of the files of a checkpoint begin with."""
@@ -69,18 +74,31 @@ class Checkpoints:
     def save(self, step: int) -> None:
         """Writes the state after `step` steps and deletes all but the newest ones.
 
+        TensorFlow writes the tensors under their own name before the table of contents. So a kill
+        would leave half of a checkpoint, which looks as if the other half had been lost.
+
         Raises:
           UserError: it cannot be written.
         """
+        unfinished = self._directory / _UNFINISHED
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._checkpoint.write(str(self.path(step)))
+            for left in _steps(unfinished):
+                self._delete(left)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            self._checkpoint.write(str(unfinished / self.path(step).name))
+            for file in unfinished.iterdir():
+                file.replace(self._directory / file.name)
+            unfinished.rmdir()
         except (OSError, tf.errors.OpError) as error:
             raise UserError(f"{self.path(step)}: cannot be written: {_line(error)}") from error
         # Those of later steps were damaged, or training would not be here.
         for other in set(self.steps) - set([s for s in self.steps if s <= step][-KEPT:]):
-            for file in self._directory.glob(f"{self.path(other).name}.*"):
-                file.unlink()
+            self._delete(other)
+
+    def _delete(self, step: int) -> None:
+        for file in self._directory.glob(f"{self.path(step).name}.*"):
+            file.unlink()
 
     def restore(self) -> bool:
         """Restores the newest one that is whole; False where there is none at all.
@@ -129,6 +147,13 @@ class Checkpoints:
                 first, *others = strategy.experimental_local_results(variable.value)
                 for other in others:
                     other.assign(first)
+
+
+def _steps(directory: Path) -> set[int]:
+    """Of the checkpoints that have a file in a directory."""
+    files = directory.iterdir() if directory.is_dir() else ()
+    found = (_FILE.fullmatch(path.name) for path in files)
+    return {int(match[1]) for match in found if match}
 
 
 def state(trainer: SmoothedTrainer) -> dict[str, list[keras.Variable]]:

@@ -131,7 +131,17 @@ class SmoothedTrainer(inputs.CheckedModel):
         """What the numbers are that `evaluate` returns, in order."""
         return list(TEST_METRICS)
 
-    def compile(self, *args: Any, jit_compile: bool = False, **kwargs: Any) -> None:
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
+        *args: Any,
+        jit_compile: bool | str = False,
+        **kwargs: Any,
+    ) -> None:
         """As `keras.Model.compile`, but for what the objective is instead of.
 
         XLA (`jit_compile`) is used only where it is asked for, and for forward, loss and backward
@@ -141,11 +151,18 @@ class SmoothedTrainer(inputs.CheckedModel):
           UserError: a loss or metrics are given, or the optimizer scales losses or accumulates
             gradients, or clips them where there are several replicas.
         """
-        for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
-            if kwargs.get(name) is not None:
+        given = {
+            "loss": loss,
+            "loss_weights": loss_weights,
+            "metrics": metrics,
+            "weighted_metrics": weighted_metrics,
+        }
+        for name, value in given.items():
+            if value is not None:
                 raise UserError(f"compile: {name} has no meaning here, the objective says both")
-        self._xla = jit_compile
-        super().compile(*args, jit_compile=False, **kwargs)
+        self._xla = jit_compile is True
+        nothing = [None] * len(given)
+        super().compile(optimizer, *nothing, *args, jit_compile=False, **kwargs)
         _check_optimizer(self.optimizer, self.distribute_strategy.num_replicas_in_sync)
         if isinstance(self.optimizer, SGD):
             self.optimizer.given_sums = True
@@ -194,16 +211,20 @@ class SmoothedTrainer(inputs.CheckedModel):
         return {name: mean.result() for name, mean in self._train_means.items()} | rates
 
     def test_step(self, data: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
-        """Accuracy on `data` as in `train_step`, without noise and under one draw of it."""
-        images, labels, _, size = inputs.examples(data, self.network)
-        # How many images came before numbers the batch: each has noise of its own, and every
-        # evaluation has the same.
-        position = tf.cast(self._test_means["accuracy"].count, tf.int64)
+        """Accuracy on `data` without noise and under one draw of it, by weight if it has weights."""
+        images, labels, weights, _ = inputs.examples(data, self.network)
+        # What came before numbers the batch, images or the sum of their weights: each batch has
+        # noise of its own, and every evaluation has the same.
+        before = tf.convert_to_tensor(self._test_means["accuracy"].count)
+        whole = tf.floor(before)
+        part = tf.cast((before - whole) * 2.0**24, tf.int64)
+        position = tf.cast(whole, tf.int64) + part * 2**32
         batch = self.draw(images, labels, TEST, position, copies=1)
         clean = self.network(images, training=False)[:, tf.newaxis]
         noisy = self.network(images + batch.noise[:, 0], training=False)[:, tf.newaxis]
         accuracies, size = self._over_replicas(
-            [_accuracy(logits, labels) for logits in (clean, noisy)], size
+            [_accuracy(logits, labels, weights) for logits in (clean, noisy)],
+            tf.reduce_sum(weights),
         )
         for mean, value in zip(self._test_means.values(), accuracies, strict=True):
             mean.update_state(value, sample_weight=size)
@@ -487,7 +508,12 @@ def _mean(losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(losses * weights)
 
 
-def _accuracy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Share of the copies `[B, k, K]` whose largest logit is that of the label."""
+def _accuracy(
+    logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Share of the copies `[B, k, K]` whose largest logit is the label's, by weights `[B]`."""
     hits = tf.argmax(logits, axis=-1) == tf.cast(labels, tf.int64)[:, tf.newaxis]
-    return tf.reduce_mean(tf.cast(hits, tf.float32))
+    if weights is None:
+        return tf.reduce_mean(tf.cast(hits, tf.float32))
+    shares = tf.reduce_mean(tf.cast(hits, tf.float32), axis=1)
+    return tf.math.divide_no_nan(tf.reduce_sum(shares * weights), tf.reduce_sum(weights))

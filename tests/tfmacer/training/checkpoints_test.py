@@ -1,8 +1,11 @@
 """Checkpoints that were cut, changed or lost, and what is restored then."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfmacer.common.errors import UserError
 from tfmacer.training import objectives
@@ -127,8 +130,10 @@ def test_where_none_is_whole_nothing_starts_again(folder):
 
 
 def test_one_of_another_network_is_refused(folder):
-    """It is whole, and not this run's: an older one would not be either."""
-    """By the first difference; one that is in the optimizer alone is TensorFlow's to tell."""
+    """It is whole, and not this run's: an older one would not be either.
+
+    By the first difference; one that is in the optimizer alone is TensorFlow's to tell.
+    """
     message = (
         r"step-12 is of another network: its weight 1 is of \(16, 3\), of \(16, 7\) in this one;"
     )
@@ -150,3 +155,53 @@ def test_what_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/step-3: cannot be written"):
         Checkpoints(_trainer(), tmp_path / "file").save(3)
+
+
+def _killed_after_the_tensors(monkeypatch):
+    """As TensorFlow leaves it: the table of contents comes last."""
+    write = tf.train.Checkpoint.write
+
+    def killed(checkpoint, prefix):
+        write(checkpoint, prefix)
+        Path(f"{prefix}.index").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tf.train.Checkpoint, "write", killed)
+
+
+def _killed_while_moving(monkeypatch, moves):
+    """After so many files were moved."""
+    left = [moves]
+    replace = Path.replace
+
+    def killed(path, target):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+
+
+KILLS = {
+    "writing": _killed_after_the_tensors,
+    "moving": lambda monkeypatch: _killed_while_moving(monkeypatch, 0),
+    "half moved": lambda monkeypatch: _killed_while_moving(monkeypatch, 1),
+}
+
+
+@pytest.mark.parametrize("name", KILLS)
+def test_one_that_a_kill_cut_short_is_none(folder, tmp_path_factory, name):
+    """Neither a damaged one, nor in the way of what comes after."""
+    first = tmp_path_factory.mktemp("first")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for each in (first, folder):
+            KILLS[name](monkeypatch)
+            with pytest.raises(KeyboardInterrupt):
+                Checkpoints(_trainer(value=20), each).save(20)
+            monkeypatch.undo()
+    assert _restored(first) == (None, [])
+    assert _restored(folder) == (12.0, [])
+    Checkpoints(_trainer(value=15), folder).save(15)
+    assert _restored(folder) == (15.0, [])
+    assert {path.name.partition(".")[0] for path in folder.iterdir()} == {"step-12", "step-15"}

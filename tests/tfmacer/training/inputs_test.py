@@ -176,6 +176,46 @@ def test_class_weights_are_the_sample_weights_of_the_classes():
     assert np.abs(expected[0] - _trained(images, labels)[0]).max() > 1e-3
 
 
+def test_evaluation_weighs_as_weighted_metrics_do():
+    """Of Keras: accuracies are means by weight, whichever way the weights come in."""
+    images, labels = _data()
+    weights = np.linspace(0.0, 2.7, SIZE, dtype=np.float32)
+    trainer = _trainer()
+    network = trainer.network
+    hits = np.argmax(network(images), axis=1) == labels
+    reference = keras.Sequential(network.layers)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    reference.compile(loss=loss, weighted_metrics=["sparse_categorical_accuracy"])
+    expected = reference.evaluate(images, labels, sample_weight=weights, verbose=0)[1]
+    assert expected == pytest.approx(np.average(hits, weights=weights))
+    assert abs(expected - hits.mean()) > 0.01
+    parts = tf.data.Dataset.from_tensor_slices((images, labels, weights)).batch(8)
+    found = [
+        trainer.evaluate(images, labels, sample_weight=weights, return_dict=True, **FIT),
+        trainer.evaluate(images, labels, sample_weight=weights[:, np.newaxis], **FIT),
+        trainer.evaluate(parts, verbose=0),
+        trainer.fit(images, labels, validation_data=(images, labels, weights), **FIT).history,
+    ]
+    assert found[0]["accuracy"] == found[1][0] == found[2][0] == pytest.approx(expected)
+    assert found[0]["noisy_accuracy"] == found[1][1] == found[2][1]
+    after = np.argmax(network(images), axis=1) == labels
+    assert found[3]["val_accuracy"] == [pytest.approx(np.average(after, weights=weights))]
+    same = {"return_dict": True, **FIT}
+    plain = trainer.evaluate(images, labels, **same)
+    assert trainer.evaluate(images, labels, sample_weight=np.ones(SIZE), **same) == plain
+    nothing = trainer.evaluate(images, labels, sample_weight=np.zeros(SIZE), **same)
+    assert nothing == {"accuracy": 0.0, "noisy_accuracy": 0.0}
+
+
+def test_batches_of_small_weights_have_noise_of_their_own():
+    image = np.full((64, *SHAPE), 0.5, np.float32)
+    trainer = SmoothedTrainer(_network(), objectives.Gaussian(), sigma=5.0)
+    trainer.compile()
+    weights = np.full(64, 1e-3)
+    found = trainer.evaluate(image, np.zeros(64), 1, sample_weight=weights, verbose=0)
+    assert 0.05 < found[1] < 0.95
+
+
 def test_an_empty_batch_has_one_black_image_that_counts_nothing():
     images, labels = _data()
     found = inputs.examples((tf.constant(images[:0]), tf.constant(labels[:0])), _network())
@@ -218,6 +258,8 @@ def test_a_network_of_two_outputs_is_refused():
 def test_a_loss_beside_the_objective_is_refused():
     with pytest.raises(UserError, match="compile: metrics has no meaning here"):
         _trainer(metrics=["accuracy"])
+    with pytest.raises(UserError, match="compile: loss has no meaning here"):
+        _trainer().compile("adam", "sparse_categorical_crossentropy")
 
 
 def test_batches_by_hand():
