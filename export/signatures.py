@@ -21,6 +21,7 @@ Tensors = dict[str, tf.Tensor]
 
 # Rows that `tfmacer_info` answers: a value repeated millions of times takes a few bytes to send.
 MAX_PROBES = 1024
+_PNG = b"\x89PNG\r\n\x1a\n"
 # One pixel as PNG; of the wrong size by its header for whoever it stands in for.
 _STRANGER = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
@@ -155,7 +156,8 @@ class SmoothedClassifier(tf.Module):
     def encoded(self, encoded_images: tf.Tensor) -> Tensors:
         """As `serving_default`, from PNG or JPEG bytes `[B]`; for REST clients.
 
-        Prediction only: decoders differ, so what is certified is pixels, never a file.
+        Transparent parts become black, as in the web console, except where the model takes four
+        channels: a decoder would show what the file holds there unseen. Prediction only: decoders differ, so what is certified is pixels, never a file.
         """
         shape = self._smoothing.input_shape
 
@@ -169,6 +171,8 @@ class SmoothedClassifier(tf.Module):
             with tf.control_dependencies([tf.debugging.Assert(right & same, [message])]):
                 # Through a slice, since an identity would be optimised away with its dependency.
                 floats = tf.cast(pixels[: shape[0], : shape[1]], tf.float32) / 255.0
+            if shape[2] != 4:
+                floats *= _opacity(data)
             return tf.ensure_shape(floats, shape)
 
         images = tf.map_fn(decode, encoded_images, fn_output_signature=tf.float32)
@@ -212,14 +216,25 @@ def _declared_size(data: tf.Tensor) -> tf.Tensor:
         sizes = tf.reduce_sum(width_height * [2**24, 2**16, 2**8, 1], axis=1)
         return tf.cast(tf.reverse(tf.minimum(sizes, 2**31 - 1), [0]), tf.int32)
 
-    def starts_with(magic: bytes) -> tf.Tensor:
-        return tf.equal(tf.strings.substr(data, 0, len(magic)), magic)
-
     return tf.case(
         [
-            (starts_with(b"\x89PNG\r\n\x1a\n"), png),
-            (starts_with(b"\xff\xd8\xff"), lambda: tf.io.extract_jpeg_shape(data)[:2]),
+            (_starts_with(data, _PNG), png),
+            (_starts_with(data, b"\xff\xd8\xff"), lambda: tf.io.extract_jpeg_shape(data)[:2]),
         ],
         default=lambda: tf.constant([-1, -1]),
         exclusive=True,
     )
+
+
+def _opacity(data: tf.Tensor) -> tf.Tensor:
+    """How much is to be seen of each pixel of a PNG or a JPEG, 0 to 1 `[H, W, 1]`."""
+    opaque = tf.cond(
+        _starts_with(data, _PNG),
+        lambda: tf.io.decode_png(data, channels=4)[:, :, 3:],
+        lambda: tf.fill([1, 1, 1], tf.constant(255, tf.uint8)),
+    )
+    return tf.cast(opaque, tf.float32) / 255.0
+
+
+def _starts_with(data: tf.Tensor, magic: bytes) -> tf.Tensor:
+    return tf.equal(tf.strings.substr(data, 0, len(magic)), magic)

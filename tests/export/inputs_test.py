@@ -14,12 +14,19 @@ import pytest
 import requests
 import tensorflow as tf
 from PIL import Image
-from small_exports import IMAGES, REQUESTS, ROWS, write_small_export
+from small_exports import (
+    IMAGES,
+    REQUESTS,
+    ROWS,
+    small_network,
+    small_smoothing,
+    write_small_export,
+)
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from export.signatures import MAX_PROBES
-from serving.common import grpc_server
-from serving.common.http_server import HttpServer
+from export.signatures import MAX_PROBES, SmoothedClassifier
+from serving import grpc_server
+from serving.console.images import decode
 from serving.model_server import rest
 from serving.model_server.configuration import single_model
 from serving.model_server.metrics import Metrics
@@ -28,6 +35,7 @@ from serving.model_server.servable import Servable, Threads
 from serving.model_server.services import Calls, PredictionService
 from serving.model_server.status import StatusError
 from serving.model_server.versions import LoadPolicy
+from serving.http_server import HttpServer
 
 
 def picture(form: str, height: int = 8, width: int = 8) -> bytes:
@@ -227,3 +235,42 @@ def test_what_is_sound_is_answered(way, request) -> None:
     # A certificate speaks of pixels outside [0, 1] too.
     assert isinstance(ask("logits", {"images": IMAGES * 3 - 1}), dict)
     assert isinstance(ask("tfmacer_info", {"probe": np.zeros(MAX_PROBES, np.int32)}), dict)
+
+
+class _Decoding(SmoothedClassifier):
+    """Answers with what it decoded."""
+
+    def serving_default(self, images):
+        return {"images": images}
+
+
+def _pictures(height, width):
+    """Files of every kind that PNG knows with less than full opacity, and some without."""
+    rng = np.random.default_rng(0)
+    pixels = Image.fromarray(rng.integers(0, 256, (height, width, 4), np.uint8), "RGBA")
+    pixels.putpixel((0, 0), (255, 255, 255, 0))
+    palette = pixels.convert("RGB").quantize(8)
+    for form, image, options in (
+        ("PNG", pixels, {}),
+        ("PNG", pixels.convert("LA"), {}),
+        ("PNG", pixels.convert("RGB"), {}),
+        ("PNG", palette, {"transparency": 3}),
+        ("PNG", pixels.convert("L"), {"transparency": 255}),
+        ("JPEG", Image.new("L", (width, height), 200), {}),
+    ):
+        buffer = io.BytesIO()
+        image.save(buffer, form, **options)
+        yield buffer.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pictures_are_what_the_console_makes_of_them(channels):
+    """Transparent parts too; but for rounding, and the weights of colours in grey."""
+    shape = (8, 6, channels)
+    module = _Decoding(small_network(), small_smoothing(shape), 1)
+    files = list(_pictures(*shape[:2]))[: 5 if channels == 4 else None]
+    found = tf.function(module.encoded)(tf.constant(files))["images"]
+    expected = np.stack([decode(file, shape, resize=False) for file in files]) / 255
+    np.testing.assert_allclose(found, expected, atol=2.5 / 255)
+    if channels != 4:
+        assert (found[0, 0, 0] == 0).numpy().all()

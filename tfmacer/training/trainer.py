@@ -508,9 +508,7 @@ def _mean(losses: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(losses * weights)
 
 
-def _accuracy(
-    logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor | None = None
-) -> tf.Tensor:
+def _accuracy(logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
     """Share of the copies `[B, k, K]` whose largest logit is the label's, by weights `[B]`."""
     hits = tf.argmax(logits, axis=-1) == tf.cast(labels, tf.int64)[:, tf.newaxis]
     if weights is None:

@@ -1,9 +1,11 @@
 """Keras networks on disk: loaded, and named by a digest of what they are."""
 
 import collections
+import hashlib
 import json
 import re
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,10 @@ def load_network(path: Path) -> Any:
     if path.suffix != ".keras" or not zipfile.is_zipfile(path):
         raise UserError(f"model {path}: not a .keras file")
     try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
+        with warnings.catch_warnings():
+            # Else Keras would leave weights that the file does not have as they were drawn.
+            warnings.filterwarnings("error", message="Skipping nested container")
+            return keras.models.load_model(path, compile=False, safe_mode=True)
     # What a file can make Keras raise has no end; the remedy is the same.
     except Exception as error:
         if foreign := _unregistered(path):
@@ -197,7 +202,8 @@ def network_digest(path: Path, network: Any) -> str:
     The architecture is the file's own `config.json` without what concerns compiling, so that the
     digest does not depend on how Keras would write the loaded network again, and without the
     addresses in memory by which Keras notes that layers share a policy. Seed states of dropout
-    layers are no weights and do not enter.
+    layers are no weights and do not enter. Vocabularies are none either: they lie in files of
+    their own, which enter where there are any.
     """
 
     def without_addresses(entry: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +212,14 @@ def network_digest(path: Path, network: Any) -> str:
 
     with zipfile.ZipFile(path) as archive:
         config = json.loads(archive.read("config.json"), object_hook=without_addresses)
+        assets = {
+            name: hashlib.sha256(archive.read(name)).hexdigest()
+            for name in archive.namelist()
+            if name.startswith("assets/")
+        }
     config.pop("compile_config", None)
+    if assets:
+        config["assets"] = assets
     values = ((variable.name, variable.numpy()) for variable in network.weights)
     return model_digest(json.dumps(config, sort_keys=True), values)
 
@@ -214,9 +227,10 @@ def network_digest(path: Path, network: Any) -> str:
 def weights_digest(model: Any) -> str:
     """A digest of a model that was never saved: a Keras model's weights and configuration.
 
-    For any other callable, and where the code of a layer is not Keras' own, these do not tell what
-    it computes, and the answer is `UNKNOWN_MODEL`. Names that Keras gives count the layers that the
-    process has made before; they enter as if the model had been the first.
+    For any other callable, and where the code of a layer is not Keras' own or it has a vocabulary,
+    these do not tell what it computes, and the answer is `UNKNOWN_MODEL`. Names that Keras gives
+    count the layers that the process has made before; they enter as if the model had been the
+    first.
     """
     import keras
 
@@ -272,7 +286,10 @@ def _automatic_name(kind: str) -> str:
 
 
 def _is_stock(model: Any) -> bool:
-    """Whether a Keras model runs the code of Keras alone, which its configuration then tells."""
+    """Whether a Keras model runs the code of Keras alone, which its configuration then tells.
+
+    Not that of a layer with files beside its weights.
+    """
     # Functional models have operations besides layers.
     parts = (
         part
@@ -282,6 +299,7 @@ def _is_stock(model: Any) -> bool:
     return all(
         _is_of_keras(type(part))
         and type(part).__name__ not in _FOREIGN_CODE
+        and not hasattr(part, "save_assets")
         and all(_is_of_keras(value) for value in vars(part).values() if callable(value))
         for part in parts
     )

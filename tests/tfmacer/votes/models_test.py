@@ -7,11 +7,12 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+from keras.src.saving import saving_lib
 
 from export import saved_model
 from tfmacer import train
 from tfmacer.common.errors import UserError
-from tfmacer.records.runs import RunDirectory, model_digest
+from tfmacer.records.runs import UNKNOWN_MODEL, RunDirectory, model_digest
 from tfmacer.training import networks
 from tfmacer.votes import models
 
@@ -295,3 +296,61 @@ def test_digests_of_networks_that_were_built_first_are_what_they_were():
     config = json.dumps(network.get_config(), sort_keys=True)
     values = [(variable.name, variable.numpy()) for variable in network.weights]
     assert models.weights_digest(network) == model_digest(config, values)
+
+
+def _reading_levels(vocabulary):
+    """Looks each pixel's level up in a vocabulary, which is no weight."""
+    keras.utils.set_random_seed(0)
+    look_up = keras.layers.IntegerLookup()
+    look_up.set_vocabulary(vocabulary)
+    return _network(
+        keras.layers.Rescaling(255.0), look_up, keras.layers.Rescaling(0.1), keras.layers.Dense(3)
+    )
+
+
+def test_a_vocabulary_is_a_part_of_what_a_network_is(tmp_path):
+    """Two networks of the same weights and configuration."""
+    path = tmp_path / "model.keras"
+    digests, logits = [], []
+    for vocabulary in (range(256), range(255, -1, -1)):
+        network = _reading_levels(list(vocabulary))
+        assert models.weights_digest(network) == UNKNOWN_MODEL
+        network.save(path)
+        loaded = models.load_network(path)
+        digests.append(models.network_digest(path, loaded))
+        logits.append(models.answers(loaded, SHAPE, what="mine"))
+        np.testing.assert_allclose(logits[-1], models.answers(network, SHAPE, what="mine"))
+        assert digests[-1] == models.network_digest(path, network)
+    assert digests[0] != digests[1]
+    assert np.abs(logits[0] - logits[1]).max() > 0.1
+
+
+@keras.saving.register_keras_serializable(package="models_test")
+class Nested(keras.layers.Layer):
+    """Holds a layer in a list of lists."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.parts = [[keras.layers.Dense(3)]]
+
+    def build(self, shape):
+        self.parts[0][0].build(shape)
+
+    def call(self, inputs):
+        return self.parts[0][0](inputs)
+
+
+def test_no_weight_is_left_as_it_was_drawn(tmp_path, monkeypatch):
+    """As in files of earlier versions of Keras, which left out what lies in lists of lists."""
+    save = saving_lib._save_container_state
+
+    def earlier(container, *rest, **options):
+        if not any(isinstance(each, list) for each in container):
+            save(container, *rest, **options)
+
+    path = tmp_path / "model.keras"
+    with monkeypatch.context() as patch:
+        patch.setattr(saving_lib, "_save_container_state", earlier)
+        _network(Nested()).save(path)
+    with pytest.raises(UserError, match="cannot be loaded: Skipping nested container at 'layers/"):
+        models.load_network(path)
