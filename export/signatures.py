@@ -157,7 +157,8 @@ class SmoothedClassifier(tf.Module):
         """As `serving_default`, from PNG or JPEG bytes `[B]`; for REST clients.
 
         Transparent parts become black, as in the web console, except where the model takes four
-        channels: a decoder would show what the file holds there unseen. Prediction only: decoders differ, so what is certified is pixels, never a file.
+        channels: a decoder would show what the file holds there unseen. Prediction only: decoders
+        differ, so what is certified is pixels, never a file.
         """
         shape = self._smoothing.input_shape
 

@@ -24,7 +24,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from serving.model_server.status import StatusError, invalid, runtime_errors
 from tfmacer.common.errors import UserError
 from tfmacer.common.text import cut
-from tfmacer.votes.admission import NotAdmitted, check_saved_model
+from tfmacer.votes.admission import NotAdmittedError, check_saved_model
 
 DEFAULT_SIGNATURE = "serving_default"
 WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
@@ -77,7 +77,7 @@ class Servable:
                 raise StatusError(
                     grpc.StatusCode.FAILED_PRECONDITION,
                     str(error),
-                    final=isinstance(error, NotAdmitted),
+                    final=isinstance(error, NotAdmittedError),
                 ) from error
         graph = tf.Graph()
         config = tf.compat.v1.ConfigProto(

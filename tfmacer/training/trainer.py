@@ -211,7 +211,7 @@ class SmoothedTrainer(inputs.CheckedModel):
         return {name: mean.result() for name, mean in self._train_means.items()} | rates
 
     def test_step(self, data: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
-        """Accuracy on `data` without noise and under one draw of it, by weight if it has weights."""
+        """Accuracy on `data`, by weight if it has any, without noise and under one draw of it."""
         images, labels, weights, _ = inputs.examples(data, self.network)
         # What came before numbers the batch, images or the sum of their weights: each batch has
         # noise of its own, and every evaluation has the same.

@@ -36,7 +36,7 @@ _REPLACES = "api_implements"
 _ELSEWHERE = ""
 
 
-class NotAdmitted(UserError):
+class NotAdmittedError(UserError):
     """A SavedModel that was read, and is refused as long as its bytes are the same."""
 
 
@@ -47,13 +47,13 @@ def check_saved_model(directory: Path) -> None:
       directory: holds `saved_model.pb`.
 
     Raises:
-      NotAdmitted: it leads out of its directory, or uses an operation that is not allowed where
-        it stands.
+      NotAdmittedError: it leads out of its directory, or uses an operation that is not allowed
+        where it stands.
       UserError: it cannot be read.
     """
     if found := objections(directory):
         more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-        raise NotAdmitted(
+        raise NotAdmittedError(
             f"{directory}: not loaded, since a model may only compute: "
             f"{'; '.join(found[:_NAMED])}{more}"
         )
