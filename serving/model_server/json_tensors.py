@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from serving.model_server.encoding import to_proto
 from serving.model_server.status import StatusError, invalid
+from tfmacer.common import strict_json
 from tfmacer.common.text import LONGEST_VALUE, cut
 
 Array = npt.NDArray[Any]
@@ -116,10 +117,10 @@ def _parse(body: bytes) -> dict[str, Any]:
             f"the body has some {values} values, at most {MAX_VALUES} are read",
         )
     try:
-        document = json.loads(body)
+        document = json.loads(body, object_pairs_hook=strict_json.single_keys)
     except json.JSONDecodeError as error:
         raise invalid(f"JSON Parse error: {error.msg} at offset: {error.pos}") from error
-    # Of a number with more digits than Python reads, a ValueError and nothing more.
+    # Of a key given twice, or a number with more digits than Python reads.
     except (ValueError, RecursionError) as error:
         raise invalid(f"JSON Parse error: {error}") from error
     if not isinstance(document, dict):

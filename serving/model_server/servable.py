@@ -234,8 +234,11 @@ def _feeds(signature: Any, inputs: Mapping[str, Any]) -> dict[str, Array]:
 
 def _array(alias: str, tensor: Any) -> Array:
     try:
+        # Of an unknown size, NumPy would make what fits.
+        if tensor.tensor_shape.unknown_rank or any(d.size < 0 for d in tensor.tensor_shape.dim):
+            raise ValueError("the shape is not known")
         array: Array = tf.make_ndarray(tensor)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise invalid(f"tensor parsing error: {alias}") from error
     return np.ascontiguousarray(array).reshape(array.shape)
 

@@ -19,13 +19,14 @@ def loads(text: str | bytes) -> Any:
     """
     try:
         return json.loads(
-            text, object_pairs_hook=_object, parse_constant=_refuse, parse_float=_finite
+            text, object_pairs_hook=single_keys, parse_constant=_refuse, parse_float=_finite
         )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
-def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def single_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of a JSON object; raises ValueError where a key is given twice."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         twice, _ = collections.Counter(name for name, _ in pairs).most_common(1)[0]

@@ -160,8 +160,15 @@ def test_refusals(document, dtypes, text: str) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"\xff", b"[" * 100_000, b'{"inputs": ' + b"9" * 5000 + b"}"],
-    ids=["empty", "cut", "binary", "deep", "digits"],
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"inputs": ' + b"9" * 5000 + b"}",
+        b'{"inputs": [0.0], "inputs": [1.0]}',
+    ],
+    ids=["empty", "cut", "binary", "deep", "digits", "a key given twice"],
 )
 def test_bodies_that_are_no_json(body: bytes) -> None:
     with pytest.raises(StatusError, match="^JSON Parse error: "):

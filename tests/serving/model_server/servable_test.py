@@ -136,10 +136,23 @@ def test_method_names_are_checked_only_when_asked_for(saved_models, tmp_path) ->
 
 def test_a_declared_shape_is_not_allocated(servable: Servable) -> None:
     proto = tf.make_tensor_proto(np.zeros(1, np.float32))
-    for size in (2**50, 2**21):
+    for size in (2**50, 2**21, -1):
         proto.tensor_shape.dim[0].size = size
         with pytest.raises(StatusError, match="tensor parsing error: x"):
             servable.predict("", {"x": proto})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "field", "value"), [(tf.uint8, "int_val", 300), (tf.float16, "half_val", -1)]
+)
+def test_a_value_that_its_type_does_not_have_is_refused(
+    servable: Servable, dtype, field, value
+) -> None:
+    proto = tf.make_tensor_proto(np.zeros(1), dtype)
+    proto.ClearField("tensor_content")
+    getattr(proto, field)[:] = [value]
+    with pytest.raises(StatusError, match="tensor parsing error: x"):
+        servable.predict("", {"x": proto})
 
 
 def test_one_value_may_stand_for_many(servable: Servable) -> None:
