@@ -88,8 +88,8 @@ def _train(run: RunDirectory, strategy: "tf.distribute.Strategy", *, chief: bool
         return
     held_out = _held_out()
     trainer = _trainer(split, objective, steps, strategy)
-    kept = Checkpoints(trainer, run.checkpoints)
-    restored = kept.restore()
+    kept = Checkpoints(trainer, run.checkpoints, flags=FLAGS.flags_into_string())
+    restored = kept.restore(train_flags.is_same)
     if run.smoothing.is_file() and not restored:
         raise UserError(
             f"--run_dir={run.root} holds a finished run without checkpoints, which cannot go on; "

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
-from tfmacer.common import commandline, strict_json
+from tfmacer import commandline, strict_json
 from tfmacer.common.errors import UserError
-from tfmacer.records.runs import RunDirectory
+from tfmacer.records.runs import RunDirectory, read_text
 from tfmacer.training.published import (
     published_augmentation,
     published_options,
@@ -332,21 +332,35 @@ def is_finished(run: RunDirectory) -> bool:
                 "flags; give another --run_dir"
             )
         return False
+    same = is_same(read_text(run.flags), run.flags)
+    return same and run.smoothing.is_file()
+
+
+def is_same(text: str, origin: Path) -> bool:
+    """Whether a run was started with these flags, and not with fewer epochs.
+
+    Args:
+      text: the flags that it was started with, as `flags_into_string` writes them.
+      origin: where it stands.
+
+    Raises:
+      UserError: the flags are others, or cannot be read.
+    """
     previous = copy.deepcopy(FLAGS)
     previous.unparse_flags()
+    lines = [line.strip() for line in text.splitlines()]
     try:
-        lines = run.flags.read_text(encoding="utf-8").splitlines()
-        if included := [line for line in lines if line.lstrip(" -").startswith("flagfile")]:
+        if included := [line for line in lines if line.lstrip("-").startswith("flagfile")]:
             raise flags.Error(f"{included[0]!r} leads to another file")
-        previous(["", f"--flagfile={run.flags}"])
-    except (flags.Error, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{run.flags} cannot be read: {error}") from error
+        previous(["", *(line for line in lines if line and not line.startswith("#"))])
+    except flags.Error as error:
+        raise UserError(f"{origin}: cannot be read: {error}") from error
     changed = sorted(n for n in set(FLAGS) - FREE if previous[n].value != get(n))
     longer = changed == ["epochs"] and get("epochs") > (previous["epochs"].value or 0)
     if changed and not longer:
         raise UserError(
-            f"--run_dir={run.root} holds a run of other flags: "
+            f"{origin} is of a run of other flags: "
             + "; ".join(f"--{n} was {previous[n].value}, is {get(n)}" for n in changed)
             + "; give the same ones (--epochs may grow) or another --run_dir"
         )
-    return not changed and run.smoothing.is_file()
+    return not changed

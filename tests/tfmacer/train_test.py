@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -288,6 +289,20 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(tiny, tmp_path, c
     assert found.read_smoothing() == expected.read_smoothing()
 
 
+def test_no_run_goes_on_from_anothers_checkpoint(tiny, tmp_path, capsys):
+    other = tmp_path / "other"
+    assert train.main([*tiny, f"--run_dir={other}", "--seed=5"]) == 0
+    assert train.main(tiny) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.copytree(other / "checkpoints", tmp_path / "run" / "checkpoints")
+    capsys.readouterr()
+    status, error = _error(capsys, [*tiny, "--epochs=3"])
+    assert status == 1
+    assert re.search(
+        r"run/checkpoints/step-8 is of a run of other flags: --seed was 5, is \d+; give", error
+    )
+
+
 DAMAGED_RUNS = {
     "checkpoints": (
         lambda run: [path.write_bytes(b"") for path in run.checkpoints.glob("*.index")],
@@ -295,7 +310,7 @@ DAMAGED_RUNS = {
     ),
     "flags lost": (lambda run: run.flags.unlink(), "holds a run without flags.txt"),
     "flags torn": (lambda run: run.flags.write_text("--sigma=0.25\n--netw"), "cannot be read"),
-    "flags no text": (lambda run: run.flags.write_bytes(b"\xff\xfe"), "flags.txt cannot be read"),
+    "flags no text": (lambda run: run.flags.write_bytes(b"\xff\xfe"), "flags.txt: cannot be read"),
     "metrics no text": (lambda run: run.metrics.write_bytes(b"\xff\n"), "metrics.csv: cannot be"),
     "metrics of another kind": (lambda run: run.metrics.write_text("a,b\n1,2\n"), "'step'"),
     "a step that is none": (
@@ -442,7 +457,7 @@ def test_flags_of_a_run_lead_to_no_other_file(tiny, tmp_path, capsys):
     run.flags.write_text(f"--sigma=0.25\n--flagfile={tmp_path / 'secret'}\n")
     status, line = _error(capsys, tiny)
     assert status == 1
-    assert "flags.txt cannot be read: '--flagfile=" in line
+    assert "flags.txt: cannot be read: '--flagfile=" in line
     assert line.endswith("leads to another file\n")
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -28,7 +29,8 @@ class Checkpoints:
 
     That is the network, the optimizer (its iteration count among the rest, from which noise, data
     order and schedules follow), float16's scale and the running means of the epoch under way. All
-    replicas hold the same: the first one's is kept.
+    replicas hold the same: the first one's is kept. Beside it are the flags of the run, so that
+    no other run goes on from it.
 
     What there is, the files themselves say, and no list beside them that could be lost.
 
@@ -36,12 +38,13 @@ class Checkpoints:
       damaged: what `restore` has passed over, and why; the newest first.
     """
 
-    def __init__(self, trainer: SmoothedTrainer, directory: Path) -> None:
+    def __init__(self, trainer: SmoothedTrainer, directory: Path, *, flags: str = "") -> None:
         """Looks at nothing yet.
 
         Args:
           trainer: compiled; of which the state is.
           directory: where the files are, and appear.
+          flags: of the run.
         """
         self.damaged: list[str] = []
         self._trainer, self._directory = trainer, directory
@@ -55,9 +58,12 @@ class Checkpoints:
         if strategy.num_replicas_in_sync > 1:
             # Their noise is that of as many replicas.
             kept["replicas"] = [tf.Variable(strategy.num_replicas_in_sync)]
-        self._checkpoint = tf.train.Checkpoint(**kept)
+        self._checkpoint = tf.train.Checkpoint(**kept, flags=[tf.Variable(flags)])
         # Makes the variable, which restoring looks for.
         assert self._checkpoint.save_counter is not None
+        # Before flags were kept.
+        self._without_flags = tf.train.Checkpoint(**kept)
+        assert self._without_flags.save_counter is not None
 
     @property
     def steps(self) -> list[int]:
@@ -100,8 +106,12 @@ class Checkpoints:
         for file in self._directory.glob(f"{self.path(step).name}.*"):
             file.unlink()
 
-    def restore(self) -> bool:
+    def restore(self, check_flags: Callable[[str, Path], object] = lambda *_: None) -> bool:
         """Restores the newest one that is whole; False where there is none at all.
+
+        Args:
+          check_flags: is told the flags that it was made with, and its path, before anything is
+            restored; raises UserError where they are another run's.
 
         Raises:
           UserError: none is whole, or the newest whole one is not of this network, optimizer and
@@ -110,7 +120,7 @@ class Checkpoints:
         for step in reversed(self.steps):
             damage = _damage(self.path(step))
             if damage is None:
-                self._restore(str(self.path(step)))
+                self._restore(str(self.path(step)), check_flags)
                 return True
             self.damaged.append(f"{self.path(step).name} is damaged: {damage}")
         if self.damaged:
@@ -120,10 +130,14 @@ class Checkpoints:
             )
         return False
 
-    def _restore(self, path: str) -> None:
+    def _restore(self, path: str, check_flags: Callable[[str, Path], object]) -> None:
         strategy = self._trainer.distribute_strategy
         replicas = strategy.num_replicas_in_sync
         found = dict(tf.train.list_variables(path))
+        checkpoint = self._without_flags
+        if (name := _NAME.format("flags", 0)) in found:
+            checkpoint = self._checkpoint
+            check_flags(tf.train.load_variable(path, name).decode(), Path(path))
         saved = _NAME.format("replicas", 0)
         recorded = int(tf.train.load_variable(path, saved)) if saved in found else 1
         if recorded != replicas:
@@ -139,7 +153,7 @@ class Checkpoints:
                 f"{path} is of another network: {unlike}; give the same one or another --run_dir"
             )
         try:
-            self._checkpoint.restore(path).assert_consumed()
+            checkpoint.restore(path).assert_consumed()
         except (AssertionError, ValueError, tf.errors.OpError) as error:
             raise UserError(f"{path}: cannot be restored: {_line(error)}") from error
         for variables in state(self._trainer).values():

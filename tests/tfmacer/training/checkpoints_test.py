@@ -151,6 +151,29 @@ def test_one_of_another_network_is_refused(folder):
     assert "\n" not in str(caught.value)
 
 
+def test_it_tells_the_flags_that_it_was_made_with(tmp_path, monkeypatch):
+    """But for one of an earlier version, which has none."""
+    told = []
+    for step, flags in ((3, "--seed=1"), (4, "--seed=2")):
+        Checkpoints(_trainer(value=step), tmp_path, flags=flags).save(step)
+    kept = Checkpoints(_trainer(), tmp_path, flags="--seed=9")
+    assert kept.restore(lambda *found: told.append(found))
+    assert told == [("--seed=2", tmp_path / "step-4")]
+
+    def refuse(flags, path):
+        raise UserError(f"{path}: {flags}")
+
+    trainer = _trainer(value=0)
+    with pytest.raises(UserError, match="step-4: --seed=2"):
+        Checkpoints(trainer, tmp_path).restore(refuse)
+    assert trainer.steps_taken == 0
+    earlier = Checkpoints(_trainer(value=8), tmp_path)
+    monkeypatch.setattr(earlier, "_checkpoint", earlier._without_flags)
+    earlier.save(8)
+    assert Checkpoints(trainer, tmp_path, flags="--seed=9").restore(refuse)
+    assert trainer.steps_taken == 8
+
+
 def test_what_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/step-3: cannot be written"):
