@@ -174,8 +174,15 @@ def _labels(labels: tf.Tensor, num_classes: int) -> tf.Tensor:
     """int64 `[B]` of labels in any form."""
     if not (labels.dtype.is_floating or labels.dtype.is_integer):
         raise UserError(f"labels must be numbers, got {labels.dtype.name}")
-    if labels.shape.rank == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
+    form = f"[B], a column [B, 1] or one-hot [B, {num_classes}]"
+    if _is_open(labels):
+        hot = (tf.rank(labels) == 2) & (tf.shape(labels)[-1] == num_classes)
+        return tf.cond(
+            hot,
+            lambda: _labels(tf.reshape(labels, [-1, num_classes]), num_classes),
+            lambda: _labels(_flat(labels, f"labels must be {form}, got {{}}"), num_classes),
+        )
+    labels = _flat(labels)
     if labels.shape.rank == 2 and labels.shape[1] == num_classes:
         hot = (labels == 1) | (labels == 0)
         once = tf.reduce_sum(tf.cast(labels == 1, tf.int32), axis=1) == 1
@@ -183,9 +190,7 @@ def _labels(labels: tf.Tensor, num_classes: int) -> tf.Tensor:
         right = tf.reduce_all(hot) & tf.reduce_all(once)
         return tf.argmax(_where(labels, right, text, tf.reduce_min, tf.reduce_max), axis=1)
     if labels.shape.rank != 1:
-        raise UserError(
-            f"labels must be [B], a column [B, 1] or one-hot [B, {num_classes}], got {labels.shape}"
-        )
+        raise UserError(f"labels must be {form}, got {labels.shape}")
     whole = tf.cast(labels, tf.int64)
     right = (whole >= 0) & (whole < num_classes) & (tf.cast(whole, labels.dtype) == labels)
     text = f"labels must be whole numbers from 0 to {num_classes - 1}, found {{}}"
@@ -194,14 +199,29 @@ def _labels(labels: tf.Tensor, num_classes: int) -> tf.Tensor:
 
 def _weights(weights: Any) -> tf.Tensor:
     """float32 `[B]`."""
-    weights = tf.cast(tf.convert_to_tensor(weights), tf.float32)
-    if weights.shape.rank == 2 and weights.shape[1] == 1:
-        weights = weights[:, 0]
+    text = "sample weights must be [B] or [B, 1], got {}"
+    weights = _flat(tf.cast(tf.convert_to_tensor(weights), tf.float32), text)
     if weights.shape.rank != 1:
-        raise UserError(f"sample weights must be [B] or [B, 1], got {weights.shape}")
+        raise UserError(text.format(weights.shape))
     right = tf.math.is_finite(weights) & (weights >= 0)
     text = "sample weights must be finite and 0 or more, found {}"
     return _where(weights, tf.reduce_all(right), text, lambda w: w[tf.argmin(right)])
+
+
+def _is_open(values: tf.Tensor) -> bool:
+    """Whether only running a step tells if values have a row or a number for each image.
+
+    So it is once Keras was given both: it traces one step for all.
+    """
+    return values.shape.rank is None or (values.shape.rank == 2 and values.shape[1] is None)
+
+
+def _flat(values: tf.Tensor, text: str = "") -> tf.Tensor:
+    """Columns as `[B]`; `text` is said where that is not known before, and cannot be."""
+    if _is_open(values):
+        flat = tf.size(values) == tf.shape(values)[0]
+        return tf.reshape(_where(values, flat, text, tf.shape), [-1])
+    return values[:, 0] if values.shape.rank == 2 and values.shape[1] == 1 else values
 
 
 def _where(value: tf.Tensor, right: tf.Tensor, text: str, *found: Any) -> tf.Tensor:

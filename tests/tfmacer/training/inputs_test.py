@@ -62,6 +62,31 @@ def test_what_is_meant_trains_the_same_network(name):
         np.testing.assert_allclose(weight, same, atol=1e-6)
 
 
+def test_forms_may_follow_one_another():
+    """Keras then makes one step of them all, whose labels and weights have any rank."""
+    images, labels = _data()
+    forms = [labels, np.eye(CLASSES)[labels], labels[:, np.newaxis]]
+    weights = np.linspace(0.5, 1.5, SIZE)
+    losses = set()
+    trainer = _trainer(rate=1e-30)
+    for form in (*forms, *reversed(forms)):
+        for weight in (weights, weights[:, np.newaxis]):
+            trainer.optimizer.iterations.assign(0)
+            history = trainer.fit(images, form, sample_weight=weight, shuffle=False, **FIT)
+            losses.add(round(history.history["loss"][0], 5))
+    assert len(losses) == 1
+    found = {
+        trainer.evaluate(images, form, return_dict=True, **FIT)["accuracy"] for form in 2 * forms
+    }
+    assert len(found) == 1
+    with pytest.raises(UserError, match="must be whole numbers from 0 to 2, found 3"):
+        trainer.evaluate(images, labels + 1, **FIT)
+    with pytest.raises(UserError, match=r"one-hot \[B, 3\], got \[8 2\]"):
+        trainer.evaluate(images, np.eye(2)[labels % 2], **FIT)
+    with pytest.raises(UserError, match=r"sample weights must be \[B\] or \[B, 1\], got \[8 3\]"):
+        trainer.fit(images, labels, sample_weight=np.ones((SIZE, 3)), **FIT)
+
+
 REFUSED = {
     "0 to 255": (
         lambda x, y: (x * 255, y),
