@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
-from tfmacer import commandline, strict_json
+from tfmacer.common import commandline, strict_json
 from tfmacer.common.errors import UserError
 from tfmacer.records.runs import RunDirectory, read_text
 from tfmacer.training.published import (

@@ -25,7 +25,8 @@ from small_exports import (
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from export.signatures import MAX_PROBES, SmoothedClassifier
-from serving import grpc_server
+from serving.common import grpc_server
+from serving.common.http_server import HttpServer
 from serving.console.images import decode
 from serving.model_server import rest
 from serving.model_server.configuration import single_model
@@ -35,7 +36,6 @@ from serving.model_server.servable import Servable, Threads
 from serving.model_server.services import Calls, PredictionService
 from serving.model_server.status import StatusError
 from serving.model_server.versions import LoadPolicy
-from serving.http_server import HttpServer
 
 
 def picture(form: str, height: int = 8, width: int = 8) -> bytes:
