@@ -17,7 +17,6 @@ from absl import flags
 from tfmacer.common import commandline
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.bounds import clopper_pearson_upper
-from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.logs import Log, read_log
 from tfmacer.records.rows import Record
 
@@ -29,22 +28,22 @@ _DECIDE = flags.DEFINE_string("decide", None, "The other log.", required=True, f
 Pairs = list[tuple[Record, Record]]
 
 
-def contradictions(fixed: Log, pairs: Pairs, radius: float) -> list[int]:
+def contradictions(fixed: Log, decide: Log, pairs: Pairs, radius: float) -> list[int]:
     """The idx at which the early decision lies outside the fixed run's interval.
 
     A radius certified early contradicts an upper bound (Clopper-Pearson, at the fixed run's alpha)
     that cannot reach it; a radius given up early contradicts a certificate for it.
     """
-    assert fixed.settings is not None
-    alpha, distribution = fixed.settings.alpha, fixed.settings.distribution
+    assert fixed.settings is not None and decide.settings is not None
+    rule, distribution = fixed.settings.rule, fixed.settings.classifier.distribution
     found = []
     for late, early in pairs:
-        counts = late.all_counts
+        counts = late.require_draws()
         selected = max(range(len(counts.counts)), key=lambda c: counts.select_counts[c])
         possible = distribution.radius(
-            clopper_pearson_upper(counts.counts[selected], counts.n, alpha)
+            clopper_pearson_upper(counts.counts[selected], counts.n, rule.alpha)
         )
-        gave_up = early.radius < radius and bool(early.stopped_early)
+        gave_up = early.radius < radius and early.require_draws().n < decide.settings.rule.n
         if (early.radius >= radius > possible) or (gave_up and late.radius >= radius):
             found.append(late.idx)
     return found
@@ -57,10 +56,11 @@ def _paired(fixed: Log, decide: Log) -> Pairs:
     if not pairs:
         raise UserError("the two logs have no image in common")
     for whole, part in pairs:
-        if whole.select_counts != part.select_counts:
+        every, some = whole.require_draws(), part.require_draws()
+        if every.select_counts != some.select_counts:
             raise UserError(f"idx {part.idx}: the two logs are not of the same draws")
-        votes = zip(part.all_counts.counts, whole.all_counts.counts, strict=True)
-        if any(some > every for some, every in votes):
+        votes = zip(some.counts, every.counts, strict=True)
+        if any(early > late for early, late in votes):
             raise UserError(f"idx {part.idx}: the early votes are no prefix of the fixed ones")
     return pairs
 
@@ -69,13 +69,16 @@ def _main() -> None:
     fixed, decide = read_log(Path(_FIXED.value)), read_log(Path(_DECIDE.value))
     if fixed.settings is None or decide.settings is None:
         raise UserError("both logs must be tfmacer's own")
-    radius = StopRule.parse(decide.settings.stop).radius
+    rule = decide.settings.rule
+    radius = rule.stop.radius
     if radius is None:
-        raise UserError(f"--decide={_DECIDE.value}: made with stop={decide.settings.stop}")
+        raise UserError(f"--decide={_DECIDE.value}: made with stop={rule.stop}")
     pairs = _paired(fixed, decide)
-    draws_fixed = [late.all_counts.n for late, _ in pairs]
-    draws = [early.all_counts.n for _, early in pairs]
-    undecided = sum(early.radius < radius and not early.stopped_early for _, early in pairs)
+    draws_fixed = [late.require_draws().n for late, _ in pairs]
+    draws = [early.require_draws().n for _, early in pairs]
+    undecided = sum(
+        early.radius < radius and early.require_draws().n == rule.n for _, early in pairs
+    )
     print(
         json.dumps(
             {
@@ -88,7 +91,7 @@ def _main() -> None:
                 "seconds_fixed": round(sum(late.seconds for late, _ in pairs)),
                 "certified_at_radius": sum(early.radius >= radius for _, early in pairs),
                 "undecided": undecided,
-                "contradictions": contradictions(fixed, pairs, radius),
+                "contradictions": contradictions(fixed, decide, pairs, radius),
             },
             indent=2,
         )

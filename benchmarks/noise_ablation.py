@@ -87,8 +87,8 @@ def with_noise(run: RunDirectory, family: str, k: float, root: Path) -> RunDirec
 def accuracies(log: Log, norm: str, radii: Sequence[float]) -> list[float]:
     """Certified accuracy in percent at each radius; of an l2 log in linf, by the l2 ball's cube."""
     assert log.settings is not None
-    dimension = math.prod(log.settings.input_shape)
-    convert = norm == "linf" and log.settings.distribution.norm == "l2"
+    dimension = math.prod(log.settings.classifier.input_shape)
+    convert = norm == "linf" and log.settings.classifier.distribution.norm == "l2"
     reached = [
         linf_from_l2(record.radius, dimension) if convert else record.radius
         for record in log.records

@@ -33,7 +33,7 @@ from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.logs import LogWriter
 from tfmacer.records.naming import ImageFlags
 from tfmacer.records.runs import BLOCK_SIZE, RunDirectory, Smoothing
-from tfmacer.records.settings import LogSettings, parse_shard
+from tfmacer.records.settings import LogSettings, Selection, parse_shard
 from tfmacer.wire.channel import ChannelFlags, Transport
 
 if TYPE_CHECKING:
@@ -328,16 +328,18 @@ def _settings(
     settings = LogSettings.of(
         smoothing,
         rule,
+        Selection(
+            dataset=split.dataset,
+            split=split.name,
+            total=split.total,
+            start=_START.value,
+            skip=_SKIP.value,
+            num_examples=_NUM_EXAMPLES.value,
+            shard=_SHARD.value,
+            class_names=split.class_names,
+        ),
         seed=_SEED.value,
-        dataset=split.dataset,
-        split=split.name,
-        total=split.total,
-        start=_START.value,
-        skip=_SKIP.value,
-        num_examples=_NUM_EXAMPLES.value,
-        shard=_SHARD.value,
         environment=_environment(),
-        class_names=split.class_names,
     )
     return dataclasses.replace(settings, warnings=(*warnings, *_warnings(settings)))
 
@@ -353,14 +355,15 @@ def _environment() -> dict[str, Any]:
 
 
 def _warnings(settings: LogSettings) -> Iterator[str]:
-    count = len(range(settings.start, settings.total, settings.skip)[: settings.num_examples])
-    if settings.skip == 1 and count < settings.total:
+    images = settings.images
+    count = len(images.undivided)
+    if images.skip == 1 and count < images.total:
         yield (
-            f"a contiguous part of the split ({count} of {settings.total}): the published MACER "
+            f"a contiguous part of the split ({count} of {images.total}): the published MACER "
             "results were measured on 500 such images and lie up to 0.05 above the full set's; "
             "spread the images with --skip"
         )
-    if StopRule.parse(settings.stop).kind == "decide":
+    if settings.rule.stop.kind == "decide":
         yield "stop=decide ends at its radius: radii are truncated there, an ACR has no meaning"
 
 

@@ -167,15 +167,15 @@ def _check_answer(served: dict[str, Any], export: Path, pixels: npt.NDArray[np.f
     )
     same = (
         served["predict"] == here.predict
-        and [int(count) for count in served["counts"]] == list(here.counts)
-        and [int(count) for count in served["select_counts"]] == list(here.select_counts)
+        and [int(count) for count in served["counts"]] == list(here.draws.counts)
+        and [int(count) for count in served["select_counts"]] == list(here.draws.select_counts)
         and round_down(served["radius"]) == round_down(here.radius)
     )
     if not same:
         raise UserError(f"the served certificate {served} differs from {here} computed in process")
     commandline.say(
         f"The same certificate computed in process agrees: class {here.predict}, "
-        f"radius {down(here.radius, 4)}, {max(here.counts)} of {here.n} votes."
+        f"radius {down(here.radius, 4)}, {max(here.draws.counts)} of {here.draws.n} votes."
     )
 
 

@@ -40,7 +40,7 @@ from tfmacer.records.falsifications import (
 from tfmacer.records.logs import Log, read_log
 from tfmacer.records.naming import ImageFlags
 from tfmacer.records.rows import Record
-from tfmacer.records.runs import CLASSIFIER, UNKNOWN_MODEL, RunDirectory, Smoothing
+from tfmacer.records.runs import UNKNOWN_MODEL, RunDirectory, Smoothing
 from tfmacer.records.settings import NO_PIXELS, LogSettings
 
 if TYPE_CHECKING:
@@ -145,24 +145,18 @@ def _inputs() -> tuple[Log, LogSettings, Path]:
     log.check()
     if missing := log.unfinished:
         raise UserError(f"--log={path}: unfinished: {missing}")
-    if _ATTACK.value == "ddn" and log.settings.distribution.norm != "l2":
-        raise UserError(
-            f"--attack=ddn is for l2 radii, those of {path} are {log.settings.distribution.norm}"
-        )
+    norm = log.settings.classifier.distribution.norm
+    if _ATTACK.value == "ddn" and norm != "l2":
+        raise UserError(f"--attack=ddn is for l2 radii, those of {path} are {norm}")
     return log, log.settings, out
 
 
 def _check_model(smoothing: Smoothing, settings: LogSettings, log: Log) -> None:
     """Refuses a log of another classifier than the run's."""
-    if settings.model_digest == UNKNOWN_MODEL:
+    if settings.classifier.model_digest == UNKNOWN_MODEL:
         raise UserError(f"--log={log.path}: does not say of which model it is")
-    for field in CLASSIFIER:
-        mine, others = getattr(settings, field), getattr(smoothing, field)
-        if mine != others:
-            raise UserError(
-                f"--log={log.path} is not of --run_dir={_RUN_DIR.value}: {field} is {mine}, "
-                f"the run's is {others}"
-            )
+    if different := settings.classifier.difference(smoothing):
+        raise UserError(f"--log={log.path} is not of --run_dir={_RUN_DIR.value}: its {different}")
 
 
 def _certified(considered: Sequence[Record], log: Log) -> list[Record]:
@@ -193,15 +187,16 @@ def _falsifier(
         seed=_SEED.value,
     )
     source = from_run(run.root)
-    channels = settings.input_shape[2]
+    channels = settings.classifier.input_shape[2]
     split = load_split(*named, _DATA_DIR.value, channels=channels, download=download)
-    if split.total != settings.total:
+    if split.total != settings.images.total:
         raise UserError(
             f"{named[0]} has {split.total} images in {named[1]}, "
-            f"the log was made from {settings.total}"
+            f"the log was made from {settings.images.total}"
         )
-    falsifier = Falsifier(source.network, source, settings.rule, settings.distribution.norm, plan)
-    return falsifier, examples_of(split, settings.distribution)
+    distribution = settings.classifier.distribution
+    falsifier = Falsifier(source.network, source, settings.rule, distribution.norm, plan)
+    return falsifier, examples_of(split, distribution)
 
 
 def _attack_settings(log: Log, examined: int, chosen: Sequence[Record]) -> AttackSettings:

@@ -30,13 +30,14 @@ from tfmacer.common.errors import UserError
 from tfmacer.common.progress import Progress
 from tfmacer.common.text import visible
 from tfmacer.guarantee.counts import Counts
-from tfmacer.records.audit import AuditEntry, Trail, read_audit_log, verify_entry
+from tfmacer.records.audit import Trail, read_audit_log, verify_entry
+from tfmacer.records.audit_entries import AuditEntry
 from tfmacer.records.logs import Log, read_log
 from tfmacer.records.naming import ImageFlags
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import RunDirectory
 from tfmacer.records.settings import NO_PIXELS, LogSettings
-from tfmacer.records.verification import Redraw, Redrawn, verify_log
+from tfmacer.records.verification import Replay, Replayed, verify_log
 from tfmacer.votes.replay import replay_from, replay_served
 from tfmacer.wire.channel import ChannelFlags
 
@@ -119,7 +120,7 @@ def _check_flags() -> None:
         raise UserError(f"--saved_model={_SAVED_MODEL.value}: no such directory")
 
 
-def _verify(path: Path, redraw_of: Callable[[Log], Redraw] | None) -> str | None:
+def _verify(path: Path, redraw_of: Callable[[Log], Replay] | None) -> str | None:
     """Verifies one log and says so; returns what is wrong with it."""
     try:
         log = read_log(path)
@@ -157,11 +158,12 @@ def _compare(log: Log) -> None:
     split, settings = _split(log), _settings(log)
     if not settings.names_images:
         commandline.say(f"{log.path}: {NO_PIXELS}")
-    if settings.class_names not in (None, split.class_names):
+    recorded = settings.images.class_names
+    if recorded not in (None, split.class_names):
         raise UserError(
-            f"{log.path}: class_names are {settings.class_names}, the dataset's {split.class_names}"
+            f"{log.path}: class_names are {recorded}, the dataset's {split.class_names}"
         )
-    examples = examples_of(split, settings.distribution)
+    examples = examples_of(split, settings.classifier.distribution)
     check_images(log.path, log.records, examples([record.idx for record in log.records]))
 
 
@@ -204,12 +206,12 @@ def _follow(path: Path, redraw: Callable[[AuditEntry], Counts] | None) -> Trail:
     return trail
 
 
-def _open() -> Callable[[Log], Redraw]:
+def _open() -> Callable[[Log], Replay]:
     """Loads TensorFlow; opens the source when the first log tells how many threads it used."""
     commandline.load_tensorflow(_IMPORT.value)
     sources: dict[int, VoteSource] = {}
 
-    def redraw_of(log: Log) -> Redraw:
+    def redraw_of(log: Log) -> Replay:
         if log.settings is None:
             raise UserError(f"{log.path}: not a log of tfmacer")
         threads = _threads(log, log.settings)
@@ -222,10 +224,10 @@ def _open() -> Callable[[Log], Redraw]:
     return redraw_of
 
 
-def _counted(redraw: Redraw, progress: Progress) -> Redraw:
+def _counted(redraw: Replay, progress: Progress) -> Replay:
     """The same, which counts the images."""
 
-    def counted(settings: LogSettings, record: Record) -> Redrawn:
+    def counted(settings: LogSettings, record: Record) -> Replayed:
         redrawn = redraw(settings, record)
         progress.advance()
         return redrawn
@@ -301,13 +303,13 @@ def _split(log: Log) -> "Split":
         dataset,
         name,
         _DATA_DIR.value,
-        channels=settings.input_shape[2],
+        channels=settings.classifier.input_shape[2],
         download=images.download,
     )
-    if split.total != settings.total:
+    if split.total != settings.images.total:
         raise UserError(
             f"{log.path}: {dataset} has {split.total} images in {name}, "
-            f"the log was made from {settings.total}"
+            f"the log was made from {settings.images.total}"
         )
     return split
 

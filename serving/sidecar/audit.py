@@ -5,9 +5,6 @@ own: nobody who can read the log knows the noise of a certificate before it is g
 waits for the disk.
 """
 
-import base64
-import dataclasses
-import datetime
 import logging
 import os
 import queue
@@ -17,22 +14,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import grpc
-import numpy as np
 
 from serving.common.logs import FIELD
-from serving.sidecar.requests import Image
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee.certificate import Certificate
-from tfmacer.guarantee.rule import Rule
 from tfmacer.records import chain
-from tfmacer.records.audit import MADE_WITH, AuditEntry
+from tfmacer.records.audit_entries import AuditEntry
 from tfmacer.records.chain import BEGINNING, Link
 from tfmacer.records.locked_file import LockedFile
-from tfmacer.votes.driver import Task
-from tfmacer.votes.endpoint import ServedModel
 
 logger = logging.getLogger(__name__)
 
@@ -43,53 +33,6 @@ HEAD_SECONDS = 60.0
 _BEGINNING = b'{"certificate_id": "'
 # Entries that may wait for a slow disk; more are lost, and counted. Each holds an image.
 _MOST_WAITING = 256
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Entry:
-    """Everything that is needed to draw a certificate again."""
-
-    certificate_id: str
-    request_id: str
-    client: str
-    image: Image
-    model: ServedModel
-    rule: Rule
-    task: Task
-    certificate: Certificate
-    time: datetime.datetime = dataclasses.field(
-        default_factory=lambda: datetime.datetime.now(datetime.UTC)
-    )
-
-    def fields(self, *, pixels: bool) -> dict[str, Any]:
-        """What stands in the log, as JSON knows it.
-
-        Args:
-          pixels: whether to keep the image itself (base64 of float32, little-endian, row-major);
-            without it only its digest is kept, and drawing again needs the image from elsewhere.
-        """
-        record: dict[str, Any] = {
-            "certificate_id": self.certificate_id,
-            "time": self.time.isoformat(),
-            "request_id": self.request_id,
-            "client": self.client,
-            "pixels_sha256": self.image.sha256,
-            "shape": list(self.image.values.shape),
-            "model": {
-                "name": self.model.name,
-                "version": self.model.version,
-                "smoothing": dataclasses.asdict(self.model.smoothing),
-            },
-            "rule": dataclasses.asdict(self.rule) | {"stop": str(self.rule.stop)},
-            "select_seed": np.asarray(self.task.select_seed).tolist(),
-            "estimate_seed": np.asarray(self.task.estimate_seed).tolist(),
-            "certificate": dataclasses.asdict(self.certificate),
-            "made_with": MADE_WITH,
-        }
-        if pixels:
-            little = self.image.values.astype("<f4").tobytes()
-            record["pixels_float32"] = base64.b64encode(little).decode()
-        return record
 
 
 class AuditLog:
@@ -141,14 +84,14 @@ class AuditLog:
         except OSError as error:
             raise UserError(f"--audit_log={path}: cannot be written: {error.strerror}") from error
         self._tell("continues" if self.head.number else "begins")
-        self._waiting: queue.Queue[Entry | None] = queue.Queue(_MOST_WAITING)
+        self._waiting: queue.Queue[AuditEntry | None] = queue.Queue(_MOST_WAITING)
         self._lock = threading.Lock()
         self._closed = False
         self._ready = True  # the open file ends with the head
         self._thread = threading.Thread(target=self._write_all, name="audit", daemon=True)
         self._thread.start()
 
-    def after(self, context: grpc.ServicerContext, entry: Entry) -> None:
+    def after(self, context: grpc.ServicerContext, entry: AuditEntry) -> None:
         """Appends the entry once the call has ended."""
         if not context.add_callback(lambda: self._hand_over(entry)):
             self._hand_over(entry)  # it has ended already
@@ -164,7 +107,7 @@ class AuditLog:
         self._file.close()
         self._tell("ends")
 
-    def _hand_over(self, entry: Entry) -> None:
+    def _hand_over(self, entry: AuditEntry) -> None:
         with self._lock:
             if self._closed:  # a call that outlived the drain
                 self._lost(entry, "the log is closed")
@@ -189,7 +132,7 @@ class AuditLog:
                     self._tell("goes on")
                 told, due = self.head, time.monotonic() + HEAD_SECONDS
 
-    def _write(self, entry: Entry) -> None:
+    def _write(self, entry: AuditEntry) -> None:
         try:
             line, link = chain.to_line(entry.fields(pixels=self._pixels), self.head)
             if self._file.size and self._file.size + len(line) >= self._max_bytes:
@@ -218,7 +161,7 @@ class AuditLog:
         if found != link:  # else the line is whole, only the disk did not confirm it
             self._file.append(line)
 
-    def _lost(self, entry: Entry, why: object) -> None:
+    def _lost(self, entry: AuditEntry, why: object) -> None:
         logger.error("certificate %s is not in the audit log: %s", entry.certificate_id, why)
         self._on_failure()
 

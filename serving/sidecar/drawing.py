@@ -74,7 +74,7 @@ def looks(
                 # All looks hold together, so the largest radius among them does.
                 best = found if best is None or found.radius >= best.radius else best
                 if every:
-                    yield Look(best, found.n)
+                    yield Look(best, found.draws.n)
             if progress.done and not every and progress.certificate is not None:
                 yield Look(progress.certificate, drawn)
     except BackendError as error:

@@ -35,19 +35,20 @@ def certificate_message(
       sha256: of the pixels.
       drawn: estimation draws so far.
     """
+    draws, rule = certificate.draws, certificate.rule
     return pb.Certificate(
         predict=certificate.predict,
         radius=certificate.radius,
         norm=certificate.norm,
-        alpha=certificate.alpha,
-        select_counts=certificate.select_counts,
-        counts=certificate.counts,
-        n0=certificate.n0,
-        n=certificate.n,
+        alpha=rule.alpha,
+        select_counts=draws.select_counts,
+        counts=draws.counts,
+        n0=draws.n0,
+        n=draws.n,
         p_lower=certificate.p_lower,
         p_upper_second=certificate.p_upper_second,
-        bound=certificate.bound,
-        bilateral=certificate.bilateral,
+        bound=rule.bound,
+        bilateral=rule.bilateral,
         stopped_early=certificate.stopped_early,
         model=model_message(model),
         pixels_sha256=sha256,

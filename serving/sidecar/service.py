@@ -3,6 +3,7 @@
 What to draw, when to stop and what follows from the counts is the library's.
 """
 
+import datetime
 import uuid
 from collections import deque
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing_extensions import override
 
 from serving import certification_pb2 as pb
 from serving import certification_pb2_grpc
-from serving.sidecar.audit import AuditLog, Entry
+from serving.sidecar.audit import AuditLog
 from serving.sidecar.backend import Backend
 from serving.sidecar.calls import Call, Calls
 from serving.sidecar.drawing import Look, draw_counts, fresh_seed, looks
@@ -23,6 +24,7 @@ from serving.sidecar.models import Models
 from serving.sidecar.requests import Image, read_image, read_prediction, read_rule
 from serving.sidecar.tracing import OFF, Tracing
 from tfmacer.guarantee.certificate import check_reachable, predict
+from tfmacer.records.audit_entries import AuditEntry
 from tfmacer.votes.driver import Task
 
 
@@ -150,14 +152,18 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
                 call.outcome = "abstain" if given.predict < 0 else "certified"
                 call.notes |= {"predict": given.predict, "radius": given.radius}
                 self._metrics.radius.observe(given.radius)
-                entry = Entry(
+                entry = AuditEntry(
                     certificate_id=certificate_id,
+                    time=datetime.datetime.now(datetime.UTC).isoformat(),
                     request_id=call.request_id,
                     client=call.client,
-                    image=image,
-                    model=target.model,
-                    rule=rule,
-                    task=task,
+                    pixels_sha256=image.sha256,
+                    pixels=image.values,
+                    model_name=target.model.name,
+                    model_version=target.model.version,
+                    smoothing=target.model.smoothing,
+                    select_seed=task.select_seed,
+                    estimate_seed=task.estimate_seed,
                     certificate=given,
                 )
                 if self._audit is not None:

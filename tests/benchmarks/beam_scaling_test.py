@@ -9,7 +9,7 @@ from tfmacer.records.rows import Record
 
 
 def part(worker, started, finished, images=10):
-    record = Record(idx=0, label=0, predict=0, radius=0.0, correct=True, seconds=0.0)
+    record = Record(idx=0, label=0, predict=0, radius=0.0, seconds=0.0)
     return PartialResult(
         records=((record,) * images,),
         environment={},

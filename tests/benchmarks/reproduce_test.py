@@ -489,5 +489,7 @@ def test_a_tiny_row_from_training_to_result(tmp_path, monkeypatch):
     assert run(tmp_path, "--table=A") == 0
     log = read_log(tmp_path / "results" / "A" / "mnist5k_lenet_gaussian_0.5_1.tsv")
     assert [record.idx for record in log.records] == [0, 250, 500, 750]
-    assert (log.settings.n, log.settings.sigma, log.settings.dataset) == (500, 0.5, "mnist5k")
+    settings = log.settings
+    assert (settings.rule.n, settings.classifier.sigma) == (500, 0.5)
+    assert settings.images.dataset == "mnist5k"
     assert log.altered is None

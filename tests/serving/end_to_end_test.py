@@ -16,10 +16,10 @@ from processes import serving
 from serving import certification_pb2 as pb
 from serving.certification_pb2_grpc import CertifierStub
 from tfmacer.guarantee.certificate import certify
-from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
 from tfmacer.noise.families import noise_distribution
 from tfmacer.records import chain
+from tfmacer.records.audit_entries import AuditEntry
 from tfmacer.records.logs import read_log
 from tfmacer.votes.driver import Task, draw_certificates
 from tfmacer.votes.remote import RemoteVotes
@@ -95,7 +95,7 @@ def test_the_certificate_over_grpc_is_the_one_of_the_export(
     assert last.certificate is not None
     # Every draw's noise is the same. The threads of the two processes may differ, and with them
     # the last bit of a logit: a vote may move where two classes tie within rounding.
-    moved = np.abs(np.array(message.counts) - np.array(last.certificate.counts)).sum()
+    moved = np.abs(np.array(message.counts) - np.array(last.certificate.draws.counts)).sum()
     assert moved <= 2
     assert message.predict == last.certificate.predict
     assert message.model.version == 5
@@ -125,22 +125,18 @@ def test_served_certificates_are_drawn_again_from_the_audit_log(
     assert "2 certificates verified, all votes drawn again" in capsys.readouterr().out
     lines = audit.read_text().splitlines()
     # One vote moved, and all that follows from the votes computed anew: only drawing again tells.
-    fields, _ = chain.from_line(lines[0])
-    votes = fields["certificate"]["counts"]
+    entry = AuditEntry.from_line(lines[0])
+    draws = entry.certificate.draws
+    votes = list(draws.counts)
     top = votes.index(max(votes))
     votes[top] -= 1
     votes[(top + 1) % 3] += 1
-    counts = Counts(
-        select_counts=tuple(fields["certificate"]["select_counts"]),
-        counts=tuple(votes),
-        n0=100,
-        n=2000,
-    )
-    rule = Rule(alpha=0.01, bound="late_spending", n=2000, block_size=BLOCK)
     forged = certify(
-        counts, rule, noise_distribution("gaussian", sigma=0.25, params={}, dimension=64)
+        dataclasses.replace(draws, counts=tuple(votes)),
+        entry.certificate.rule,
+        entry.smoothing.distribution,
     )
-    fields["certificate"] = dataclasses.asdict(forged)
+    fields = dataclasses.replace(entry, certificate=forged).fields()
     line, link = chain.to_line(fields, chain.BEGINNING)
     audit.write_text(line + "\n")
     assert verify.main([f"--audit_log={audit}"]) == 0

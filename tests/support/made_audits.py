@@ -1,8 +1,5 @@
 """Audit logs as a sidecar writes them, of a classifier that does not exist."""
 
-import base64
-import dataclasses
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,11 +8,11 @@ import numpy as np
 from tfmacer.guarantee.certificate import certify
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
-from tfmacer.noise.families import noise_distribution
 from tfmacer.records import chain
-from tfmacer.records.audit import MADE_WITH
+from tfmacer.records.audit_entries import AuditEntry
 from tfmacer.records.chain import BEGINNING
 from tfmacer.records.runs import Smoothing
+from tfmacer.records.sealing import pixels_digest
 
 SMOOTHING = Smoothing(
     sigma=0.5, num_classes=3, input_shape=(2, 2, 1), model_digest="ab" * 32, block_size=64
@@ -38,29 +35,22 @@ def fields(
         n0=rule.n0,
         n=sum(counts),
     )
-    noise = noise_distribution(
-        smoothing.noise_family,
-        sigma=smoothing.sigma,
-        params=smoothing.noise_params,
-        dimension=int(np.prod(smoothing.input_shape)),
-    )
     levels = np.arange(number, number + 4, dtype=np.float32).reshape(smoothing.input_shape)
-    pixels = (levels / np.float32(255)).astype("<f4").tobytes()
-    return {
-        "certificate_id": f"{number:032x}",
-        "time": "2026-01-01T00:00:00+00:00",
-        "request_id": "r",
-        "client": "ipv4:127.0.0.1",
-        "pixels_sha256": hashlib.sha256(pixels).hexdigest(),
-        "shape": [2, 2, 1],
-        "model": {"name": "m", "version": 3, "smoothing": dataclasses.asdict(smoothing)},
-        "rule": dataclasses.asdict(rule) | {"stop": str(rule.stop)},
-        "select_seed": [number, 1],
-        "estimate_seed": [number, 2],
-        "certificate": dataclasses.asdict(certify(drawn, rule, noise)),
-        "pixels_float32": base64.b64encode(pixels).decode(),
-        "made_with": MADE_WITH,
-    }
+    pixels = levels / np.float32(255)
+    return AuditEntry(
+        certificate_id=f"{number:032x}",
+        time="2026-01-01T00:00:00+00:00",
+        request_id="r",
+        client="ipv4:127.0.0.1",
+        pixels_sha256=pixels_digest(pixels),
+        pixels=pixels,
+        model_name="m",
+        model_version=3,
+        smoothing=smoothing,
+        select_seed=np.array([number, 1], np.int32),
+        estimate_seed=np.array([number, 2], np.int32),
+        certificate=certify(drawn, rule, smoothing.distribution),
+    ).fields()
 
 
 def older(entry: dict) -> dict:

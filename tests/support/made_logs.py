@@ -1,5 +1,6 @@
 """Logs of a classifier that does not exist: votes drawn from known class probabilities."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -18,29 +19,30 @@ from tfmacer.records.falsifications import (
     read_falsification,
 )
 from tfmacer.records.logs import Log, LogSettings, LogWriter, Record, read_log
-from tfmacer.records.runs import Smoothing
+from tfmacer.records.runs import SmoothedClassifier, Smoothing
 from tfmacer.records.sealing import pixels_digest
+from tfmacer.records.settings import Selection
 
 CLASSES = 4
 
 
-def smoothing(*, sigma: float = 0.5, model_digest: str = "a" * 64, **noise) -> Smoothing:
-    return Smoothing(
-        sigma=sigma, num_classes=CLASSES, input_shape=(2, 2, 1), model_digest=model_digest, **noise
-    )
+def smoothing(**others) -> Smoothing:
+    made = {"sigma": 0.5, "num_classes": CLASSES, "input_shape": (2, 2, 1),
+            "model_digest": "a" * 64}  # fmt: skip
+    return Smoothing(**(made | others))
 
 
 def settings(rule: Rule | None = None, *, total: int = 40, **others) -> LogSettings:
-    names = ("sigma", "model_digest", "noise_family", "noise_params", "generator")
-    known = {name: others.pop(name) for name in names if name in others}
-    defaults = {
-        "seed": 3,
-        "dataset": "digits",
-        "split": "test",
-        "environment": {"device": "CPU", "intra_op_threads": 1, "versions": {"numpy": "2"}},
-    }
-    rule = rule or Rule(n=2000)
-    return LogSettings.of(smoothing(**known), rule, total=total, **(defaults | others))
+    """Settings of a log; others are fields of them, of their classifier or of their images."""
+    known, selected = (
+        {field.name: others.pop(field.name) for field in dataclasses.fields(kind)
+         if field.name in others}
+        for kind in (SmoothedClassifier, Selection)
+    )  # fmt: skip
+    images = Selection(**({"dataset": "digits", "split": "test", "total": total} | selected))
+    environment = {"device": "CPU", "intra_op_threads": 1, "versions": {"numpy": "2"}}
+    defaults = {"seed": 3, "environment": environment}
+    return LogSettings.of(smoothing(**known), rule or Rule(n=2000), images, **(defaults | others))
 
 
 def pixels(idx: int) -> np.ndarray:
@@ -65,10 +67,10 @@ def record(settings: LogSettings, idx: int, *, shift: float = 0.0, label: int | 
     draws = rng.choice(CLASSES, rule.n, p=p)
     for n in rule.looks:
         counts = _counts(select, draws[:n], rule)
-        if decided(counts, rule, settings.distribution):
+        if decided(counts, rule, settings.classifier.distribution):
             break
     return Record.of(
-        certify(counts, rule, settings.distribution),
+        certify(counts, rule, settings.classifier.distribution),
         idx=idx,
         label=true if label is None else label,
         clean=true if idx % 10 else (true + 1) % CLASSES,

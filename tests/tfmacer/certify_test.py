@@ -55,7 +55,8 @@ def test_a_log_holds_every_selected_image_once_with_its_label(reference):
     log = read_log(reference)
     assert [record.idx for record in log.records] == list(range(0, 1000, 25))
     assert all(
-        sum(record.counts) == 30_000 and sum(record.select_counts) == 100 for record in log.records
+        sum(record.draws.counts) == 30_000 and sum(record.draws.select_counts) == 100
+        for record in log.records
     )
     assert {record.label for record in log.records} <= set(range(10))
     assert log.settings.seed == 9
@@ -125,11 +126,12 @@ def test_several_bounds_share_one_pass_over_the_draws(tiny_run, tmp_path):
     assert run(f"--run_dir={tiny_run}", f"--out={out}", f"--bound={names}", *plan) == 0
     hard = read_log(out).records
     for name in ("hoeffding", "bernstein"):
-        soft = read_log(tmp_path / f"log.{name}.tsv").records
-        assert [r.counts for r in soft] == [r.counts for r in hard]
-        assert all(r.sums is not None and abs(sum(r.sums) - 2000) < 0.01 for r in soft)
-        assert {r.bound for r in soft} == {name}
-    assert all(r.sums is None for r in hard)
+        found = read_log(tmp_path / f"log.{name}.tsv")
+        soft = found.records
+        assert [r.draws.counts for r in soft] == [r.draws.counts for r in hard]
+        assert all(abs(sum(r.draws.sums) - 2000) < 0.01 for r in soft)
+        assert found.settings.rule.bound == name
+    assert all(r.draws.sums is None for r in hard)
 
 
 def test_an_export_gives_the_log_of_its_run(tiny_run, tmp_path):
@@ -221,7 +223,7 @@ def test_folders_with_and_without_labels_are_certified(tiny_run, tmp_path):
     assert [record.label for record in logs["labelled"]] == [0, 0, 0, 1, 1, 1]
     assert {(record.label, record.correct) for record in logs["bare"]} == {(-1, False)}
     # The first file of both is the same image at the same position: the same noise, the same votes.
-    assert logs["labelled"][0].counts == logs["bare"][0].counts
+    assert logs["labelled"][0].draws == logs["bare"][0].draws
     wrong = tmp_path / "bare" / "0.png"
     Image.fromarray(pixels[0][:, :20]).save(wrong)
     Image.fromarray(pixels[1][:, :20]).save(tmp_path / "bare" / "1.png")
@@ -260,7 +262,7 @@ def test_a_log_of_exchanged_pictures_is_not_gone_on_with(tiny_run, photos, tmp_p
     command.append("--bound=clopper_pearson,bernstein")
     assert run(*command) == 0
     log = read_log(out)
-    assert log.settings.class_names == ("a", "b")
+    assert log.settings.images.class_names == ("a", "b")
     assert [r.name for r in log.records] == [f"{'ab'[i % 2]}/{i}.png" for i in (0, 2, 4, 1, 3, 5)]
     lines = out.read_text().splitlines(keepends=True)
     out.write_text("".join(lines[: kept + 1]))

@@ -180,8 +180,7 @@ def test_images_that_a_log_may_not_choose_are_given(tiny_run, log, tmp_path, cap
 
 def test_other_images_under_the_same_positions_are_refused(tiny_run, log, tmp_path, capsys):
     def relabelled(record):
-        label = (record.label + 1) % 10
-        return dataclasses.replace(record, label=label, correct=record.predict == label)
+        return dataclasses.replace(record, label=(record.label + 1) % 10)
 
     other = rewritten(log, tmp_path / "other.tsv", relabelled)
     assert run(f"--run_dir={tiny_run}", f"--log={other}", *FAST) == 1

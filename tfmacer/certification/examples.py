@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.distribution import NoiseDistribution
-from tfmacer.records import rows
+from tfmacer.records.cell_text import printable
 from tfmacer.records.logs import Record
 from tfmacer.records.sealing import pixels_digest
 
@@ -76,7 +76,7 @@ def check_images(path: Path | str, records: Sequence[Record], examples: Iterable
     by_idx = {record.idx: record for record in records}
     for example in examples:
         record = by_idx[example.index]
-        name = rows.printable(example.name) if example.name else None
+        name = printable(example.name) if example.name else None
         for what, found, right in (
             ("pixels of SHA-256", record.pixels_sha256, example.pixels_sha256),
             ("label", record.label, example.label),

@@ -21,6 +21,7 @@ from tfmacer.guarantee.rule import Rule
 from tfmacer.records.locked_table import read_settings, settings_path
 from tfmacer.records.logs import LogSettings, LogWriter
 from tfmacer.records.runs import UNKNOWN_MODEL, Smoothing
+from tfmacer.records.settings import Selection
 from tfmacer.votes.source import VoteSource
 
 # Of seeds drawn here: every reader of JSON has integers of so many bits.
@@ -134,17 +135,15 @@ def _certify_to(
     settings = LogSettings.of(
         source.smoothing,
         rule,
+        Selection(dataset=None, split=None, total=len(examples)),
         seed=seed,
-        dataset=None,
-        split=None,
-        total=len(examples),
         environment=environment(),
     )
     with LogWriter(path, settings) as writer:
         missing, _ = prepare_logs(source, lambda some: [examples[idx] for idx in some], [writer])
         record_examples(source, [examples[i] for i in missing], [rule], [writer], seed=seed)
         records = sorted(writer.rows, key=lambda record: record.idx)
-    return [certify(record.all_counts, rule, distribution) for record in records]
+    return [certify(record.require_draws(), rule, distribution) for record in records]
 
 
 def open_votes(

@@ -58,7 +58,7 @@ class Job:
     def blocks(self) -> list[Block]:
         """The selected images, a few at a time; the same for every run of the same settings."""
         shared = self.settings[0]
-        size = min(max(_DRAWS // (shared.n0 + shared.n), 1), _MOST_IMAGES)
+        size = min(max(_DRAWS // (shared.rule.n0 + shared.rule.n), 1), _MOST_IMAGES)
         indices = shared.indices
         return [tuple(indices[i : i + size]) for i in range(0, len(indices), size)]
 

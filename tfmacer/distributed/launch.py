@@ -131,4 +131,4 @@ def _is_finished(path: Path, settings: LogSettings, examples: Examples) -> bool:
 
 def _show(progress: CertificationProgress, part: "PartialResult") -> None:
     for record in part.records[0]:
-        progress.finished(record, draws=(record.n0 or 0) + (record.n or 0))
+        progress.finished(record, draws=record.draws.n0 + record.draws.n if record.draws else 0)

@@ -11,7 +11,6 @@ import apache_beam as beam
 from tfmacer.common.errors import UserError
 from tfmacer.distributed.job import Block, Job
 from tfmacer.records.partial_results import PartialResult
-from tfmacer.records.runs import CLASSIFIER
 
 if TYPE_CHECKING:
     from tfmacer.data.splits import Split
@@ -45,22 +44,23 @@ class CertifyBlock(beam.DoFn):
             inter_op_threads=job.worker_threads,
             distribution=job.distribution,
         )
-        mine = self._source.smoothing
-        if any(getattr(mine, field) != getattr(settings, field) for field in CLASSIFIER):
+        if different := self._source.smoothing.difference(settings.classifier):
             raise UserError(
-                f"{socket.gethostname()}: {job.run_dir or job.saved_model} is another model here"
+                f"{socket.gethostname()}: {job.run_dir or job.saved_model} is another model here: "
+                f"its {different}"
             )
         self._split = load_split(
-            settings.dataset or "",
-            settings.split or "",
+            settings.images.dataset or "",
+            settings.images.split or "",
             job.data_dir,
-            channels=settings.input_shape[2],
+            channels=settings.classifier.input_shape[2],
             download=job.download,
         )
-        if self._split.total != settings.total:
+        total = settings.images.total
+        if self._split.total != total:
             raise UserError(
-                f"{socket.gethostname()}: {settings.dataset} has {self._split.total} images here, "
-                f"not {settings.total}"
+                f"{socket.gethostname()}: {settings.images.dataset} has {self._split.total} images "
+                f"here, not {total}"
             )
         self._environment = devices.environment(job.intra_op_threads)
 

@@ -28,72 +28,56 @@ class Certificate:
     """A statement about one image, with all that is needed to recompute it.
 
     Attributes:
+      draws: what was counted.
+      rule: as fixed before drawing; `rule.alpha` is the probability, over the draws, that the
+        statement is wrong.
+      distribution: the noise that the classifier is smoothed with.
       predict: the class, or -1 for abstain.
       radius: within it the smoothed classifier's class is `predict`; in units of pixels in
         [0, 1], rounded down; 0 for abstain.
-      norm: in which the radius is measured.
-      alpha: probability, over the draws, that the statement is wrong.
-      sigma: scale of the noise.
-      family: of the noise.
-      dimension: numbers in one image.
-      generator: what drew the noise, one of `tfmacer.noise.generators.GENERATORS`.
-      bound: key of `tfmacer.guarantee.bounds.BOUNDS`.
-      bilateral: whether the runner-up's probability was bounded too.
-      beta: inverse temperature of the softmax; of soft bounds only.
-      n0: selection draws.
-      n: estimation draws that the statement rests on.
-      select_counts: `[K]`, votes among the selection draws.
-      counts: `[K]`, votes among the estimation draws.
-      select_sums: `[K]`, sums of the softmax over the selection draws; None unless soft.
-      sums: `[K]`, the same over the estimation draws; None unless soft.
-      square_sums: `[K]`, sums of the squared softmax; None unless soft.
       p_lower: lower bound on the probability (soft: the mean score) of the selected class.
       p_upper_second: upper bound on that of every other class; None unless bilateral.
-      stopped_early: fewer than the planned draws were taken.
     """
 
+    draws: Counts
+    rule: Rule
+    distribution: NoiseDistribution
     predict: int
     radius: float
-    norm: str
-    alpha: float
-    sigma: float
-    family: str
-    dimension: int
-    generator: str
-    bound: str
-    bilateral: bool
-    beta: float
-    n0: int
-    n: int
-    select_counts: tuple[int, ...]
-    counts: tuple[int, ...]
-    select_sums: tuple[float, ...] | None = None
-    sums: tuple[float, ...] | None = None
-    square_sums: tuple[float, ...] | None = None
     p_lower: float
     p_upper_second: float | None = None
-    stopped_early: bool
+
+    @property
+    def norm(self) -> str:
+        """The norm in which the radius is measured."""
+        return self.distribution.norm
 
     @property
     def abstained(self) -> bool:
         """Whether nothing is certified."""
         return self.predict == ABSTAIN
 
+    @property
+    def stopped_early(self) -> bool:
+        """Whether fewer than the planned draws were taken."""
+        return self.draws.n < self.rule.n
+
     def statement(self) -> str:
         """What is guaranteed, under which assumptions, and what is not; several sentences."""
+        rule, noise = self.rule, self.distribution
         score = (
-            f"the mean over the noise of softmax({self.beta!r} x logits)"
-            if self.sums is not None
+            f"the mean over the noise of softmax({rule.beta!r} x logits)"
+            if rule.soft
             else "the frequency with which the noisy network votes for it"
         )
         subject = (
             f"The smoothed classifier answers the class of largest score, which is {score}; the "
-            f"noise is {self.family} with sigma = {self.sigma!r}, in units of pixels in [0, 1]."
+            f"noise is {noise.family} with sigma = {noise.sigma!r}, in units of pixels in [0, 1]."
         )
-        bounded = "its score and every other class's" if self.bilateral else "its score"
+        bounded = "its score and every other class's" if rule.bilateral else "its score"
         basis = (
-            f"{self.n0} draws selected the class and {self.n} independent ones bounded {bounded} "
-            f"({self.bound} bound)."
+            f"{self.draws.n0} draws selected the class and {self.draws.n} independent ones bounded "
+            f"{bounded} ({rule.bound} bound)."
         )
         if self.stopped_early:
             basis += " The bound allows for stopping before all planned draws were taken."
@@ -102,13 +86,13 @@ class Certificate:
                 f"Abstained: nothing is certified for these pixels. {subject} {basis} This does "
                 "not say that its answer can be changed: more draws may certify it."
             )
-        open_points = caveat(self.family, generator=self.generator, dimension=self.dimension)
+        open_points = caveat(noise.family, generator=noise.generator, dimension=noise.dimension)
         return (
-            f"Except with probability {self.alpha!r} over the random draws, the smoothed "
+            f"Except with probability {rule.alpha!r} over the random draws, the smoothed "
             f"classifier answers class {self.predict} for these pixels and for all pixels at "
             f"{self.norm} distance below {down(self.radius, RADIUS_DECIMALS)} from them. "
             f"{subject} {basis} The probability is that of this image alone: among N certificates "
-            f"up to {self.alpha!r} x N wrong ones are to be expected. Nothing is said about the "
+            f"up to {rule.alpha!r} x N wrong ones are to be expected. Nothing is said about the "
             f"network without noise, or about whether the class is right; {open_points}"
         )
 
@@ -166,28 +150,16 @@ def certify(counts: Counts, rule: Rule, distribution: NoiseDistribution) -> Cert
     radius = distribution.radius(p_lower, p_upper_second)
     if radius < 10.0**-RADIUS_DECIMALS:  # recorded, it would be a certificate of radius 0
         radius = 0.0
+    if not rule.soft and counts.sums is not None:
+        counts = dataclasses.replace(counts, select_sums=None, sums=None, square_sums=None)
     return Certificate(
+        draws=counts,
+        rule=rule,
+        distribution=distribution,
         predict=selected if radius > 0 else ABSTAIN,
         radius=radius,
-        norm=distribution.norm,
-        alpha=rule.alpha,
-        sigma=distribution.sigma,
-        family=distribution.family,
-        dimension=distribution.dimension,
-        generator=distribution.generator,
-        bound=rule.bound,
-        bilateral=rule.bilateral,
-        beta=rule.beta,
-        n0=counts.n0,
-        n=counts.n,
-        select_counts=counts.select_counts,
-        counts=counts.counts,
-        select_sums=counts.select_sums if rule.soft else None,
-        sums=counts.sums if rule.soft else None,
-        square_sums=counts.square_sums if rule.soft else None,
         p_lower=p_lower,
         p_upper_second=p_upper_second,
-        stopped_early=counts.n < rule.n,
     )
 
 

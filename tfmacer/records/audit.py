@@ -1,176 +1,34 @@
-"""The sidecar's audit log, read and checked: which noise is behind which served certificate.
+"""The sidecar's audit log, read and checked.
 
 Written by the sidecar (`serving/sidecar/audit.py`), one JSON object a line, each a link of a
-chain. Served certificates have no row in a log of ours, so this is the only place from which they
-can be drawn again.
+chain.
 """
 
-import base64
-import binascii
 import contextlib
-import dataclasses
 import json
-import math
 import os
-import platform
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy
 
 from tfmacer.common.errors import Notice, UserError
 from tfmacer.guarantee.bounds import BOUNDS, VoteBound
-from tfmacer.guarantee.certificate import Certificate, certify
+from tfmacer.guarantee.certificate import certify
 from tfmacer.guarantee.counts import Counts
-from tfmacer.guarantee.rule import Rule
-from tfmacer.guarantee.stopping import StopRule
-from tfmacer.noise import generators
 from tfmacer.records import chain
-from tfmacer.records.chain import Chain, Place
-from tfmacer.records.runs import Smoothing
-from tfmacer.records.sealing import pixels_digest, typed
-from tfmacer.version import __version__
+from tfmacer.records.audit_entries import ID, MADE_WITH, AuditEntry
+from tfmacer.records.chain import Chain
+from tfmacer.records.sealing import pixels_digest
 
-# What computed the numbers of a certificate: between builds of SciPy, and between processors, its
-# quantiles differ in the last places.
-MADE_WITH = f"tfmacer {__version__}, scipy {scipy.__version__}, {platform.machine()}"
-_ID = "[0-9A-Za-z_.-]{1,64}"
 # By how much, at most; only to the safe side, see `_agree`.
 _TOLERANCE = 1e-9
 # Larger than any of these bounds, to the side on which less is claimed.
 _SAFE_SIDE = {"p_lower": -1, "radius": -1, "p_upper_second": 1}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Fields:
-    """The names and types of an entry as JSON."""
-
-    certificate_id: str
-    time: str
-    request_id: str
-    client: str
-    pixels_sha256: str
-    shape: tuple[int, int, int]
-    model: Mapping[str, Any]
-    rule: Mapping[str, Any]
-    select_seed: tuple[int, int]
-    estimate_seed: tuple[int, int]
-    certificate: Mapping[str, Any]
-    pixels_float32: str | None = None
-    made_with: str | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Model:
-    name: str
-    version: int
-    smoothing: Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class AuditEntry:
-    """One served certificate and its noise.
-
-    Attributes:
-      where: file and line of the entry.
-      certificate_id: its name in the answer.
-      pixels_sha256: hex digest of the pixels, float32, little-endian, row-major.
-      pixels: float32 `[H, W, C]`; None where the operator does not keep images.
-      smoothing: the model that answered.
-      rule: as the request asked.
-      select_seed: int32 `[2]`, of the draws that chose the class.
-      estimate_seed: int32 `[2]`, of the draws that bounded its probability.
-      certificate: what was handed out.
-      made_with: the versions that computed it, see `MADE_WITH`; None in logs without a chain.
-      place: in the chain; None in logs of older versions, which have none.
-    """
-
-    where: str
-    certificate_id: str
-    pixels_sha256: str
-    pixels: npt.NDArray[np.float32] | None
-    smoothing: Smoothing
-    rule: Rule
-    select_seed: npt.NDArray[np.int32]
-    estimate_seed: npt.NDArray[np.int32]
-    certificate: Certificate
-    made_with: str | None
-    place: Place | None
-
-    @classmethod
-    def from_line(cls, line: str, *, where: str = "") -> "AuditEntry":
-        """Reads one line.
-
-        Raises:
-          ValueError: it is not such a line, or was altered after it was written.
-        """
-        read, place = chain.from_line(line)
-        fields = _Fields(**typed(_Fields, read))
-        if not re.fullmatch(_ID, fields.certificate_id):
-            raise ValueError(f"certificate_id is {fields.certificate_id[:80]!r}")
-        if (place is None) != (fields.made_with is None):
-            raise ValueError("made_with goes with a place in the chain")
-        model = _Model(**typed(_Model, fields.model))
-        smoothing = Smoothing.from_fields(model.smoothing)
-        if fields.shape != smoothing.input_shape:
-            raise ValueError(f"shape is {fields.shape}, the model takes {smoothing.input_shape}")
-        if not re.fullmatch("[0-9a-f]{64}", fields.pixels_sha256):
-            raise ValueError(f"pixels_sha256 is {fields.pixels_sha256[:80]!r}, not 64 hex digits")
-        certificate = fields.certificate
-        if place is None:  # from before certificates named these
-            known = {"dimension": math.prod(smoothing.input_shape), "generator": generators.PHILOX}
-            certificate = {**known, **certificate}
-        return cls(
-            where=where,
-            certificate_id=fields.certificate_id,
-            pixels_sha256=fields.pixels_sha256,
-            pixels=_pixels(fields),
-            smoothing=smoothing,
-            rule=Rule(**typed(_RULE, fields.rule)),
-            select_seed=_seed("select_seed", fields.select_seed),
-            estimate_seed=_seed("estimate_seed", fields.estimate_seed),
-            certificate=Certificate(**typed(_CERTIFICATE, certificate)),
-            made_with=fields.made_with,
-            place=place,
-        )
-
-
-def _pixels(fields: _Fields) -> npt.NDArray[np.float32] | None:
-    if fields.pixels_float32 is None:
-        return None
-    try:
-        data = base64.b64decode(fields.pixels_float32, validate=True)
-    except (ValueError, binascii.Error) as error:
-        raise ValueError(f"pixels_float32 is not base64: {error}") from error
-    if len(data) != 4 * math.prod(fields.shape):
-        raise ValueError(f"pixels_float32 has {len(data)} bytes, shape is {fields.shape}")
-    return np.frombuffer(data, "<f4").reshape(fields.shape).astype(np.float32)
-
-
-def _all_of(kind: type) -> type:
-    """The fields of a dataclass as they are written: each of them, a stop rule as text.
-
-    None has a default: a field that is added later has to be given one here, for logs of before.
-    """
-    fields = dataclasses.fields(kind)
-    return dataclasses.make_dataclass(
-        kind.__name__,
-        [(each.name, str if each.type is StopRule else each.type) for each in fields],
-    )
-
-
-_RULE, _CERTIFICATE = _all_of(Rule), _all_of(Certificate)
-
-
-def _seed(name: str, values: tuple[int, int]) -> npt.NDArray[np.int32]:
-    if not all(-(2**31) <= value < 2**31 for value in values):
-        raise ValueError(f"{name} must be two integers of 32 bits, got {values}")
-    return np.array(values, np.int32)
 
 
 def read_audit_log(path: Path) -> Iterator[AuditEntry]:
@@ -218,7 +76,7 @@ def _entry(line: bytes, where: str) -> AuditEntry:
     try:
         return AuditEntry.from_line(line.decode().removesuffix("\n"), where=where)
     except ValueError as error:
-        named = re.search(rb'"certificate_id": "(%b)"' % _ID.encode(), line)
+        named = re.search(rb'"certificate_id": "(%b)"' % ID.encode(), line)
         name = f"certificate {named[1].decode()}: " if named else ""
         raise UserError(f"{where}: {name}not an audit entry: {error}") from error
 
@@ -258,13 +116,13 @@ class Trail:
 
 
 def verify_entry(
-    entry: AuditEntry, redraw: Callable[[AuditEntry], Counts] | None = None
+    entry: AuditEntry, replay: Callable[[AuditEntry], Counts] | None = None
 ) -> str | None:
     """Computes a served certificate again.
 
     Args:
       entry: from the audit log.
-      redraw: draws the votes again; None trusts the recorded ones.
+      replay: draws the votes again; None trusts the recorded ones.
 
     Returns:
       What is wrong with the entry; None where nothing is.
@@ -276,23 +134,19 @@ def verify_entry(
         fault = next(_faults(entry), None)
     except (UserError, ArithmeticError) as error:  # values that no certificate can be made of
         return str(error)
-    if fault is None and redraw is not None and (drawn := redraw(entry)) != _counts(entry):
-        found = entry.certificate
+    found = entry.certificate.draws
+    if fault is None and replay is not None and (again := replay(entry)) != found:
         fault = (
-            f"drawn again the votes are {drawn.select_counts} and {drawn.counts}, "
+            f"drawn again the votes are {again.select_counts} and {again.counts}, "
             f"recorded are {found.select_counts} and {found.counts}"
         )
     return fault
 
 
-def _counts(entry: AuditEntry) -> Counts:
-    found = entry.certificate
-    return Counts(select_counts=found.select_counts, counts=found.counts, n0=found.n0, n=found.n)
-
-
 def _faults(entry: AuditEntry) -> Iterator[str]:
     """All that is wrong with an entry, the cause before its consequences."""
-    found, rule, model = entry.certificate, entry.rule, entry.smoothing
+    found, model = entry.certificate, entry.smoothing
+    rule = found.rule
     if np.array_equal(entry.select_seed, entry.estimate_seed):
         yield (
             f"select_seed and estimate_seed are both {entry.select_seed.tolist()}: the draws that "
@@ -305,19 +159,18 @@ def _faults(entry: AuditEntry) -> Iterator[str]:
         yield f"bound is {rule.bound}, a sidecar's is one of {', '.join(bounds)}"
     if rule.block_size != model.block_size:
         yield f"block_size of the rule is {rule.block_size}, the model's {model.block_size}"
-    if len(found.counts) != model.num_classes:
-        yield f"counts has {len(found.counts)} classes, the model {model.num_classes}"
     if entry.pixels is not None:
         yield from _wrong_pixels(entry.pixels, entry.pixels_sha256)
         certified = model.distribution.pixels(entry.pixels)
         if entry.place is not None and not np.array_equal(certified, entry.pixels):
             yield "the pixels are not the multiples of 1/255 that were certified"
-    expected = certify(_counts(entry), rule, model.distribution)
-    for field in dataclasses.fields(Certificate):
-        recorded, right = getattr(found, field.name), getattr(expected, field.name)
-        if not _agree(field.name, recorded, right, exact=entry.made_with == MADE_WITH):
+    right = certify(found.draws, rule, model.distribution)
+    exact = entry.made_with == MADE_WITH
+    for field in ("predict", *_SAFE_SIDE):
+        recorded, computed = getattr(found, field), getattr(right, field)
+        if not _agree(field, recorded, computed, exact=exact):
             made = repr(entry.made_with)[:80] if entry.made_with else "made by an older version"
-            yield f"{field.name} is {recorded!r}, it should be {right!r} ({made}; here {MADE_WITH})"
+            yield f"{field} is {recorded!r}, it should be {computed!r} ({made}; here {MADE_WITH})"
 
 
 def _wrong_pixels(pixels: npt.NDArray[np.float32], digest: str) -> Iterator[str]:

@@ -15,8 +15,8 @@ from tfmacer.guarantee.dataset import most_wrong
 from tfmacer.guarantee.rule import check_error_rate
 from tfmacer.noise.families import DISTRIBUTIONS
 from tfmacer.records import sealing
+from tfmacer.records.cell_text import ABSENT, clock, seconds_of
 from tfmacer.records.locked_table import (
-    ABSENT,
     Settings,
     TableWriter,
     check_rows,
@@ -25,7 +25,6 @@ from tfmacer.records.locked_table import (
     read_settings,
 )
 from tfmacer.records.logs import Log
-from tfmacer.records.rows import clock, seconds_of
 
 COLUMNS = (
     "idx",
@@ -285,16 +284,17 @@ def attacked_log(log: Log) -> dict[str, Any]:
     Raises:
       UserError: it is another project's, which does not say of which model it is.
     """
-    if (known := log.settings) is None:
+    if log.settings is None:
         raise UserError(f"{log.path}: not a log of tfmacer: nothing tells which model it is of")
+    classifier = log.settings.classifier
     return {
         "log_digest": log_digest(log),
-        "model_digest": known.model_digest,
-        "sigma": known.sigma,
-        "noise_family": known.noise_family,
-        "noise_params": known.noise_params,
-        "norm": DISTRIBUTIONS[known.noise_family].norm,
-        "certificate_alpha": known.alpha,
+        "model_digest": classifier.model_digest,
+        "sigma": classifier.sigma,
+        "noise_family": classifier.noise_family,
+        "noise_params": classifier.noise_params,
+        "norm": classifier.distribution.norm,
+        "certificate_alpha": log.settings.rule.alpha,
     }
 
 

@@ -10,19 +10,17 @@ import dataclasses
 import functools
 from collections.abc import Callable, Container, Iterable, KeysView, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from tfmacer.common.errors import UserError
 from tfmacer.records import sealing
+from tfmacer.records.cell_text import ABSENT
 from tfmacer.records.locked_file import LockedFile
 from tfmacer.records.runs import read_text, write_atomically
 
 # Of wrong lines, after the first.
 _NAMED = 5
-
-# A cell for nothing.
-ABSENT = "-"
 
 
 class Row(Protocol):
@@ -54,6 +52,8 @@ class Settings(abc.ABC, Generic[RowT]):
 
     WHOSE: ClassVar[str]
     NEWEST: ClassVar[int]
+    # Fields that the first format version lacks, with the first that has them.
+    SINCE: ClassVar[Mapping[str, int]] = MappingProxyType({})
     # Fields that say which images and where, not how: they do not enter the digest of a row.
     NOT_IDENTITY: ClassVar[tuple[str, ...]]
     format_version: int
@@ -77,8 +77,10 @@ class Settings(abc.ABC, Generic[RowT]):
         """The row of text by column; raises ValueError where a cell cannot be read."""
 
     def fields(self) -> dict[str, Any]:
-        """The fields that the format version has."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+        """The fields that the format version has, as JSON has them."""
+        since = self.SINCE
+        fields = sealing.plain(self)
+        return {k: v for k, v in fields.items() if since.get(k, 1) <= self.format_version}
 
     @functools.cached_property
     def identity(self) -> str:
@@ -138,13 +140,15 @@ class Settings(abc.ABC, Generic[RowT]):
         try:
             fields = sealing.unseal(text)
             sealing.check_version(fields, cls.NEWEST)
-            return cls(**sealing.typed(cls, fields))
+            version = fields["format_version"]
+            later = [name for name, since in cls.SINCE.items() if since > version]
+            return sealing.build(cls, fields, optional=later)
         except ValueError as error:
             raise UserError(f"{origin}: not usable as {cls.WHOSE} settings: {error}") from error
 
     def differences(self, other: Self, *, besides: Sequence[str] = ()) -> list[str]:
         """Names and both values of the fields that differ."""
-        return sealing.differences(self, other, besides=besides)
+        return sealing.differences(self.fields(), other.fields(), besides=besides)
 
 
 def settings_path(path: Path) -> Path:

@@ -102,10 +102,9 @@ def read_log(path: Path) -> Log:
             raise UserError(f"{path}: its settings, {settings_path(path).name}, are missing")
         return Log(path, _published_rows(path, text, names), None)
     settings = read_settings(path, LogSettings)
-    if settings.num_classes * text.count("\n") > _MOST_CLASSES:
-        raise UserError(
-            f"{path}: its rows with {settings.num_classes} classes each do not fit into memory"
-        )
+    classes = settings.classifier.num_classes
+    if classes * text.count("\n") > _MOST_CLASSES:
+        raise UserError(f"{path}: its rows with {classes} classes each do not fit into memory")
     return Log(path, read_rows(path, settings), settings)
 
 

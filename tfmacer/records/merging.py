@@ -44,8 +44,12 @@ def merge(shards: Iterable[Path], out: Path) -> Log:
     settings = [_checked(log, logs[0]) for log in logs]
     _check_numbers(logs, settings)
     warnings = [warning for one in settings for warning in one.warnings]
-    whole = dataclasses.replace(settings[0], shard=None, warnings=tuple(dict.fromkeys(warnings)))
-    environments = {f"shard {one.shard}": one.environment for one in settings}
+    whole = dataclasses.replace(
+        settings[0],
+        images=dataclasses.replace(settings[0].images, shard=None),
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
+    environments = {f"shard {one.images.shard}": one.environment for one in settings}
     return _write(out, (r for log in logs for r in log.records), whole, environments)
 
 
@@ -109,7 +113,7 @@ def _checked(log: Log, first: Log) -> LogSettings:
     """The settings of a finished, unaltered shard that fits the first one."""
     if log.settings is None or first.settings is None:
         raise UserError(f"{log.path}: not a log of tfmacer: {settings_path(log.path)} is missing")
-    if log.settings.shard is None:
+    if log.settings.images.shard is None:
         raise UserError(f"{log.path}: not a shard: it was made without --shard")
     differing = log.settings.differences(first.settings, besides=("shard", "environment"))
     if differing:
@@ -122,14 +126,15 @@ def _checked(log: Log, first: Log) -> LogSettings:
 
 def _check_numbers(logs: Sequence[Log], settings: Sequence[LogSettings]) -> None:
     """Refuses shards of different divisions, one that stands twice, and gaps."""
-    _, parts = parse_shard(str(settings[0].shard))
+    _, parts = parse_shard(str(settings[0].images.shard))
     by_number: dict[int, Path] = {}
     for log, one in zip(logs, settings, strict=True):
-        number, of = parse_shard(str(one.shard))
+        shard = str(one.images.shard)
+        number, of = parse_shard(shard)
         if of != parts:
             raise UserError(f"{log.path}: one of {of} shards, {logs[0].path} is one of {parts}")
         if number in by_number:
-            raise UserError(f"{log.path}: holds shard {one.shard}, and so does {by_number[number]}")
+            raise UserError(f"{log.path}: holds shard {shard}, and so does {by_number[number]}")
         by_number[number] = log.path
     lacking = (f"{number}/{parts}" for number in range(parts) if number not in by_number)
     if named := list(itertools.islice(lacking, _NAMED)):

@@ -99,8 +99,9 @@ class ImageFlags:
         Raises:
           UserError: as in `dataset_of` and `split_of`.
         """
-        origin, settings = str(log.path), log.settings
-        recorded = (settings.dataset, settings.split) if settings is not None else (None, None)
+        origin = str(log.path)
+        images = log.settings.images if log.settings is not None else None
+        recorded = (images.dataset, images.split) if images is not None else (None, None)
         dataset = self.dataset_of(recorded[0], origin=origin, run=run)
         split = self.split_of(recorded[1], origin=origin)
         if recorded[0] is not None and (dataset, split) != recorded:

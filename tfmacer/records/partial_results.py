@@ -47,7 +47,7 @@ class PartialResult(_Origin):
             [one.to_line(one.sealed(record)) for record in found]
             for found, one in zip(self.records, settings, strict=True)
         ]
-        return sealing.seal(dataclasses.asdict(self) | {"records": lines}, indent=None)
+        return sealing.seal(sealing.plain(self) | {"records": lines}, indent=None)
 
     @classmethod
     def from_text(
@@ -71,7 +71,7 @@ class PartialResult(_Origin):
             tuple(one.from_line(str(line)) for line in some)
             for some, one in zip(lines, settings, strict=True)
         )
-        part = cls(records=found, **sealing.typed(_Origin, fields))
+        part = cls(records=found, **vars(sealing.build(_Origin, fields)))
         for records, one in zip(part.records, settings, strict=True):
             if [record.idx for record in records] != list(indices):
                 raise ValueError("it holds other images")

@@ -22,18 +22,6 @@ from tfmacer.records import sealing
 # Since version 2 the text ends with a digest of itself.
 FORMAT_VERSION = 2
 BLOCK_SIZE = 256
-# What makes one smoothed classifier, and its votes, another than the next.
-CLASSIFIER = (
-    "model_digest",
-    "sigma",
-    "noise_family",
-    "noise_params",
-    "block_size",
-    "generator",
-    "num_classes",
-    "input_shape",
-    "precision",
-)
 # Draws of one request to a model, which draws whole blocks.
 LARGEST_REQUEST = 1_000_000
 # In one image: indices into tensors are of 32 bits.
@@ -45,23 +33,19 @@ UNKNOWN_MODEL = "unknown"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Smoothing:
-    """The text of `smoothing.json`: all that a certificate must know of its classifier.
+class SmoothedClassifier:
+    """What makes one smoothed classifier, and its votes, different from another.
 
     Attributes:
       sigma: scale of the noise in units of pixels in [0, 1]; > 0.
-      noise_family: key of `tfmacer.noise.families.DISTRIBUTIONS`.
-      noise_params: the family's further parameters (none for `gaussian`).
-      block_size: draws per block of the noise stream; part of the draws' identity.
-      generator: of the noise, one of `tfmacer.noise.generators.GENERATORS`; likewise.
       num_classes: K, 2 or more.
       input_shape: `(H, W, C)`.
-      dataset: what it was trained on; None where unknown.
-      objective: how it was trained; None where unknown.
-      precision: dtype policy of the network; part of the classifier's identity.
       model_digest: see `model_digest`.
-      versions: library versions at the time of writing.
-      format_version: of the text that `to_json` writes.
+      noise_family: key of `tfmacer.noise.families.DISTRIBUTIONS`.
+      noise_params: the family's further parameters (none for `gaussian`).
+      block_size: draws per block of the noise stream.
+      generator: of the noise, one of `tfmacer.noise.generators.GENERATORS`.
+      precision: dtype policy of the network.
     """
 
     sigma: float
@@ -72,11 +56,7 @@ class Smoothing:
     noise_params: Mapping[str, float] = dataclasses.field(default_factory=dict)
     block_size: int = BLOCK_SIZE
     generator: str = generators.LATEST
-    dataset: str | None = None
-    objective: str | None = None
     precision: str = "float32"
-    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         check_sigma(self.sigma)
@@ -98,9 +78,40 @@ class Smoothing:
             generator=self.generator,
         )
 
+    def difference(self, other: "SmoothedClassifier") -> str | None:
+        """The first field in which another one differs, with both values; None where none does."""
+        for field in dataclasses.fields(SmoothedClassifier):
+            mine, others = getattr(self, field.name), getattr(other, field.name)
+            if mine != others:
+                return f"{field.name} is {mine}, not {others}"
+        return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Smoothing(SmoothedClassifier):
+    """The text of `smoothing.json`: a smoothed classifier, and how it came about.
+
+    Attributes:
+      dataset: what it was trained on; None where unknown.
+      objective: how it was trained; None where unknown.
+      versions: library versions at the time of writing.
+      format_version: of the text that `to_json` writes.
+    """
+
+    dataset: str | None = None
+    objective: str | None = None
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def classifier(self) -> SmoothedClassifier:
+        """The same without how it came about."""
+        fields = dataclasses.fields(SmoothedClassifier)
+        return SmoothedClassifier(**{each.name: getattr(self, each.name) for each in fields})
+
     def to_json(self) -> str:
         """This description as indented JSON with its digest and a final newline."""
-        return sealing.seal(dataclasses.asdict(self))
+        return sealing.seal(sealing.plain(self))
 
     @classmethod
     def from_json(cls, text: str, *, origin: str) -> "Smoothing":
@@ -140,8 +151,8 @@ class Smoothing:
         """
         sealing.check_version(fields, FORMAT_VERSION)
         # Before generators had names there was one.
-        known = sealing.typed(cls, {"generator": generators.PHILOX, **fields})
-        return cls(**known | {"format_version": FORMAT_VERSION})
+        known = {"generator": generators.PHILOX, **fields, "format_version": FORMAT_VERSION}
+        return sealing.build(cls, known)
 
 
 def check_sizes(num_classes: int, input_shape: tuple[int, int, int], block_size: int) -> None:

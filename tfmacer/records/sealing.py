@@ -10,13 +10,15 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tfmacer.common import strict_json
+
+Built = TypeVar("Built")
 
 # Integers of files enter sizes and floating-point formulas.
 _MOST = 2**63
@@ -78,46 +80,94 @@ def json_object(text: str | bytes) -> dict[str, Any]:
     return fields
 
 
-def typed(kind: type, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a dataclass, of JSON values.
+def plain(instance: Any) -> dict[str, Any]:
+    """The fields of a dataclass as JSON has them.
+
+    Those of a dataclass inside it stand beside its own. A value that its class can `parse`, as a
+    stop rule, is its text.
+    """
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        if hasattr(value, "parse"):
+            fields[field.name] = str(value)
+        elif dataclasses.is_dataclass(value):
+            fields |= plain(value)
+        else:
+            fields[field.name] = dict(value) if isinstance(value, Mapping) else value
+    return fields
+
+
+def build(
+    kind: type[Built], fields: Mapping[str, Any], *, optional: Iterable[str] | None = None
+) -> Built:
+    """Makes a dataclass of JSON values, as `plain` wrote them.
 
     Args:
       kind: the dataclass; its annotations say which values are accepted.
-      fields: as read from JSON.
-
-    Returns:
-      The fields, lists as tuples where those are declared; numbers as they are written, so that
-      the same text can be written again.
+      fields: as read from JSON. Lists become tuples where those are declared; numbers stay as they
+        are written, so that the same text can be written again.
+      optional: the fields that may be missing; None for all that have a default.
 
     Raises:
-      ValueError: a field is missing, unknown or of another type, or a number is out of range.
+      ValueError: a field is missing, unknown or of another type, or a value is out of range.
     """
-    known = {field.name: field for field in dataclasses.fields(kind)}
+    known = names(kind)
     if unknown := [name for name in fields if name not in known]:
         raise ValueError(f"the field {unknown[0]!r} is not known")
-    for name, field in known.items():
-        optional = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
-        if name not in fields and not optional:
-            raise ValueError(f"the field {name!r} is missing")
+    built: Built = _built(kind, fields, optional)
+    return built
+
+
+def names(kind: Any) -> list[str]:
+    """Names of the fields that `plain` writes for a dataclass."""
     hints = typing.get_type_hints(kind)
-    return {name: _value(name, value, hints[name]) for name, value in fields.items()}
+    found: list[str] = []
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        found += names(hint) if _is_flattened(hint) else [field.name]
+    return found
 
 
-def differences(mine: Any, other: Any, *, besides: Sequence[str] = ()) -> list[str]:
-    """Names and both values of the fields in which two dataclasses of one kind differ.
+def differences(
+    mine: Mapping[str, Any], other: Mapping[str, Any], *, besides: Sequence[str] = ()
+) -> list[str]:
+    """Names and both values of the fields in which two mappings differ.
 
     Args:
-      mine: one of them.
+      mine: one of them, as `plain` gives it.
       other: the other.
       besides: fields that may differ.
     """
     # Through JSON, where a tuple and a list are the same.
-    ours, others = (_flat(json.loads(json.dumps(dataclasses.asdict(x)))) for x in (mine, other))
+    ours, others = (_flat(json.loads(json.dumps(each))) for each in (mine, other))
     return [
         f"{name} is {ours.get(name)!r}, not {others.get(name)!r}"
         for name in dict.fromkeys([*ours, *others])
         if name.split(".")[0] not in besides and ours.get(name) != others.get(name)
     ]
+
+
+def _built(kind: Any, fields: Mapping[str, Any], optional: Iterable[str] | None) -> Any:
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        name, hint = field.name, hints[field.name]
+        if _is_flattened(hint):
+            values[name] = _built(hint, fields, optional)
+        elif name in fields:
+            values[name] = _value(name, fields[name], hint)
+        elif name not in optional if optional is not None else _has_no_default(field):
+            raise ValueError(f"the field {name!r} is missing")
+    return kind(**values)
+
+
+def _is_flattened(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint) and not hasattr(hint, "parse")
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
 
 
 def _value(name: str, value: Any, hint: Any) -> Any:
@@ -127,6 +177,8 @@ def _value(name: str, value: Any, hint: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         (wanted,) = (each for each in arguments if each is not type(None))
         return None if value is None else _value(name, value, wanted)
+    if hasattr(hint, "parse") and isinstance(value, str):
+        return hint.parse(value)
     if origin is tuple and isinstance(value, list):
         if arguments[-1] is Ellipsis:
             arguments = (arguments[0],) * len(value)

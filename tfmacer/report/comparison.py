@@ -164,10 +164,12 @@ def _same_images(first: Run, second: Run, common: int) -> bool:
 
 
 def _same_split(first: Run, second: Run) -> bool:
-    return all(
-        getattr(first.settings, field) == getattr(second.settings, field)
-        for field in ("dataset", "split", "total")
-    )
+    splits = [
+        (run.settings.images.dataset, run.settings.images.split, run.settings.images.total)
+        for run in (first, second)
+        if run.settings is not None
+    ]
+    return splits[:1] == splits[1:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +213,7 @@ def _without_seed(run: Run) -> str:
     stripped = _SEED.sub("", path)
     if run.settings is None:
         return stripped
-    fields = dataclasses.asdict(run.settings)
+    fields = run.settings.fields()
     for field in ("seed", "environment", "warnings"):
         del fields[field]
     fields["norm"] = run.norm
@@ -261,7 +263,7 @@ def _values(runs: Sequence[Run], field: str) -> str:
     first: dict[str, str] = {}
     for run in runs:
         if run.settings is not None:
-            first.setdefault(str(getattr(run.settings, field)), run.name)
+            first.setdefault(str(run.settings.fields()[field]), run.name)
     listed = ", ".join(f"{value} ({name})" for value, name in first.items())
     return f"{field}: {listed}" if len(first) > 1 else ""
 

@@ -65,7 +65,7 @@ def settings_rows(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
 def _settings(run: Run) -> dict[str, str]:
     shown = {"log": str(run.log.path), "norm": NORMS[run.norm]}
     if run.settings is not None:
-        fields = dataclasses.asdict(run.settings)
+        fields = run.settings.fields()
         del fields["warnings"]
         shown |= {name: _text(value) for name, value in fields.items()}
     if run.attacks:

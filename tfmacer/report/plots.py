@@ -295,7 +295,7 @@ def _mark_largest(axes: matplotlib.axes.Axes, runs: Sequence[Run]) -> None:
         if run.largest_radius is not None and run.settings is not None:
             close = 0.02 * axes.get_xlim()[1]
             near = (other for other in marks if abs(other - run.largest_radius) < close)
-            marks.setdefault(next(near, run.largest_radius), set()).add(run.settings.n)
+            marks.setdefault(next(near, run.largest_radius), set()).add(run.settings.rule.n)
     for radius, draws in marks.items():
         axes.axvline(radius, color=GREY, lw=0.8, ls="--")
         # Above the curves or below them: on easy images they end high.

@@ -177,15 +177,17 @@ def subject_of(run: Run) -> Subject | None:
     Network, method and flags are those of the run directory that the log lies in, or else those
     that its file's name says.
     """
-    settings = run.settings
-    if settings is None or settings.dataset is None:
+    if run.settings is None:
         return None
-    if settings.noise_family not in _GAUSSIAN or (settings.split or "").startswith("train"):
+    images, classifier = run.settings.images, run.settings.classifier
+    if images.dataset is None:
         return None
-    known = _of_run_directory(run) or _of_file_name(run, settings.dataset)
+    if classifier.noise_family not in _GAUSSIAN or (images.split or "").startswith("train"):
+        return None
+    known = _of_run_directory(run) or _of_file_name(run, images.dataset)
     return Subject(
-        dataset=settings.dataset,
-        sigma=settings.sigma,
+        dataset=images.dataset,
+        sigma=classifier.sigma,
         network=known.get("network"),
         method=known.get("objective"),
         flags=known,

@@ -14,7 +14,6 @@ from scipy import stats
 
 from tfmacer.guarantee.certificate import largest_radius, round_down
 from tfmacer.guarantee.dataset import dataset_lower_bound
-from tfmacer.noise.families import DISTRIBUTIONS
 from tfmacer.noise.radii import linf_from_l2
 from tfmacer.records.falsifications import Falsification
 from tfmacer.records.logs import Log
@@ -66,7 +65,7 @@ class Run:
         """That of its radii, `l2` or `linf`; published logs are taken to hold l2 radii."""
         if self.settings is None:
             return "l2"
-        return "linf" if self.converted else DISTRIBUTIONS[self.settings.noise_family].norm
+        return "linf" if self.converted else self.settings.classifier.distribution.norm
 
     def in_linf(self) -> "Run | None":
         """The same with each l2 radius as that of the l-infinity ball inside, r / sqrt(d).
@@ -75,7 +74,7 @@ class Run:
         """
         if self.settings is None or self.norm != "l2" or self.decides is not None:
             return None
-        dimension = math.prod(self.settings.input_shape)
+        dimension = math.prod(self.settings.classifier.input_shape)
         records = tuple(
             dataclasses.replace(r, radius=round_down(linf_from_l2(r.radius, dimension)))
             for r in self.log.records
@@ -155,7 +154,7 @@ class Run:
     @property
     def draws(self) -> float | None:
         """Estimation draws per image, on average; None where they were not recorded."""
-        known = [record.n for record in self.log.records if record.n is not None]
+        known = [record.draws.n for record in self.log.records if record.draws is not None]
         return float(np.mean(known)) if known else None
 
     @property
@@ -169,7 +168,8 @@ class Run:
 
         Empty where votes were not recorded, or were stopped by what they showed.
         """
-        return np.array([r.counts[r.label] / r.n for r in self._labelled_votes if r.counts and r.n])
+        votes = ((r.label, r.draws) for r in self._labelled_votes if r.draws is not None)
+        return np.array([draws.counts[label] / draws.n for label, draws in votes])
 
     @property
     def scores(self) -> str:
@@ -186,10 +186,11 @@ class Run:
         """
         gaps = []
         for record in self._labelled_votes:
+            draws = record.require_draws()
             if self.scores == "votes":
-                scores = np.array(record.counts) + 0.5
+                scores = np.array(draws.counts) + 0.5
             else:
-                scores = np.maximum(np.array(record.sums), 1e-30)
+                scores = np.maximum(np.array(draws.sums), 1e-30)
             gaps.append(np.log(scores[record.label] / np.delete(scores, record.label).max()))
         return np.array(gaps)
 
@@ -198,13 +199,14 @@ class Run:
         """What this run certifies where every draw agrees; None where that is unknown."""
         if self.settings is None:
             return None
-        if self.settings.distribution.tabulated:
+        if self.settings.classifier.distribution.tabulated:
             # A unanimous image has the radius, without the table.
-            full = [r.radius for r in self.log.records if r.counts and max(r.counts) == r.n]
+            votes = ((r.radius, r.draws) for r in self.log.records if r.draws is not None)
+            full = [radius for radius, draws in votes if max(draws.counts) == draws.n]
             whole = self.settings.rule.stop.kind == "fixed" and not self.settings.rule.soft
             return max(full, default=None) if whole else None
-        largest = largest_radius(self.settings.rule, self.settings.distribution)
-        dimension = math.prod(self.settings.input_shape)
+        largest = largest_radius(self.settings.rule, self.settings.classifier.distribution)
+        dimension = math.prod(self.settings.classifier.input_shape)
         return linf_from_l2(largest, dimension) if self.converted else largest
 
     def dataset_bound(self, radius: float, risk: float) -> float | None:
@@ -220,8 +222,8 @@ class Run:
         certified = self.certified(radius)
         if self.settings is None or certified is None:
             return None
-        total = len(self.radii)
-        return dataset_lower_bound(round(certified.value * total), total, self.settings.alpha, risk)
+        total, alpha = len(self.radii), self.settings.rule.alpha
+        return dataset_lower_bound(round(certified.value * total), total, alpha, risk)
 
     @property
     def _labelled_votes(self) -> tuple[Record, ...]:

@@ -178,7 +178,7 @@ def dataset_bounds(runs: Sequence[Run], radii: Sequence[float], risk: float = RI
                 (
                     words_cell(run.name),
                     _integer(len(run.radii)),
-                    Cell(f"{run.settings.alpha:g}", order=run.settings.alpha),
+                    Cell(f"{run.settings.rule.alpha:g}", order=run.settings.rule.alpha),
                     *(_number(bound, 1, down, times=100) for bound in bounds),
                 )
             )

@@ -9,12 +9,12 @@ import numpy.typing as npt
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
-from tfmacer.records.audit import AuditEntry
+from tfmacer.records.audit_entries import AuditEntry
 from tfmacer.records.rows import Record
-from tfmacer.records.runs import CLASSIFIER, LARGEST_REQUEST, UNKNOWN_MODEL, Smoothing
+from tfmacer.records.runs import LARGEST_REQUEST, UNKNOWN_MODEL, SmoothedClassifier
 from tfmacer.records.sealing import pixels_digest
 from tfmacer.records.settings import LogSettings
-from tfmacer.records.verification import Redraw, Redrawn
+from tfmacer.records.verification import Replay, Replayed
 from tfmacer.votes.source import ESTIMATE, SELECT, Seeds, Votes, VoteSource, row_seed
 
 # See `VoteSource.sample`.
@@ -23,7 +23,7 @@ _LONGEST_STREAM = 2_000_000_000
 Images = Callable[[int], tuple[npt.NDArray[np.float32], int]]
 
 
-def replay_from(source: VoteSource, images: Images) -> Redraw:
+def replay_from(source: VoteSource, images: Images) -> Replay:
     """Draws an image's votes again from any source.
 
     Args:
@@ -34,23 +34,23 @@ def replay_from(source: VoteSource, images: Images) -> Redraw:
       A function for `verify_log`. It raises UserError where the source is of another model.
     """
 
-    def redraw(settings: LogSettings, record: Record) -> Redrawn:
-        _check_source(source, settings)
+    def replay(settings: LogSettings, record: Record) -> Replayed:
+        _check_source(source, settings.classifier)
         given, label = images(record.idx)
-        image = settings.distribution.pixels(given)
-        drawn = record.all_counts
+        image = settings.classifier.distribution.pixels(given)
+        n = record.require_draws().n
         seeds = (
             row_seed(settings.seed, SELECT, record.idx),
             row_seed(settings.seed, ESTIMATE, record.idx),
         )
-        return Redrawn(
+        return Replayed(
             label=label,
             clean=_clean(source.logits(image[np.newaxis])[0], record),
-            counts=_votes(source, image, seeds, settings.rule, drawn.n),
+            draws=_votes(source, image, seeds, settings.rule, n),
             pixels_sha256=pixels_digest(image),
         )
 
-    return redraw
+    return replay
 
 
 def _clean(logits: npt.NDArray[np.float32], record: Record) -> int:
@@ -67,16 +67,17 @@ def replay_served(source: VoteSource) -> Callable[[AuditEntry], Counts]:
     It raises UserError where the source is of another model, or the entry keeps no pixels.
     """
 
-    def redraw(entry: AuditEntry) -> Counts:
+    def replay(entry: AuditEntry) -> Counts:
         _check_source(source, entry.smoothing)
         if entry.pixels is None:
             raise UserError(
                 "the audit log keeps no pixels (--noaudit_pixels), so nothing can be drawn again"
             )
         seeds = (entry.select_seed, entry.estimate_seed)
-        return _votes(source, entry.pixels, seeds, entry.rule, entry.certificate.n)
+        found = entry.certificate
+        return _votes(source, entry.pixels, seeds, found.rule, found.draws.n)
 
-    return redraw
+    return replay
 
 
 def _votes(
@@ -125,14 +126,12 @@ def _votes(
     )
 
 
-def _check_source(source: VoteSource, settings: LogSettings | Smoothing) -> None:
+def _check_source(source: VoteSource, classifier: SmoothedClassifier) -> None:
     """Refuses a source of another smoothed classifier than the log's."""
-    if settings.model_digest == UNKNOWN_MODEL:
+    if classifier.model_digest == UNKNOWN_MODEL:
         raise UserError(
             "model_digest is unknown: the records do not say of which model they are, so nothing "
             "tells whether the source is the same"
         )
-    for field in CLASSIFIER:
-        theirs, ours = getattr(source.smoothing, field), getattr(settings, field)
-        if theirs != ours:
-            raise UserError(f"the source is another model: its {field} is {theirs}, not {ours}")
+    if different := source.smoothing.difference(classifier):
+        raise UserError(f"the source is another model: its {different}")

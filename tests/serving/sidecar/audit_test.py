@@ -15,19 +15,16 @@ import pytest
 from fake_backend import SMOOTHING
 
 from serving.sidecar import audit
-from serving.sidecar.audit import AuditLog, Entry
-from serving.sidecar.requests import Image
+from serving.sidecar.audit import AuditLog
 from tfmacer import verify
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.certificate import certify
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
-from tfmacer.noise.families import noise_distribution
 from tfmacer.records import chain, locked_file
 from tfmacer.records.audit import read_audit_log, verify_entry
+from tfmacer.records.audit_entries import AuditEntry
 from tfmacer.records.sealing import pixels_digest
-from tfmacer.votes.driver import Task
-from tfmacer.votes.endpoint import ServedModel
 
 RULE = Rule(n=1000, block_size=64, bound="late_spending")
 
@@ -45,21 +42,23 @@ class FakeContext:
         return not self.ended
 
 
-def made(number: int = 0) -> Entry:
+def made(number: int = 0) -> AuditEntry:
     """A certificate with noise of its own."""
     counts = Counts(select_counts=(100, 0, 0), counts=(990, 10, 0), n0=100, n=1000)
     values = np.full((4, 4, 1), 0.5, np.float32)
-    return Entry(
+    return AuditEntry(
         certificate_id=f"c{number}",
+        time="2026-01-01T00:00:00+00:00",
         request_id="r",
         client="ipv4:127.0.0.1",
-        image=Image(values, pixels_digest(values)),
-        model=ServedModel(name="m", version=3, smoothing=SMOOTHING),
-        rule=RULE,
-        task=Task(0, values, np.array([number, -2], np.int32), np.array([number, 4], np.int32)),
-        certificate=certify(
-            counts, RULE, noise_distribution("gaussian", sigma=0.5, params={}, dimension=16)
-        ),
+        pixels_sha256=pixels_digest(values),
+        pixels=values,
+        model_name="m",
+        model_version=3,
+        smoothing=SMOOTHING,
+        select_seed=np.array([number, -2], np.int32),
+        estimate_seed=np.array([number, 4], np.int32),
+        certificate=certify(counts, RULE, SMOOTHING.distribution),
     )
 
 
@@ -143,10 +142,9 @@ def test_an_old_log_is_continued(path: Path) -> None:
 
 
 def test_a_log_of_an_older_version_is_continued(path: Path, capsys) -> None:
-    older = dataclasses.replace(made(1), rule=Rule(n=1000, block_size=64))
-    counts = Counts(select_counts=(100, 0, 0), counts=(990, 10, 0), n0=100, n=1000)
-    noise = noise_distribution("gaussian", sigma=0.5, params={}, dimension=16)
-    older = dataclasses.replace(older, certificate=certify(counts, older.rule, noise))
+    entry, rule = made(1), Rule(n=1000, block_size=64)
+    certificate = certify(entry.certificate.draws, rule, SMOOTHING.distribution)
+    older = dataclasses.replace(entry, certificate=certificate)
     fields = older.fields(pixels=True)
     del fields["made_with"]
     path.write_text(json.dumps(fields) + "\n")

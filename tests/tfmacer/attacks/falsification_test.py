@@ -65,7 +65,7 @@ def true_radius(image, norm=np.linalg.norm):
 
 
 def certified(radius, idx=0, predict=1):
-    return Record(idx=idx, label=predict, predict=predict, radius=radius, correct=True, seconds=0.0)
+    return Record(idx=idx, label=predict, predict=predict, radius=radius, seconds=0.0)
 
 
 def attacked(image, radius, *, network=None, source=None, norm="l2", rule=None, **plan):

@@ -93,8 +93,8 @@ def test_sources_agree_on_equal_seeds(problem, tmp_path):
     smoothing = local.SavedModelVotes(base).smoothing
     for other in (base, local.from_callable(function, smoothing)):
         found = tfmacer.certify_images(other, images, **plan)
-        assert [c.counts for c in found] == [c.counts for c in first]
-        assert [c.select_counts for c in found] == [c.select_counts for c in first]
+        assert [c.draws.counts for c in found] == [c.draws.counts for c in first]
+        assert [c.draws.select_counts for c in found] == [c.draws.select_counts for c in first]
         assert [c.radius for c in found] == [c.radius for c in first]
 
 
@@ -106,7 +106,7 @@ def test_certificates_depend_on_seed_and_index_not_on_the_company(problem):
     [alone] = certification.certify_images(network, images[5:6], seed=1, indices=[5], **plan)
     assert alone == together[5]
     other = certification.certify_images(network, images, seed=2, **plan)
-    assert [c.counts for c in other] != [c.counts for c in together]
+    assert [c.draws.counts for c in other] != [c.draws.counts for c in together]
 
 
 def test_bytes_and_floats_are_the_same_image(problem):
@@ -207,7 +207,7 @@ def test_a_model_of_other_outputs_is_refused(problem, kind):
 def test_the_number_of_classes_is_what_the_model_returns(problem):
     weights, bias, images = problem
     found = certification.certify_images(linear(weights, bias), images[:1], sigma=SIGMA, n=100)
-    assert len(found[0].counts) == 2
+    assert len(found[0].draws.counts) == 2
     with pytest.raises(UserError, match="num_classes=3: the model returns logits of 2"):
         certification.certify_images(linear(weights, bias), images, sigma=SIGMA, num_classes=3)
 
@@ -297,7 +297,7 @@ def test_a_new_log_and_a_new_call_draw_a_seed_and_a_log_keeps_its_own(problem, l
     network, plan = linear(weights, bias), PLAN | {"n": 2000}
     first, second = (certification.certify_images(network, images, **plan) for _ in range(2))
     assert first.seed != second.seed
-    assert [c.counts for c in first] != [c.counts for c in second]
+    assert [c.draws.counts for c in first] != [c.draws.counts for c in second]
     assert certification.certify_images(network, images, seed=first.seed, **plan) == first
     with_indices = certification.certify_images(network, images[:1], indices=[7], **plan)
     assert with_indices.seed == 0
@@ -366,7 +366,7 @@ def test_what_nothing_identifies_is_logged_only_under_a_digest_of_the_callers(tm
         certification.certify_images(model, images, **plan)
     assert not out.exists()
     certification.certify_images(model, images, **plan, model_digest="mine")
-    assert read_log(out).settings.model_digest == "mine"
+    assert read_log(out).settings.classifier.model_digest == "mine"
 
 
 def test_a_stock_keras_model_is_identified_by_its_weights(tmp_path):
@@ -379,7 +379,7 @@ def test_a_stock_keras_model_is_identified_by_its_weights(tmp_path):
     same.weights[0].assign(-same.weights[0])
     with pytest.raises(UserError, match="other settings: model_digest is"):
         certification.certify_images(same, images, **plan)
-    digest = read_log(plan["out"]).settings.model_digest
+    digest = read_log(plan["out"]).settings.classifier.model_digest
     with pytest.raises(UserError, match=f"model_digest=mine differs .* own, {digest}"):
         certification.certify_images(model, images, **plan, model_digest="mine")
 

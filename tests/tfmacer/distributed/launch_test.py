@@ -133,8 +133,8 @@ def test_several_bounds_and_a_finished_run(tiny_run, tmp_path, capsys):
     # With several intra-op threads, as the tests' process has, sums may move in their last digits.
     soft = [read_log(tmp_path / f"{name}.bernstein.tsv").records for name in "ab"]
     for plain, distributed in zip(*soft, strict=True):
-        assert (plain.idx, plain.counts) == (distributed.idx, distributed.counts)
-        assert plain.sums == pytest.approx(distributed.sums, rel=1e-6, abs=1e-6)
+        assert (plain.idx, plain.draws.counts) == (distributed.idx, distributed.draws.counts)
+        assert plain.draws.sums == pytest.approx(distributed.draws.sums, rel=1e-6, abs=1e-6)
         assert plain.p_lower == pytest.approx(distributed.p_lower, rel=1e-6)
     capsys.readouterr()
     before = (tmp_path / "b.tsv").read_bytes()

@@ -159,9 +159,9 @@ class TestCertify:
         assert certificate.predict == 1
         assert not certificate.abstained
         assert certificate.p_upper_second is None
-        assert (certificate.norm, certificate.family) == ("l2", "gaussian")
-        assert (certificate.n0, certificate.n, certificate.stopped_early) == (10, 1000, False)
-        assert (certificate.select_counts, certificate.counts) == ((1, 9), (50, 950))
+        assert (certificate.norm, certificate.distribution.family) == ("l2", "gaussian")
+        assert certificate.draws == Counts(n0=10, n=1000, select_counts=(1, 9), counts=(50, 950))
+        assert not certificate.stopped_early
 
     def test_bilateral(self):
         """Each side at half of alpha; the runner-up's bound is that of the largest other count."""
@@ -295,7 +295,7 @@ class TestCertify:
                 return 1 - math.exp(-radius / self.sigma) / 2
 
         certificate = certify(make_counts((950, 50)), Rule(n0=10, n=1000), Laplace(0.5))
-        assert (certificate.norm, certificate.family) == ("l1", "laplace")
+        assert (certificate.norm, certificate.distribution.family) == ("l1", "laplace")
         assert certificate.radius == -0.5 * math.log(2 * (1 - certificate.p_lower))
         assert "all pixels at l1 distance" in certificate.statement()
 
@@ -313,8 +313,8 @@ class TestSoft:
         }[bound]
         assert certificate.p_lower == pytest.approx(p, abs=1e-12)
         assert certificate.radius == pytest.approx(NORMAL.inv_cdf(p), abs=1e-10)
-        assert (certificate.beta, certificate.bound) == (2.0, bound)
-        assert (certificate.sums, certificate.square_sums) == (counts.sums, counts.square_sums)
+        assert (certificate.rule.beta, certificate.rule.bound) == (2.0, bound)
+        assert certificate.draws == counts
 
     def test_class_is_that_of_the_largest_selection_sum(self):
         """Even where more selection draws voted for another class."""

@@ -17,8 +17,9 @@ from tfmacer import verify
 from tfmacer.common.errors import Notice, UserError
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
-from tfmacer.records import audit, chain
-from tfmacer.records.audit import AuditEntry, Trail, read_audit_log, verify_entry
+from tfmacer.records import audit_entries, chain
+from tfmacer.records.audit import Trail, read_audit_log, verify_entry
+from tfmacer.records.audit_entries import AuditEntry
 
 ROUNDED = dataclasses.replace(made_audits.SMOOTHING, noise_family="rounded_gaussian")
 
@@ -28,14 +29,14 @@ def path(tmp_path):
     return tmp_path / "audit.jsonl"
 
 
-def fault(fields, *, chained=True, redraw=None):
+def fault(fields, *, chained=True, replay=None):
     """What is wrong with one entry."""
     line = chain.to_line(fields, chain.BEGINNING)[0] if chained else json.dumps(fields)
     try:
         entry = AuditEntry.from_line(line)
     except ValueError as error:
         return str(error)
-    return verify_entry(entry, redraw)
+    return verify_entry(entry, replay)
 
 
 def changed(fields, name, value):
@@ -103,7 +104,7 @@ def test_less_passes_only_from_another_build(name):
         ("rule.alpha", 0.0, "alpha must lie between"),
         ("rule.alpha", 1.0, "alpha must lie between"),
         ("rule.alpha", -0.001, "alpha must lie between"),
-        ("rule.alpha", 0.01, "radius is"),
+        ("rule.alpha", 0.01, "alpha is 0.001, it should be 0.01"),
         ("certificate.alpha", 0.0001, "alpha is 0.0001, it should be 0.001"),
         ("certificate.sigma", 0.6, "sigma is 0.6, it should be 0.5"),
         ("certificate.predict", 1, "predict is 1, it should be 0"),
@@ -111,8 +112,8 @@ def test_less_passes_only_from_another_build(name):
         ("certificate.bound", "beta_binomial", "bound is"),
         ("certificate.stopped_early", True, "stopped_early is True"),
         ("certificate.bilateral", True, "bilateral is True"),
-        ("certificate.counts", [986, 9, 5], "radius is"),
-        ("certificate.counts", [985, 15], "counts has 2 classes, the model 3"),
+        ("certificate.counts", [986, 9, 5], "p_lower is"),
+        ("certificate.counts", [985, 15], "select_counts must be 2 counts"),
         ("certificate.counts", [1005, -10, 5], "counts must be 3 counts of 0 or more"),
         ("certificate.select_counts", [0, 100, 0], "predict is 0, it should be -1"),
         ("certificate.select_counts", [90, 0, 0], "select_counts must be 3 counts"),
@@ -120,16 +121,15 @@ def test_less_passes_only_from_another_build(name):
         ("certificate.sums", [985.0, 10.0, 5.0], "sums is"),
         ("model.smoothing.sigma", 0.6, "radius is|sigma is"),
         ("model.smoothing.sigma", 1e308, "."),
-        ("model.smoothing.noise_family", "rounded_gaussian", "radius is"),
+        ("model.smoothing.noise_family", "rounded_gaussian", "family is 'gaussian', it should be"),
         ("model.smoothing.noise_family", "none", "noise_family must be one of"),
         ("model.smoothing.block_size", 128, "block_size of the rule is 64, the model's 128"),
         ("model.smoothing.num_classes", 10, "counts has 3 classes, the model 10"),
         ("model.smoothing.num_classes", 3.0, "num_classes must be an integer"),
         ("rule.block_size", 128, "block_size of the rule is 128, the model's 64"),
-        ("rule.n", 2000, r"n is 1000, the rule's looks are at|is too"),
+        ("rule.n", 2000, "stopped_early is False, it should be True"),
         ("rule.n0", 99, "n0 is 100, the rule takes 99"),
-        ("rule.bound", "clopper_pearson", "bound is clopper_pearson, a sidecar's is one of"),
-        ("rule.bound", "hoeffding", "bound is hoeffding, a sidecar's is one of"),
+        ("rule.bound", "beta_binomial", "bound is 'late_spending', it should be 'beta_binomial'"),
         ("shape", [4, 1, 1], r"shape is \(4, 1, 1\), the model takes \(2, 2, 1\)"),
         ("pixels_sha256", "0" * 64, "the pixels are not those of pixels_sha256"),
         ("pixels_sha256", "x", "not 64 hex digits"),
@@ -143,6 +143,20 @@ def test_less_passes_only_from_another_build(name):
 )
 def test_an_altered_field_is_found(name, value, message):
     assert re.search(message, fault(changed(made_audits.fields(), name, value)) or "nothing")
+
+
+@pytest.mark.parametrize("bound", ["clopper_pearson", "hoeffding"])
+def test_a_bound_that_no_sidecar_uses_is_found(bound):
+    fields = changed(made_audits.fields(), "rule.bound", bound)
+    fields = changed(fields, "certificate.bound", bound)
+    assert f"bound is {bound}, a sidecar's is one of" in fault(fields)
+
+
+def test_draws_that_are_not_those_of_the_rule_are_found():
+    fields = changed(made_audits.fields(), "rule.n", 1001)
+    assert "n is 1000, the rule's looks are at" in fault(
+        changed(fields, "certificate.stopped_early", True)
+    )
 
 
 def test_a_bound_for_a_fixed_number_of_draws_passes_where_older_versions_used_it():
@@ -176,17 +190,17 @@ def test_forged_votes_are_found_by_drawing_again():
     forged = made_audits.fields(counts=(995, 3, 2))
     assert fault(forged) is None
     drawn = Counts(select_counts=(100, 0, 0), counts=(985, 10, 5), n0=100, n=1000)
-    wrong = fault(forged, redraw=lambda entry: drawn)
+    wrong = fault(forged, replay=lambda entry: drawn)
     assert wrong == (
         "drawn again the votes are (100, 0, 0) and (985, 10, 5), "
         "recorded are (100, 0, 0) and (995, 3, 2)"
     )
-    assert fault(made_audits.fields(), redraw=lambda entry: drawn) is None
+    assert fault(made_audits.fields(), replay=lambda entry: drawn) is None
 
 
 def test_seeds_that_are_equal_are_refused_before_anything_is_drawn():
     fields = changed(made_audits.fields(), "estimate_seed", [0, 1])
-    assert "must be independent" in fault(fields, redraw=lambda entry: pytest.fail("drawn"))
+    assert "must be independent" in fault(fields, replay=lambda entry: pytest.fail("drawn"))
 
 
 def leaves(value, path=""):
@@ -457,7 +471,7 @@ class TestCommand:
 def test_versions_of_both_sides_are_named():
     fields = changed(made_audits.fields(), "certificate.radius", 9.0)
     other = fields | {"made_with": "tfmacer 0.0.1, scipy 1.0.0, x"}
-    assert f"('tfmacer 0.0.1, scipy 1.0.0, x'; here {audit.MADE_WITH})" in fault(other)
+    assert f"('tfmacer 0.0.1, scipy 1.0.0, x'; here {audit_entries.MADE_WITH})" in fault(other)
 
 
 def test_no_warning_where_nothing_is_torn(path):

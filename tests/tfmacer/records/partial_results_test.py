@@ -21,7 +21,7 @@ def settings(**others):
 def logs(tmp_path_factory):
     """The logs of an undivided run, one for each rule."""
     folder = tmp_path_factory.mktemp("logs")
-    return [made_logs.write(folder / f"{one.bound}.tsv", one) for one in settings()]
+    return [made_logs.write(folder / f"{one.rule.bound}.tsv", one) for one in settings()]
 
 
 def part(logs, indices, **others):

@@ -96,7 +96,7 @@ def test_no_image_in_common_is_no_pair(tmp_path):
 
 def published(name, labels, radius=0.5):
     records = [
-        Record(idx=i, label=label, predict=label, radius=radius, correct=True, seconds=1.0)
+        Record(idx=i, label=label, predict=label, radius=radius, seconds=1.0)
         for i, label in enumerate(labels)
     ]
     return Run(name, Log(Path(name), tuple(records), None))
@@ -274,7 +274,7 @@ def test_unfinished_altered_and_unlabelled_runs_are_said(tmp_path):
     path.write_text(text)
     settings_path(path).write_text(made_logs.settings().to_json())
     unlabelled = Log(path, (*log.records, Record(
-        idx=50, label=-1, predict=1, radius=1.0, correct=False, seconds=1.0)), None)  # fmt: skip
+        idx=50, label=-1, predict=1, radius=1.0, seconds=1.0)), None)  # fmt: skip
     assert "1 images without a true label" in told([Run("part", unlabelled)])
 
 

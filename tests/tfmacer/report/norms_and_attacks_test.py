@@ -68,7 +68,7 @@ def test_a_run_knows_its_norm_and_no_law_is_asked(runs):
     assert [run.norm for run in runs] == ["l2", "l2", "linf"]
     assert Run("published", Log(None, (), None)).norm == "l2"
     mixed = runs[2]
-    unanimous = [r.radius for r in mixed.log.records if max(r.counts) == r.n]
+    unanimous = [r.radius for r in mixed.log.records if max(r.draws.counts) == r.draws.n]
     assert mixed.largest_radius == (unanimous[0] if unanimous else None)
 
 
@@ -275,7 +275,7 @@ def test_soft_runs_take_the_gap_of_the_mean_softmax(tmp_path):
     run = Run("soft", made_logs.write(tmp_path / "soft.tsv", made_logs.settings(rule)))
     assert run.scores == "mean softmax"
     first = run.log.records[0]
-    sums = np.array(first.sums)
+    sums = np.array(first.draws.sums)
     expected = np.log(sums[first.label] / np.delete(sums, first.label).max())
     assert run.log_gap[0] == pytest.approx(expected)
     assert "soft, by mean softmax: median" in " ".join(texts(plots.log_gap([run]).figure))

@@ -34,7 +34,7 @@ def runs(tmp_path_factory):
 
 def published(radii):
     records = [
-        Record(idx=i, label=i % 2, predict=i % 2, radius=r, correct=True, seconds=1.0)
+        Record(idx=i, label=i % 2, predict=i % 2, radius=r, seconds=1.0)
         for i, r in enumerate(radii)
     ]
     return Run("published", Log(Path("published.tsv"), tuple(records), None))
@@ -224,7 +224,12 @@ def test_files_are_pictures(runs):
 
 
 def test_largest_radii_that_nearly_agree_are_marked_once(runs):
-    near = dataclasses.replace(runs[0].log.settings, sigma=0.5005, n=2010)
+    settings = runs[0].log.settings
+    near = dataclasses.replace(
+        settings,
+        classifier=dataclasses.replace(settings.classifier, sigma=0.5005),
+        rule=dataclasses.replace(settings.rule, n=2010),
+    )
     log = dataclasses.replace(runs[0].log, settings=near)
     plot = plots.radius_accuracy([runs[0], Run("near", log)])
     assert "largest certifiable, 2,000 and 2,010 draws" in words(plot)
@@ -235,7 +240,7 @@ def test_the_mark_of_the_largest_radius_keeps_off_the_curves(runs, share, below)
     radius = runs[0].largest_radius
     many = len(runs[0].log.records)
     records = tuple(
-        dataclasses.replace(record, radius=radius, correct=i < share * many)
+        dataclasses.replace(record, radius=radius, predict=record.label if i < share * many else -1)
         for i, record in enumerate(runs[0].log.records)
     )
     run = Run("run", dataclasses.replace(runs[0].log, records=records))

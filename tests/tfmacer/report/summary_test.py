@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
+from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.logs import Log, Record, read_log
@@ -18,10 +19,7 @@ RESULTS = ROOT / "results"
 
 
 def record(idx, label, predict, radius, **others):
-    correct = predict == label and label >= 0
-    return Record(
-        idx=idx, label=label, predict=predict, radius=radius, correct=correct, seconds=2.0, **others
-    )
+    return Record(idx=idx, label=label, predict=predict, radius=radius, seconds=2.0, **others)
 
 
 def run(*records, settings=None):
@@ -189,11 +187,11 @@ def test_dataset_bound_takes_off_the_binomial_quantile(tmp_path):
 
 def test_p_true_and_log_gap_by_hand(tmp_path):
     settings = made_logs.settings()
-    votes = {"n0": 100, "n": 2000, "select_counts": (100, 0, 0, 0)}
+    draws = Counts(n0=100, n=2000, select_counts=(100, 0, 0, 0), counts=(1500, 400, 100, 0))
     found = run(
-        record(0, 0, 0, 0.5, counts=(1500, 400, 100, 0), **votes),
-        record(1, 3, 0, 0.5, counts=(1500, 400, 100, 0), **votes),
-        record(2, -1, 0, 0.5, counts=(1500, 400, 100, 0), **votes),
+        record(0, 0, 0, 0.5, draws=draws),
+        record(1, 3, 0, 0.5, draws=draws),
+        record(2, -1, 0, 0.5, draws=draws),
         settings=settings,
     )
     assert list(found.p_true) == [0.75, 0.0]

@@ -17,7 +17,7 @@ from tfmacer.report.tables import DASH, MINUS, Cell, Table
 
 def published(name, radii):
     records = [
-        Record(idx=i, label=1, predict=1 if r else -1, radius=r, correct=bool(r), seconds=1.0)
+        Record(idx=i, label=1, predict=1 if r else -1, radius=r, seconds=1.0)
         for i, r in enumerate(radii)
     ]
     return Run(name, Log(Path(f"{name}.tsv"), tuple(records), None))

@@ -74,12 +74,12 @@ def test_a_fixed_run_counts_exactly_its_draws():
         certificate = found[index].certificate
         image = np.full(SHAPE, p, np.float32)
         for counts, stage, n in (
-            (certificate.select_counts, SELECT, 50),
-            (certificate.counts, ESTIMATE, 1000),
+            (certificate.draws.select_counts, SELECT, 50),
+            (certificate.draws.counts, ESTIMATE, 1000),
         ):
             expected = np.bincount(source.draws(image, row_seed(5, stage, index), n), minlength=3)
             assert list(counts) == expected.tolist()
-        assert certificate.n == 1000
+        assert certificate.draws.n == 1000
 
 
 @pytest.mark.parametrize("stop", ["fixed", "decide:0.4", "precision:0.1"])
@@ -117,12 +117,14 @@ def test_an_early_stop_draws_a_prefix_and_no_block_past_its_look():
     found = finals(source, [0.99], rule)
     certificate = found[0].certificate
     assert certificate.stopped_early
-    assert certificate.n in rule.looks
-    assert certificate.n < 2000
-    drawn = source.draws(np.full(SHAPE, 0.99, np.float32), row_seed(5, ESTIMATE, 0), certificate.n)
-    assert list(certificate.counts) == np.bincount(drawn, minlength=3).tolist()
+    assert certificate.draws.n in rule.looks
+    assert certificate.draws.n < 2000
+    drawn = source.draws(
+        np.full(SHAPE, 0.99, np.float32), row_seed(5, ESTIMATE, 0), certificate.draws.n
+    )
+    assert list(certificate.draws.counts) == np.bincount(drawn, minlength=3).tolist()
     asked = sum(n for call in source.calls for _, n in call)
-    assert asked == certificate.n + 50
+    assert asked == certificate.draws.n + 50
 
 
 def test_requests_meet_on_block_borders_and_never_overlap():
@@ -151,7 +153,7 @@ def test_a_fixed_plan_passes_its_looks_and_keeps_what_they_saw():
     for event in events:
         if event.looks:
             assert event.certificate == certify(event.looks[-1], rule, LAW)
-            assert event.n >= event.certificate.n
+            assert event.n >= event.certificate.draws.n
     assert len(source.calls) <= len(rule.looks) / 2
     # The first request fills every place once, so that the first look is not long in coming.
     assert len(source.calls[0]) == 8
@@ -175,11 +177,11 @@ def test_a_budget_asks_ahead_too_and_rests_on_a_look(monkeypatch):
     source = KnownVotes(parallelism=7)
     rule = Rule(n=100_000, bound="beta_binomial", stop="budget:3", block_size=BLOCK)
     [event] = finals(source, [0.9], rule).values()
-    n = event.certificate.n
+    n = event.certificate.draws.n
     assert n in rule.looks
     assert n < event.n
     drawn = source.draws(np.full(SHAPE, 0.9, np.float32), row_seed(5, ESTIMATE, 0), n)
-    assert list(event.certificate.counts) == np.bincount(drawn, minlength=3).tolist()
+    assert list(event.certificate.draws.counts) == np.bincount(drawn, minlength=3).tolist()
 
 
 def test_undecided_images_share_a_round():
@@ -212,8 +214,8 @@ def test_a_budget_ends_with_the_latest_look(monkeypatch):
     )
     [event] = finals(KnownVotes(), [0.9], rule).values()
     assert event.seconds >= 2
-    assert event.certificate.n in rule.looks
-    assert event.certificate.n < 1_000_000
+    assert event.certificate.draws.n in rule.looks
+    assert event.certificate.draws.n < 1_000_000
 
 
 def test_lost_votes_are_an_error_never_a_certificate():
