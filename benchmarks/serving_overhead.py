@@ -87,9 +87,7 @@ def in_process(folder: Path, image: npt.NDArray[np.float32]) -> Iterator[tuple[f
     while True:
         started, spent = time.perf_counter(), time.process_time()
         deque(
-            draw_certificates(
-                source, [Task.seeded(1, 0, image)], rule, source.smoothing.distribution
-            ),
+            draw_certificates(source, [Task.seeded(1, 0, image)], rule),
             maxlen=0,
         )
         yield time.perf_counter() - started, time.process_time() - spent

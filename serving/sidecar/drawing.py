@@ -62,7 +62,7 @@ def looks(
     best: Certificate | None = None
     drawn, checked = 0, -math.inf
     try:
-        for progress in draw_certificates(votes, [task], rule, distribution, around_certify=bound):
+        for progress in draw_certificates(votes, [task], rule, around_certify=bound):
             drawn = progress.n
             # A certificate that has not been checked is not given, even at a deadline.
             due = every or progress.seconds - checked >= CHECK_SECONDS

@@ -89,9 +89,8 @@ def test_the_certificate_over_grpc_is_the_one_of_the_export(
             pb.CertifyRequest(pixels=pixels, n=2000, alpha=0.01), timeout=120
         )
     rule = Rule(alpha=0.01, bound="late_spending", n=2000, block_size=BLOCK)
-    noise = noise_distribution("gaussian", sigma=0.25, params={}, dimension=64)
     source = SavedModelVotes(base_path)
-    *_, last = draw_certificates(source, [Task.seeded(SEED, 0, IMAGE)], rule, noise)
+    *_, last = draw_certificates(source, [Task.seeded(SEED, 0, IMAGE)], rule)
     assert last.certificate is not None
     # Every draw's noise is the same. The threads of the two processes may differ, and with them
     # the last bit of a logit: a vote may move where two classes tie within rounding.

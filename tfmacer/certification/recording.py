@@ -73,7 +73,6 @@ def certify_examples(
     Yields:
       Each example with its certificate, in the order in which they finish.
     """
-    distribution = source.smoothing.distribution
     waiting: dict[int, tuple[Example, int]] = {}
 
     def tasks() -> Iterator[Task]:
@@ -86,9 +85,7 @@ def certify_examples(
                 waiting[example.index] = (example, int(clean))
                 yield Task.seeded(seed, example.index, example.image)
 
-    for progress in draw_certificates(
-        source, tasks(), rules[0], distribution, extra_rules=rules[1:]
-    ):
+    for progress in draw_certificates(source, tasks(), rules[0], extra_rules=rules[1:]):
         on_progress(progress)
         if progress.done and progress.certificate is not None:
             example, clean = waiting.pop(progress.index)

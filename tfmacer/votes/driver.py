@@ -192,7 +192,6 @@ def draw_certificates(
     source: VoteSource,
     tasks: Iterable[Task],
     rule: Rule,
-    distribution: NoiseDistribution,
     *,
     extra_rules: Sequence[Rule] = (),
     around_certify: Callable[[], AbstractContextManager[object]] = nullcontext,
@@ -205,7 +204,6 @@ def draw_certificates(
       source: where votes come from.
       tasks: the images, taken as they are needed.
       rule: sampling plan, bound and stop rule; its block size must be the source's.
-      distribution: the smoothing distribution.
       extra_rules: for fixed numbers of draws, certified from the same votes at the end.
       around_certify: entered around the computation of a certificate, for whoever measures it.
 
@@ -213,10 +211,10 @@ def draw_certificates(
       After each round of requests, the progress of every image that advanced in it.
 
     Raises:
-      UserError: the rule's block size is not the source's, the distribution does not certify such
-        images, or votes are missing because the network's logits were not finite.
+      UserError: the rule's block size is not the source's, the noise distribution does not certify
+        such images, or votes are missing because the network's logits were not finite.
     """
-    smoothing = source.smoothing
+    smoothing, distribution = source.smoothing, source.smoothing.distribution
     if rule.block_size != smoothing.block_size:
         raise UserError(
             f"block_size of the rule is {rule.block_size}, the model's is {smoothing.block_size}"

@@ -23,7 +23,7 @@ from tfmacer.votes.endpoint import BackendError
 from tfmacer.votes.source import ESTIMATE, SELECT, row_seed
 
 SEED = 7
-LAW = noise_distribution("gaussian", sigma=SMOOTHING.sigma, params={}, dimension=16)
+DISTRIBUTION = noise_distribution("gaussian", sigma=SMOOTHING.sigma, params={}, dimension=16)
 
 
 def _counts(probabilities, select_seed, estimate_seed, n0: int, n: int) -> Counts:
@@ -45,7 +45,7 @@ def _seeded_counts(backend, n0: int, n: int) -> Counts:
 
 def _same(message: pb.Certificate, counts: Counts, rule: Rule) -> None:
     """Every number of the message is what the library says of these counts."""
-    expected = certify(counts, rule, LAW)
+    expected = certify(counts, rule, DISTRIBUTION)
     for field in ("predict", "radius", "norm", "p_lower"):
         assert getattr(message, field) == getattr(expected, field), field
     assert (message.alpha, message.bound) == (rule.alpha, rule.bound)
@@ -88,7 +88,7 @@ def test_bilateral(start, backend, pixels) -> None:
     assert message.radius > 0  # below one half, and certified all the same
     assert (
         message.p_upper_second
-        == certify(_seeded_counts(backend, 100, 4000), rule, LAW).p_upper_second
+        == certify(_seeded_counts(backend, 100, 4000), rule, DISTRIBUTION).p_upper_second
     )
 
 
@@ -154,7 +154,7 @@ def test_the_stream_is_certificates_whose_radius_never_falls(start, backend, pix
     # Each is the best of all looks up to then.
     best = 0.0
     for message, look in zip(messages, rule.looks, strict=True):
-        best = max(best, certify(_seeded_counts(backend, 100, look), rule, LAW).radius)
+        best = max(best, certify(_seeded_counts(backend, 100, look), rule, DISTRIBUTION).radius)
         assert message.radius == best
 
 
@@ -185,12 +185,12 @@ def test_a_budget_ends_the_drawing(start, backend, pixels) -> None:
 
 def test_at_the_deadline_the_best_certificate_so_far_is_the_answer(start, backend, pixels) -> None:
     backend.per_draw = 1e-4
-    close = LAW.radius(backend.probabilities[1])  # not to be decided in a million draws
+    close = DISTRIBUTION.radius(backend.probabilities[1])  # not to be decided in a million draws
     rule = Rule(n=1_000_000, bound="beta_binomial", stop=f"decide:{close!r}", block_size=64)
     request = pb.CertifyRequest(pixels=pixels, n=rule.n, decide=close)
     message = start(seed=SEED).stub.Certify(request, timeout=1.5)
     counts = _seeded_counts(backend, 100, message.n)
-    assert not decided(counts, rule, LAW)
+    assert not decided(counts, rule, DISTRIBUTION)
     _same(message, counts, rule)
     messages = list(start(seed=SEED).stub.CertifyStream(request, timeout=1.5))
     assert messages[-1].drawn < rule.n

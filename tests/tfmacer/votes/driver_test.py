@@ -10,14 +10,12 @@ from tfmacer.common.errors import UserError
 from tfmacer.guarantee.certificate import certify
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
-from tfmacer.noise.gaussian.distribution import Gaussian
 from tfmacer.records.runs import Smoothing
 from tfmacer.votes.driver import Progress, Task, draw_certificates
 from tfmacer.votes.source import ESTIMATE, SELECT, Votes, row_seed
 
 SHAPE = (1, 1, 1)
 BLOCK = 32
-LAW = Gaussian(sigma=0.5, dimension=784)
 
 
 class KnownVotes:
@@ -60,7 +58,7 @@ def tasks(probabilities: list[float]) -> Iterator[Task]:
 
 
 def finals(source: KnownVotes, probabilities: list[float], rule: Rule) -> dict[int, Progress]:
-    events = draw_certificates(source, tasks(probabilities), rule, LAW)
+    events = draw_certificates(source, tasks(probabilities), rule)
     return {event.index: event for event in events if event.done}
 
 
@@ -143,7 +141,7 @@ def test_a_fixed_plan_passes_its_looks_and_keeps_what_they_saw():
     """Nothing drawn can end it, so it asks ahead; each look has the counts of its own draws."""
     source = KnownVotes(parallelism=8)
     rule = Rule(n0=50, n=3000, bound="late_spending", block_size=BLOCK)
-    events = list(draw_certificates(source, tasks([0.7]), rule, LAW))
+    events = list(draw_certificates(source, tasks([0.7]), rule))
     image, seed = np.full(SHAPE, 0.7, np.float32), row_seed(5, ESTIMATE, 0)
     seen = [counts for event in events for counts in event.looks]
     assert [counts.n for counts in seen] == list(rule.looks)
@@ -152,7 +150,7 @@ def test_a_fixed_plan_passes_its_looks_and_keeps_what_they_saw():
         assert list(counts.counts) == np.bincount(drawn, minlength=3).tolist()
     for event in events:
         if event.looks:
-            assert event.certificate == certify(event.looks[-1], rule, LAW)
+            assert event.certificate == certify(event.looks[-1], rule, source.smoothing.distribution)
             assert event.n >= event.certificate.draws.n
     assert len(source.calls) <= len(rule.looks) / 2
     # The first request fills every place once, so that the first look is not long in coming.
@@ -200,7 +198,7 @@ def test_undecided_images_share_a_round():
 
 def test_closing_the_iterator_stops_the_drawing():
     source = KnownVotes()
-    events = draw_certificates(source, tasks([0.9]), Rule(n=100_000, block_size=BLOCK), LAW)
+    events = draw_certificates(source, tasks([0.9]), Rule(n=100_000, block_size=BLOCK))
     next(events)
     events.close()
     assert sum(n for call in source.calls for _, n in call) < 1000
