@@ -103,12 +103,12 @@ def unanimous(rule: Rule, n: int) -> float:
 
 
 def check_count(name: str, value: object, *, least: int) -> None:
-    """Refuses what is no integer of `least` or more."""
+    """Raises UserError unless `value` is an integer of `least` or more."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise UserError(f"{name} must be an integer of {least} or more, got {value!r}")
 
 
 def check_error_rate(name: str, value: float) -> None:
-    """Refuses what is no error rate to be divided further."""
+    """Raises UserError unless `value` is an error rate that can still be divided."""
     if not _LEAST_ALPHA <= value < 1:
         raise UserError(f"{name} must lie between {_LEAST_ALPHA} and 1, got {value}")

@@ -69,7 +69,7 @@ def count_votes(
         logits = tf.ensure_shape(tf.cast(logits, tf.float32), (block_size, classes))
         draws = block * block_size + tf.range(block_size, dtype=tf.int64)
         asked = (draws >= starts[row]) & (draws < stops[row])
-        # A draw whose logits are not finite casts no vote; whoever adds the counts sees it missing.
+        # A draw whose logits are not finite casts no vote; it is then missing from the counts.
         # (A check op here would be stateful, and stateful ops run the passes one after another.)
         counted = (asked & tf.reduce_all(tf.math.is_finite(logits), axis=-1))[:, tf.newaxis]
         votes = tf.one_hot(tf.argmax(logits, axis=-1), classes, on_value=True, off_value=False)

@@ -39,7 +39,7 @@ def strategy(name: str) -> tf.distribute.Strategy:
 
 
 def environment(intra_op_threads: int | None = None) -> dict[str, Any]:
-    """Within what votes repeat bit for bit: device, intra-op threads and library versions.
+    """What votes depend on bit for bit: device, intra-op threads and library versions.
 
     Args:
       intra_op_threads: as asked for; None takes TensorFlow's own setting (0: one per core).
@@ -54,7 +54,7 @@ def environment(intra_op_threads: int | None = None) -> dict[str, Any]:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what the votes depend on, for the record."""
+    """Versions of the libraries that votes depend on, as logs record them."""
     import keras
 
     return {

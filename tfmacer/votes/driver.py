@@ -205,7 +205,7 @@ def draw_certificates(
       tasks: the images, taken as they are needed.
       rule: sampling plan, bound and stop rule; its block size must be the source's.
       extra_rules: for fixed numbers of draws, certified from the same votes at the end.
-      around_certify: entered around the computation of a certificate, for whoever measures it.
+      around_certify: entered around the computation of a certificate, to measure it.
 
     Yields:
       After each round of requests, the progress of every image that advanced in it.

@@ -18,10 +18,10 @@ from tfmacer.wire.channel import DIRECT, Transport, open_channel
 MAX_MESSAGE_BYTES = 64 * 2**20
 INFO_SECONDS = 10.0
 
-# Sound because a request names its seeds: a second answer is the first one again. Some four seconds
-# in all (3.16 to 4.74: gRPC spreads each wait by a fifth), enough for a server that is restarted or
-# drops a connection, and less than anyone waits for a status, so that what is said is the failure
-# and not the deadline.
+# A call may be repeated because a request names its seeds: the second answer equals the first. Some
+# four seconds in all (3.16 to 4.74: gRPC spreads each wait by a fifth), enough for a server that is
+# restarted or drops a connection, and less than any caller's deadline for a status, so that the
+# failure is reported and not the deadline.
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
@@ -33,8 +33,8 @@ _SERVICE_CONFIG = {
                 "initialBackoff": "0.2s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 2.5,
-                # CANCELLED is what a server says of calls that its shutdown cuts off; our own
-                # cancellations are not repeated.
+                # A server answers CANCELLED to calls that its shutdown cuts off; calls that are
+                # cancelled here are not repeated.
                 "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         }
@@ -80,7 +80,7 @@ class Endpoint:
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.initial_reconnect_backoff_ms", 200),
-            # With its spread less than the repetitions take: one of them finds the server back.
+            # With its spread, less than the repetitions take: one of them reaches the server again.
             ("grpc.max_reconnect_backoff_ms", 2000),
         ]
         self._channel = open_channel(target, transport, options)
@@ -116,7 +116,7 @@ class Endpoint:
         )
 
     def watch(self, changed: Callable[[grpc.ChannelConnectivity], None]) -> None:
-        """Tells of every change of the connection, on another thread, until it is closed."""
+        """Calls `changed`, on another thread, at every change of the connection until it closes."""
         self._channel.subscribe(changed)
 
     def close(self) -> None:
@@ -124,7 +124,7 @@ class Endpoint:
         self._channel.close()
 
     def explain(self, error: Any, asked: str) -> BackendError:
-        """The failure of one call, as what it means to whoever asked for votes."""
+        """The failure of one call, as an error for the caller that asked for votes."""
         code, text = error.code(), str(error.details())
         meanings = {
             grpc.StatusCode.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,

@@ -139,7 +139,7 @@ class SavedModelVotes(_LocalVotes):
                 raise UserError(f"it has no signature {', '.join(sorted(missing))}")
             info = self._model.signatures["tfmacer_info"](probe=tf.zeros([1], tf.int32))
             text = info["smoothing"].numpy()[0].decode()
-        # What a file can make TensorFlow raise has no end; the remedy is the same.
+        # A bad file can make TensorFlow raise anything; the remedy is the same.
         except Exception as error:
             raise UserError(f"{self._directory}: not an export of tfmacer: {error}") from error
         super().__init__(Smoothing.from_json(text, origin=str(self._directory)))

@@ -17,16 +17,16 @@ from tfmacer.common.errors import UserError
 from tfmacer.records.runs import UNKNOWN_MODEL, RunDirectory, Smoothing, model_digest
 from tfmacer.votes.counting import inference
 
-# What makes something else of logits.
+# Activations that turn logits into probabilities.
 NOT_LOGITS = ("softmax", "sigmoid")
 
-# Random images that a network is asked about.
+# Random images that a network is tried on.
 _PROBED = 4
 
 # Where a configuration names layers: their own, and those whose outputs they take.
 _NAMING = {"name", "keras_history", "input_layers", "output_layers"}
 
-# Layers of Keras that run what others made.
+# Layers of Keras that run code from outside of it.
 _FOREIGN_CODE = ("TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
 
 
@@ -42,7 +42,7 @@ def load_network(path: Path) -> Any:
     """
     import keras
 
-    # Beside `.keras`, Keras would take other formats, directories and addresses.
+    # Keras would take other formats, directories and addresses as well.
     if path.suffix != ".keras" or not zipfile.is_zipfile(path):
         raise UserError(f"model {path}: not a .keras file")
     try:
@@ -50,7 +50,7 @@ def load_network(path: Path) -> Any:
             # Else Keras would leave weights that the file does not have as they were drawn.
             warnings.filterwarnings("error", message="Skipping nested container")
             return keras.models.load_model(path, compile=False, safe_mode=True)
-    # What a file can make Keras raise has no end; the remedy is the same.
+    # A bad file can make Keras raise anything; the remedy is the same.
     except Exception as error:
         if foreign := _unregistered(path):
             raise UserError(
@@ -82,20 +82,20 @@ def _unregistered(path: Path) -> str:
 
 
 def check_saved(network: Any, *, what: str) -> None:
-    """Refuses a Keras network that would not come back once it is saved.
+    """Refuses a Keras network that cannot be saved and loaded again.
 
     Args:
       network: with one input `[B, H, W, C]`.
       what: the network, for the error message.
 
     Raises:
-      UserError: it cannot be saved, or loaded in safe mode, or answers otherwise then.
+      UserError: it cannot be saved, or loaded in safe mode, or then answers differently.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.keras"
         try:
             network.save(path)
-        # What layers of a user's own raise has no end.
+        # A user's own layers may raise anything.
         except Exception as error:
             raise UserError(f"{what}: cannot be saved: {_line(error)}") from error
         try:
@@ -111,8 +111,8 @@ def check_saved(network: Any, *, what: str) -> None:
     before, after = (answers(each, network.input_shape[1:], what=what) for each in (network, again))
     if not np.allclose(before, after, rtol=1e-3, atol=1e-3 * np.abs(before).max()):
         raise UserError(
-            f"{what}: answers otherwise once it was saved and loaded: get_config of a layer of its "
-            "own leaves something out, or it draws random numbers"
+            f"{what}: answers differently once saved and loaded: get_config of a custom layer "
+            "leaves something out, or the network draws random numbers"
         )
 
 

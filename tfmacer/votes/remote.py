@@ -204,7 +204,7 @@ class RemoteVotes:
     def _wait_for_slot(self) -> None:
         """Takes a place, or raises once past the deadline or cancelled.
 
-        A wait is not cut short by `cancel`: whoever has cancelled is asking for nothing more, and
+        A wait is not cut short by `cancel`: a caller that has cancelled asks for nothing more, and
         the place is given back as soon as it is granted.
         """
         if not self._slots.acquire(timeout=self._remaining()):

@@ -1,8 +1,8 @@
-"""The seam between what draws noise and what is concluded from it.
+"""The interface between what draws noise and what is concluded from it.
 
 A `VoteSource` answers "how often does each class win among these draws". A network in this
-process, a loaded SavedModel and a TF Serving endpoint are sources; selection, bounds, radii,
-stopping, logs and servers are written once, above them.
+process, a loaded SavedModel and a TensorFlow Serving endpoint are sources; selection, bounds,
+radii, stopping, logs and servers are written once, above them.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ ESTIMATE = "estimate"
 
 
 class Votes(NamedTuple):
-    """What a batch of draws said, one row an image (or a part of an image's stream).
+    """The votes of a batch of draws; a row is an image, or a part of an image's stream.
 
     Attributes:
       counts: int64 `[B, K]`, how often each class had the largest logit.
@@ -43,7 +43,7 @@ class Votes(NamedTuple):
         return Votes(self.counts[index], self.sums[index], self.square_sums[index])
 
     def plus(self, more: "Votes") -> "Votes":
-        """The votes of both stretches of draws together."""
+        """The votes of both sets of draws together."""
         return Votes(
             self.counts + more.counts,
             self.sums + more.sums,

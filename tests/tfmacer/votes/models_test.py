@@ -165,7 +165,7 @@ NOT_COMING_BACK = {
         lambda: keras.layers.Activation(lambda x: x + 1),
         "could not be loaded once it was saved: .*activation function",
     ),
-    "changed": (_changed, "answers otherwise once it was saved and loaded: get_config of a layer"),
+    "changed": (_changed, "answers differently once saved and loaded: get_config of a custom"),
 }
 
 
