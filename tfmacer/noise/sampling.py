@@ -1,60 +1,47 @@
 """How the noise of a family is drawn inside a graph."""
 
-import functools
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from tfmacer.noise import families, random_numbers
-from tfmacer.noise.random_numbers import Generator
-
-# As `Noise`, with the generator chosen already.
-TrainingNoise = Callable[[tf.Tensor, tf.Tensor, float, Mapping[str, float]], tf.Tensor]
 
 
-class Noise(Protocol):
-    """Draws noise."""
+class Draw(NamedTuple):
+    """Noise to be drawn.
 
-    def __call__(
-        self,
-        generator: Generator,
-        shape: tf.Tensor,
-        seed: tf.Tensor,
-        sigma: float,
-        params: Mapping[str, float],
-    ) -> tf.Tensor:
-        """Draws noise, in float32 whatever the network computes in.
+    Attributes:
+      generator: makes numbers of random bits.
+      shape: int `[2 + 3]` or `[1 + 3]`; the last three are one image's.
+      seed: int64 `[2]`, of Philox.
+      sigma: scale of the noise, in units of pixels in [0, 1].
+      params: the family's further parameters.
+    """
 
-        Args:
-          generator: makes numbers of random bits.
-          shape: int `[2 + 3]` or `[1 + 3]`, of what is drawn; the last three are one image's.
-          seed: int64 `[2]`, of Philox.
-          sigma: scale of the noise, in units of pixels in [0, 1].
-          params: the family's further parameters.
-
-        Returns:
-          float32 of that shape.
-        """
-        ...
+    generator: random_numbers.Generator
+    shape: tf.Tensor
+    seed: tf.Tensor
+    sigma: float
+    params: Mapping[str, float]
 
 
 class Sampler(NamedTuple):
     """How one family is drawn: `SAMPLER` of the `sampler.py` in its folder.
 
     Attributes:
-      noise: see `Noise`.
-      add: for noise that is not simply added: (image, arguments of `noise`) to noisy copies of an
-        image float32 `[H, W, C]` in [0, 1], of the shape drawn.
+      noise: to noise of the draw's shape, in float32 whatever the network computes in.
+      add: for noise that is not simply added: to noisy copies, of the draw's shape, of an image
+        float32 `[H, W, C]` in [0, 1].
     """
 
-    noise: Noise
-    add: Callable[..., tf.Tensor] | None = None
+    noise: Callable[[Draw], tf.Tensor]
+    add: Callable[[tf.Tensor, Draw], tf.Tensor] | None = None
 
-    def noisy(self, image: tf.Tensor, *drawn: Any) -> tf.Tensor:
-        """Noisy copies of an image; `drawn` are the arguments of `noise`, the rest as in `add`."""
-        return self.add(image, *drawn) if self.add else image[tf.newaxis] + self.noise(*drawn)
+    def noisy(self, image: tf.Tensor, draw: Draw) -> tf.Tensor:
+        """Noisy copies of an image; see `add`."""
+        return self.add(image, draw) if self.add else image[tf.newaxis] + self.noise(draw)
 
 
 def sampler(family: str) -> Sampler:
@@ -68,8 +55,10 @@ def sampler(family: str) -> Sampler:
     return found
 
 
-def training_noise(family: str) -> TrainingNoise:
-    """The noise that training and attacks draw.
+def training_noise(
+    family: str,
+) -> Callable[[tf.Tensor, tf.Tensor, float, Mapping[str, float]], tf.Tensor]:
+    """The noise that training and attacks draw: (shape, seed, sigma, params) to noise, see `Draw`.
 
     No certificate rests on it, so its generator stays as it was when a new one comes: unfinished
     runs go on bit for bit.
@@ -77,4 +66,5 @@ def training_noise(family: str) -> TrainingNoise:
     Raises:
       UserError: the family is not known.
     """
-    return functools.partial(sampler(family).noise, random_numbers.PHILOX)
+    noise = sampler(family).noise
+    return lambda *drawn: noise(Draw(random_numbers.PHILOX, *drawn))

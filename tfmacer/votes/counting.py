@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfmacer.noise.random_numbers import GENERATORS
-from tfmacer.noise.sampling import sampler
+from tfmacer.noise.sampling import Draw, sampler
 from tfmacer.records.runs import Smoothing
 
 # Blocks in flight at once inside one graph call: as many as most machines have cores, and fewer
@@ -110,14 +110,14 @@ def noisy_block(
     Raises:
       UserError: the noise family is not known.
     """
-    return sampler(smoothing.noise_family).noisy(
-        image,
+    draw = Draw(
         GENERATORS[smoothing.generator],
         (smoothing.block_size, *smoothing.input_shape),
         block_seed(seed, block),
         smoothing.sigma,
         smoothing.noise_params,
     )
+    return sampler(smoothing.noise_family).noisy(image, draw)
 
 
 def block_seed(seed: tf.Tensor, block: tf.Tensor) -> tf.Tensor:

@@ -22,12 +22,7 @@ class _LocalVotes:
     """What the sources in this process share: the smoothing, and how many rows keep them busy."""
 
     def __init__(self, smoothing: Smoothing) -> None:
-        self._smoothing = smoothing
-
-    @property
-    def smoothing(self) -> Smoothing:
-        """What is smoothed, and how."""
-        return self._smoothing
+        self.smoothing = smoothing
 
     @property
     def parallelism(self) -> int:

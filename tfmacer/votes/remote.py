@@ -74,9 +74,9 @@ class RemoteVotes:
         """
         self._endpoint = endpoint
         self.model = model
-        self._parallelism = parallelism or os.cpu_count() or 1
+        self.parallelism = parallelism or os.cpu_count() or 1
         self._timeout = timeout
-        self._slots = slots or threading.BoundedSemaphore(self._parallelism)
+        self._slots = slots or threading.BoundedSemaphore(self.parallelism)
         self._deadline = deadline
         self._check = check
         self._cancelled = threading.Event()
@@ -113,11 +113,6 @@ class RemoteVotes:
     def smoothing(self) -> Smoothing:
         """What is smoothed, and how."""
         return self.model.smoothing
-
-    @property
-    def parallelism(self) -> int:
-        """How many rows are in flight at once."""
-        return self._parallelism
 
     def sample(
         self,

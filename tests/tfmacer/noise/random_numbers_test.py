@@ -8,8 +8,7 @@ import pytest
 import tensorflow as tf
 from scipy import integrate, special, stats
 
-from tfmacer.noise import generators
-from tfmacer.noise import random_numbers as draws
+from tfmacer.noise import generators, random_numbers
 
 SEED = tf.constant([3, -4], tf.int64)
 
@@ -25,7 +24,7 @@ def pair(length: int, angle: int) -> list[mpmath.mpf]:
 
 def made(lengths, angles, sigma: float = 1.0) -> np.ndarray:
     """`[n, 2]`: the pairs that the transformation makes of these bits."""
-    numbers = draws.box_muller(
+    numbers = random_numbers.box_muller(
         tf.constant(lengths, tf.int64), tf.constant(angles, tf.int32), sigma
     ).numpy()
     return np.stack(np.split(numbers, 2, axis=-1), axis=-1)
@@ -108,7 +107,7 @@ class TestBoxMuller:
     def test_uniforms_keep_their_digits_near_zero(self):
         whole = tf.constant([0, 1, -1, 3, 2**40 + 1, 2**63 - 1, -(2**63)], tf.int64)
         for dtype in (tf.float32, tf.float64):
-            found = draws.uniforms(whole, dtype).numpy()
+            found = random_numbers.uniforms(whole, dtype).numpy()
             exact = np.array([0.5, 1, 1, 3, 2**40 + 1, 2**63 - 1, 2**63]) / 2**63
             np.testing.assert_array_equal(found, exact.astype(dtype.as_numpy_dtype))
 
@@ -116,7 +115,13 @@ class TestBoxMuller:
 class TestNormals:
     @pytest.mark.parametrize("generator", generators.GENERATORS)
     def test_moments_and_distribution(self, generator):
-        z = draws.GENERATORS[generator].normals((100, 50, 20, 5), SEED, 2.0).numpy().ravel() / 2
+        z = (
+            random_numbers.GENERATORS[generator]
+            .normals((100, 50, 20, 5), SEED, 2.0)
+            .numpy()
+            .ravel()
+            / 2
+        )
         n = len(z)
         assert (n, z.dtype) == (500_000, np.float32)
         z = z.astype(np.float64)
@@ -140,32 +145,34 @@ class TestNormals:
         theta = np.pi * angles / 2**31
         both = np.concatenate([r * np.cos(theta), r * np.sin(theta)], axis=-1)
         expected = both[..., :dimension].reshape(shape)
-        found = draws.BOX_MULLER.normals(shape, SEED, 0.5).numpy()
+        found = random_numbers.BOX_MULLER.normals(shape, SEED, 0.5).numpy()
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
     def test_no_image_shares_bits_with_another(self):
         """Numbers of one pair have the same length; such pairs are within images."""
-        z = draws.BOX_MULLER.normals((64, 3, 5, 2), SEED, 1.0).numpy().reshape(64, 2, 15)
+        z = random_numbers.BOX_MULLER.normals((64, 3, 5, 2), SEED, 1.0).numpy().reshape(64, 2, 15)
         length_seed, _ = tf.random.split(SEED, 2, alg="philox")
-        lengths = draws.bits((64, 15), length_seed, tf.int64)
-        squares = -2 * tf.math.log(draws.uniforms(lengths, tf.float64)).numpy()
+        lengths = random_numbers.bits((64, 15), length_seed, tf.int64)
+        squares = -2 * tf.math.log(random_numbers.uniforms(lengths, tf.float64)).numpy()
         np.testing.assert_allclose((z.astype(np.float64) ** 2).sum(axis=1), squares, rtol=1e-5)
 
     def test_first_generator_is_tensorflows(self):
-        found = draws.PHILOX.normals((2, 3, 2, 1), SEED, 0.5).numpy()
+        found = random_numbers.PHILOX.normals((2, 3, 2, 1), SEED, 0.5).numpy()
         theirs = 0.5 * tf.random.stateless_normal((2, 3, 2, 1), SEED, alg="philox").numpy()
         np.testing.assert_array_equal(found, theirs)
 
     def test_first_generator_ends_where_said(self):
         """Of 4 million numbers none is beyond, nor is a pair: 2^-23 of pairs are its last one."""
         for seed in range(8):
-            z = draws.PHILOX.normals((1000, 5, 100, 1), tf.constant([seed, 0], tf.int64), 1.0)
+            z = random_numbers.PHILOX.normals(
+                (1000, 5, 100, 1), tf.constant([seed, 0], tf.int64), 1.0
+            )
             pairs = z.numpy().reshape(-1, 2).astype(np.float64)
             assert (pairs**2).sum(axis=1).max() <= -2 * math.log(1e-7) * (1 + 1e-6)
 
     def test_a_graph_makes_what_is_made_eagerly(self):
         shape = (5, 3, 7, 3)
-        for generator in draws.GENERATORS.values():
+        for generator in random_numbers.GENERATORS.values():
             drawn = tf.function(lambda seed, g=generator: g.normals(shape, seed, 0.3))(SEED)
             eager = generator.normals(shape, SEED, 0.3).numpy()
             np.testing.assert_array_equal(drawn.numpy(), eager)
@@ -176,7 +183,9 @@ class TestGammas:
     @pytest.mark.parametrize("alpha", [0.05, 0.5, 1.0, 3.25, 392.0, 75_264.0])
     def test_distribution(self, generator, alpha):
         alpha = tf.constant(alpha, tf.float64)
-        found = draws.GENERATORS[generator].gammas(tf.constant([20_000]), SEED, alpha).numpy()
+        found = (
+            random_numbers.GENERATORS[generator].gammas(tf.constant([20_000]), SEED, alpha).numpy()
+        )
         assert found.dtype == np.float64
         assert stats.kstest(found, stats.gamma(float(alpha)).cdf).pvalue > 1e-3
 
@@ -195,15 +204,15 @@ class TestGammas:
 
     def test_shapes_and_seeds(self):
         alpha = tf.constant(2.5, tf.float64)
-        found = draws.BOX_MULLER.gammas(tf.constant([4, 3]), SEED, alpha).numpy()
+        found = random_numbers.BOX_MULLER.gammas(tf.constant([4, 3]), SEED, alpha).numpy()
         assert found.shape == (4, 3)
         assert len(np.unique(found)) == 12
-        again = draws.BOX_MULLER.gammas(tf.constant([4, 3]), SEED, alpha).numpy()
+        again = random_numbers.BOX_MULLER.gammas(tf.constant([4, 3]), SEED, alpha).numpy()
         np.testing.assert_array_equal(found, again)
 
 
 class TestTruncated:
-    @pytest.mark.parametrize("generator", draws.GENERATORS.values())
+    @pytest.mark.parametrize("generator", random_numbers.GENERATORS.values())
     @pytest.mark.parametrize("bound", [0.05, 1.0, 3.0, 6.0])
     def test_distribution(self, generator, bound):
         edge = tf.constant(stats.norm.sf(bound), tf.float32)
@@ -217,14 +226,14 @@ class TestTruncated:
         share = np.array([2.0**-50, 2.0**-40, 2.0**-30, 2.0**-20])
         whole = (share * 2.0**63).astype(np.int64)
         exact = -special.ndtri(edge + share * (0.5 - edge))
-        found = draws.BOX_MULLER.truncated(
+        found = random_numbers.BOX_MULLER.truncated(
             tf.constant([0, *whole, *-whole], tf.int64), tf.constant(edge, tf.float32)
         ).numpy()
         np.testing.assert_allclose(found, [-special.ndtri(edge), *exact, *-exact], rtol=2e-6)
         assert found[0] == pytest.approx(7.0, abs=1e-5)
 
 
-@pytest.mark.parametrize("generator", draws.GENERATORS.values())
+@pytest.mark.parametrize("generator", random_numbers.GENERATORS.values())
 def test_choices_are_uniform(generator):
     found = generator.choices(tf.constant([50_000]), SEED, 7).numpy()
     assert stats.chisquare(np.bincount(found, minlength=7)).pvalue > 1e-3

@@ -168,7 +168,5 @@ class RadialNoise:
         return self.guess(-kept, r) + self.guess(-lost, r) <= 1
 
 
-@functools.lru_cache(maxsize=8)
-def radial_noise(dimension: int, k: float) -> RadialNoise:
-    """The noise of these parameters, made once."""
-    return RadialNoise(dimension, k)
+# Each is made once.
+radial_noise = functools.lru_cache(maxsize=8)(RadialNoise)

@@ -109,7 +109,5 @@ def _mean_exp(rises: Array) -> Array:
     return means
 
 
-@functools.lru_cache(maxsize=8)
-def largest_coordinate(dimension: int, k: float) -> LargestCoordinate:
-    """The distribution of these parameters, tabulated once."""
-    return LargestCoordinate(dimension, k)
+# Each is made once.
+largest_coordinate = functools.lru_cache(maxsize=8)(LargestCoordinate)

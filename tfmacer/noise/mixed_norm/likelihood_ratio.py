@@ -126,7 +126,5 @@ class MixedNormNoise:
         return profile.upper(p_first) + profile.upper(1 - p_second) <= 1
 
 
-@functools.lru_cache(maxsize=8)
-def mixed_norm_noise(dimension: int, k: float) -> MixedNormNoise:
-    """The noise of these parameters, its table made once."""
-    return MixedNormNoise(dimension, k)
+# Each is made once.
+mixed_norm_noise = functools.lru_cache(maxsize=8)(MixedNormNoise)

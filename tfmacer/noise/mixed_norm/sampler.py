@@ -1,44 +1,38 @@
 """Density |z|_inf^-k exp(-|z|_2^2 / (2 sigma^2)), drawn inside a graph."""
 
 import math
-from collections.abc import Mapping
 
 import tensorflow as tf
 
 from tfmacer.noise.mixed_norm.largest_coordinate import LargestCoordinate, largest_coordinate
-from tfmacer.noise.random_numbers import Generator
-from tfmacer.noise.sampling import Sampler
+from tfmacer.noise.sampling import Draw, Sampler
 
 
-def noise(
-    generator: Generator,
-    shape: tf.Tensor,
-    seed: tf.Tensor,
-    sigma: float,
-    params: Mapping[str, float],
-) -> tf.Tensor:
-    """See `sampling.Noise`.
+def noise(draw: Draw) -> tf.Tensor:
+    """See `Sampler`.
 
     The largest coordinate first, then which it is, then the others, truncated by it: see
     `LargestCoordinate`.
     """
     largest_seed, sign_seed, face_seed, others_seed = tf.unstack(
-        tf.random.split(seed, 4, alg="philox")
+        tf.random.split(draw.seed, 4, alg="philox")
     )
-    sides = generator.sides(shape, others_seed)
+    sides = draw.generator.sides(draw.shape, others_seed)
     dimension = math.prod(sides.shape[-3:])
     rows = tf.shape(sides)[:-3]
     share = tf.random.stateless_uniform(rows, largest_seed, dtype=tf.float64, alg="philox")
-    largest = _quantiles(largest_coordinate(dimension, params["k"]), share)[..., tf.newaxis]
+    largest = _quantiles(largest_coordinate(dimension, draw.params["k"]), share)[..., tf.newaxis]
     bound = tf.cast(largest, tf.float32)
     edge = tf.cast(tf.math.erfc(largest / math.sqrt(2)) / 2, tf.float32)
-    others = generator.truncated(tf.reshape(sides, tf.concat([rows, [dimension]], axis=0)), edge)
+    others = draw.generator.truncated(
+        tf.reshape(sides, tf.concat([rows, [dimension]], axis=0)), edge
+    )
     above = tf.random.stateless_uniform(rows, sign_seed, alg="philox") < 0.5
     signed = tf.where(above[..., tf.newaxis], bound, -bound)
-    face = generator.choices(rows, face_seed, dimension)
+    face = draw.generator.choices(rows, face_seed, dimension)
     is_face = tf.one_hot(face, dimension, on_value=True, off_value=False)
     z = tf.where(is_face, signed, tf.clip_by_value(others, -bound, bound))
-    return sigma * tf.reshape(z, tf.shape(sides))
+    return draw.sigma * tf.reshape(z, tf.shape(sides))
 
 
 def _quantiles(table: LargestCoordinate, share: tf.Tensor) -> tf.Tensor:

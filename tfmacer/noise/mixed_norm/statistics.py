@@ -188,7 +188,5 @@ def draw_statistics(
     return statistics_sampler(dimension, k).draw(count, generator)
 
 
-@functools.lru_cache(maxsize=8)
-def statistics_sampler(dimension: int, k: float) -> StatisticsSampler:
-    """What draws the extremes under these parameters, tabulated once."""
-    return StatisticsSampler(dimension, k)
+# Each is made once.
+statistics_sampler = functools.lru_cache(maxsize=8)(StatisticsSampler)
