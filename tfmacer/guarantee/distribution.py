@@ -26,6 +26,8 @@ class NoiseDistribution(abc.ABC):
       norm: the norm in which radii are measured.
       levels: for certificates about images of whole steps alone, the steps from pixel value 0 to 1;
         None where they are about every image.
+      note: what a certificate leaves open, or covers, beyond its probability and what the generator
+        leaves out.
       tabulated: whether the first radius takes seconds, to make a table.
       sigma: scale of the noise, in units of pixels in [0, 1]; > 0.
       dimension: numbers in one image, H x W x C.
@@ -36,6 +38,7 @@ class NoiseDistribution(abc.ABC):
     family: ClassVar[str]
     norm: ClassVar[str]
     levels: ClassVar[int | None] = None
+    note: ClassVar[str] = ""
     tabulated: ClassVar[bool] = False
 
     sigma: float
@@ -84,6 +87,15 @@ class NoiseDistribution(abc.ABC):
     @abc.abstractmethod
     def _probability(self, radius: float) -> float:
         """`probability` but for rounding."""
+
+    @classmethod
+    @abc.abstractmethod
+    def left_out(cls, generator: str, dimension: int) -> float:
+        """Bound on the probability of one image's noise that is never drawn, rounding apart.
+
+        Returns:
+          At most so much may the probability of any event, hence of a class, differ by this.
+        """
 
     def pixels(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The images that certificates are about, where these are given: the same, or rounded.

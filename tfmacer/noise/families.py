@@ -32,18 +32,6 @@ DISTRIBUTIONS: Mapping[str, type[NoiseDistribution]] = MappingProxyType(
 # More than any image has; the tables of some families are made with floating-point numbers.
 _MOST_NUMBERS = 2**31
 
-_FAMILY_CAVEATS = {
-    "rounded_gaussian": (
-        "the pixels are the multiples of 1/255 nearest to those given, and the noise is added in "
-        "whole steps of 1/255, so rounding is covered for all pixels of 8 bits that the same "
-        "network answers with the same arithmetic"
-    ),
-    "mixed_norm": (
-        "all radii of this noise rest on one table, which is wrong with probability "
-        "1e-09, over draws of its own"
-    ),
-}
-
 
 def check_family(family: str) -> None:
     """Raises UserError unless there is a noise family of that name."""
@@ -60,14 +48,15 @@ def caveat(family: str, *, generator: str, dimension: int) -> str:
       dimension: numbers in one image.
     """
     parts = []
-    if missing := generators.left_out(generator, family, dimension):
+    known = DISTRIBUTIONS[family]
+    if missing := known.left_out(generator, dimension):
         parts.append(
             "the noise is taken as exact: neither the rounding of floating-point numbers is "
             f"covered, nor what the generator {generator} never draws, at most "
             f"{_rounded_up(missing)} of the noise's probability in {dimension} dimensions"
         )
-    if family in _FAMILY_CAVEATS:
-        parts.append(_FAMILY_CAVEATS[family])
+    if known.note:
+        parts.append(known.note)
     return f"{'; '.join(parts)}."
 
 

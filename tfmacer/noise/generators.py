@@ -27,31 +27,21 @@ def check_generator(name: str) -> None:
         raise UserError(f"generator must be one of {', '.join(GENERATORS)}, got {name!r}")
 
 
-def left_out(generator: str, family: str, dimension: int) -> float:
-    """Bound on the probability of one image's noise that is never drawn, rounding apart.
+def left_out(generator: str, dimension: int) -> float:
+    """Bound on the probability of one image's normal numbers that are never drawn, rounding apart.
 
     `philox` makes two normal numbers of two uniform ones with 23 bits each. The least value of
     the one that gives their length stands for all lengths beyond 5.65, which 2^-23 of pairs have
     (it is drawn as 1e-7, so the longest pair has 5.68). An image's numbers are in d / 2 pairs, and
-    one more where pairs straddle images; the length of `generalized_gaussian` takes one. In
-    `mixed_norm` noise, values next to the largest one have 22 bits and a sign.
+    one more where pairs straddle images; one is left for a further number.
 
-    `philox-boxmuller` gives 64 bits to each length: 2^-64 of pairs are beyond 9.41. The length of
-    `generalized_gaussian` and the numbers of `mixed_norm` take as many; 2 d of such events hold
-    all of them.
+    `philox-boxmuller` gives 64 bits to each length: 2^-64 of pairs are beyond 9.41. Other numbers
+    take as many; 2 d of such events hold all of them.
 
     Args:
       generator: one of `GENERATORS`.
-      family: of the noise.
       dimension: numbers in one image.
-
-    Returns:
-      At most so much may the probability of any event, hence of a class, differ by this.
     """
-    if family == "rounded_gaussian":  # by a table, whose error its radius allows for
-        return 0.0
     if generator == BOX_MULLER:
         return math.ldexp(dimension, -63)
-    if family == "mixed_norm":
-        return math.ldexp(dimension, -22)
     return math.ldexp(dimension // 2 + 2, -23)

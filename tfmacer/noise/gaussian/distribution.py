@@ -35,5 +35,10 @@ class Gaussian(NoiseDistribution):
     def _probability(self, radius: float) -> float:
         return float(special.ndtr(radius / self.sigma))
 
+    @classmethod
+    def left_out(cls, generator: str, dimension: int) -> float:
+        """See `generators.left_out`."""
+        return generators.left_out(generator, dimension)
+
 
 DISTRIBUTION = Gaussian

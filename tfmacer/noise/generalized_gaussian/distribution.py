@@ -78,6 +78,11 @@ class GeneralizedGaussian(NoiseDistribution):
             index += 1
         return self._noise.probability(self._length(index)) if index <= _LAST else 1.0
 
+    @classmethod
+    def left_out(cls, generator: str, dimension: int) -> float:
+        """See `generators.left_out`: the length takes one of the pairs counted there."""
+        return generators.left_out(generator, dimension)
+
 
 @functools.lru_cache(maxsize=4096)
 def _bilateral_index(distribution: GeneralizedGaussian, first: float, second: float) -> int:

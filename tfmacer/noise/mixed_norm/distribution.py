@@ -10,7 +10,7 @@ from tfmacer.common.errors import UserError
 from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.noise import generators
 from tfmacer.noise.mixed_norm import likelihood_ratio
-from tfmacer.noise.mixed_norm.likelihood_ratio import LAST, STEP, MixedNormNoise
+from tfmacer.noise.mixed_norm.likelihood_ratio import ERROR, LAST, STEP, MixedNormNoise
 from tfmacer.noise.radii import last_holding, outward
 
 # In one image: draws behind its table take memory that grows with them.
@@ -36,6 +36,10 @@ class MixedNorm(NoiseDistribution):
     family: ClassVar[str] = "mixed_norm"
     norm: ClassVar[str] = "linf"
     tabulated: ClassVar[bool] = True
+    note: ClassVar[str] = (
+        "all radii of this noise rest on one table, which is wrong with probability "
+        f"{ERROR!r}, over draws of its own"
+    )
     generator: str = generators.LATEST
     k: float = dataclasses.field(kw_only=True)
 
@@ -84,6 +88,13 @@ class MixedNorm(NoiseDistribution):
         if index > LAST:
             return 1.0
         return min(self._noise.probability(index) + self._noise.slack, 1.0)
+
+    @classmethod
+    def left_out(cls, generator: str, dimension: int) -> float:
+        """By `philox`, values next to the largest one have 22 bits and a sign."""
+        if generator == generators.PHILOX:
+            return math.ldexp(dimension, -22)
+        return generators.left_out(generator, dimension)
 
 
 DISTRIBUTION = MixedNorm
