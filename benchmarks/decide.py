@@ -34,7 +34,8 @@ def contradictions(fixed: Log, decide: Log, pairs: Pairs, radius: float) -> list
     A radius certified early contradicts an upper bound (Clopper-Pearson, at the fixed run's alpha)
     that cannot reach it; a radius given up early contradicts a certificate for it.
     """
-    assert fixed.settings is not None and decide.settings is not None
+    assert fixed.settings is not None
+    assert decide.settings is not None
     rule, distribution = fixed.settings.rule, fixed.settings.classifier.distribution
     found = []
     for late, early in pairs:

@@ -17,7 +17,6 @@ from serving import certification_pb2 as pb
 from serving.certification_pb2_grpc import CertifierStub
 from tfmacer.guarantee.certificate import certify
 from tfmacer.guarantee.rule import Rule
-from tfmacer.noise.families import noise_distribution
 from tfmacer.records import chain
 from tfmacer.records.audit_entries import AuditEntry
 from tfmacer.records.logs import read_log

@@ -148,9 +148,10 @@ def test_a_fixed_plan_passes_its_looks_and_keeps_what_they_saw():
     for counts in seen:
         drawn = source.draws(image, seed, counts.n)
         assert list(counts.counts) == np.bincount(drawn, minlength=3).tolist()
+    noise = source.smoothing.distribution
     for event in events:
         if event.looks:
-            assert event.certificate == certify(event.looks[-1], rule, source.smoothing.distribution)
+            assert event.certificate == certify(event.looks[-1], rule, noise)
             assert event.n >= event.certificate.draws.n
     assert len(source.calls) <= len(rule.looks) / 2
     # The first request fills every place once, so that the first look is not long in coming.
