@@ -23,7 +23,8 @@ from serving.sidecar.metrics import Metrics
 from serving.sidecar.models import Models
 from serving.sidecar.requests import Image, read_image, read_prediction, read_rule
 from serving.sidecar.tracing import OFF, Tracing
-from tfmacer.guarantee.certificate import check_reachable, predict
+from tfmacer.guarantee.certificate import check_reachable
+from tfmacer.guarantee.prediction import predict
 from tfmacer.records.audit_entries import AuditEntry
 from tfmacer.votes.driver import Task
 

@@ -22,7 +22,8 @@ import tensorflow as tf
 from tfmacer.attacks import adversarial
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.bounds import BOUNDS, ScoreBound, unbiased_variance
-from tfmacer.guarantee.certificate import ABSTAIN, RADIUS_DECIMALS, predict
+from tfmacer.guarantee.certificate import ABSTAIN, RADIUS_DECIMALS
+from tfmacer.guarantee.prediction import predict
 from tfmacer.guarantee.rule import Rule
 from tfmacer.noise.sampling import training_noise
 from tfmacer.records.falsifications import Attacked

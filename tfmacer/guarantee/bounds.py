@@ -22,7 +22,7 @@ from tfmacer.guarantee.stopping import GROWTH
 # smaller by half of it. SciPy's incomplete beta function was seen to be off by a part in 1e12 at a
 # million draws (its inverse by a part in 1e7); this is a hundred times as much, and moves a bound
 # by less than 1e-12.
-_TAIL_MARGIN = 1e-10
+TAIL_MARGIN = 1e-10
 
 # Prior Beta(1/2, 1/2) of the mixture (Krichevsky-Trofimov). With a first parameter above 1 the
 # restricted mixture is no longer monotone in p, and bisection would not find its bound.
@@ -53,9 +53,9 @@ def clopper_pearson_lower(hits: int, n: int, alpha: float) -> float:
     if hits == 0:
         return 0.0
     misses = n - hits
-    p = float(special.betaincinv(hits, misses + 1, alpha * (1 - _TAIL_MARGIN)))
+    p = float(special.betaincinv(hits, misses + 1, alpha * (1 - TAIL_MARGIN)))
     step = math.ulp(p)
-    while special.betainc(hits, misses + 1, p) > alpha * (1 - _TAIL_MARGIN / 2):
+    while special.betainc(hits, misses + 1, p) > alpha * (1 - TAIL_MARGIN / 2):
         p, step = max(p - step, 0.0), 2 * step
     return p
 
@@ -70,9 +70,9 @@ def clopper_pearson_upper(hits: int, n: int, alpha: float) -> float:
     misses = n - hits
     if misses == 0:
         return 1.0
-    p = float(special.betainccinv(hits + 1, misses, alpha * (1 - _TAIL_MARGIN)))
+    p = float(special.betainccinv(hits + 1, misses, alpha * (1 - TAIL_MARGIN)))
     step = math.ulp(p)
-    while special.betaincc(hits + 1, misses, p) > alpha * (1 - _TAIL_MARGIN / 2):
+    while special.betaincc(hits + 1, misses, p) > alpha * (1 - TAIL_MARGIN / 2):
         p, step = min(p + step, 1.0), 2 * step
     return p
 
@@ -235,15 +235,6 @@ def late_share(look: int, num_looks: int) -> float:
     if look < num_looks:
         return (1 - _LAST_SHARE) / (num_looks - 1)
     return _LAST_SHARE if num_looks > 1 else 1.0
-
-
-def binomial_test_p_value(hits: int, n: int) -> float:
-    """Two-sided p-value of `hits` in `n` fair coin tosses; 1 without tosses.
-
-    A fair coin is symmetric, so it is twice the tail beyond the more frequent side. Rounded up.
-    """
-    tail = float(special.bdtrc(max(hits, n - hits) - 1, n, 0.5)) if n else 1.0
-    return min(2 * tail * (1 + _TAIL_MARGIN), 1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

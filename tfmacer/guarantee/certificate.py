@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from tfmacer.common.decimals import down
 from tfmacer.common.errors import UserError
@@ -11,13 +10,11 @@ from tfmacer.guarantee.bounds import (
     BOUNDS,
     ScoreBound,
     VoteBound,
-    binomial_test_p_value,
     unbiased_variance,
 )
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.distribution import NoiseDistribution
-from tfmacer.guarantee.rule import SIDE, Rule, check_error_rate, unanimous
-from tfmacer.noise.families import caveat
+from tfmacer.guarantee.rule import SIDE, Rule, unanimous
 
 ABSTAIN = -1
 RADIUS_DECIMALS = 9
@@ -86,45 +83,14 @@ class Certificate:
                 f"Abstained: nothing is certified for these pixels. {subject} {basis} This does "
                 "not say that its answer can be changed: more draws may certify it."
             )
-        open_points = caveat(noise.family, generator=noise.generator, dimension=noise.dimension)
         return (
             f"Except with probability {rule.alpha!r} over the random draws, the smoothed "
             f"classifier answers class {self.predict} for these pixels and for all pixels at "
             f"{self.norm} distance below {down(self.radius, RADIUS_DECIMALS)} from them. "
             f"{subject} {basis} The probability is that of this image alone: among N certificates "
             f"up to {rule.alpha!r} x N wrong ones are to be expected. Nothing is said about the "
-            f"network without noise, or about whether the class is right; {open_points}"
+            f"network without noise, or about whether the class is right; {noise.caveat()}"
         )
-
-
-class Prediction(NamedTuple):
-    """The answer of PREDICT.
-
-    Attributes:
-      predict: the class, or -1 for abstain.
-      p_value: of the hypothesis that the two most frequent classes are equally likely.
-    """
-
-    predict: int
-    p_value: float
-
-
-def predict(counts: Sequence[int], alpha: float) -> Prediction:
-    """PREDICT of Cohen, Rosenfeld & Kolter (ICML 2019, section 3.2.1), without a radius.
-
-    Args:
-      counts: `[K]`, votes by class; the two most frequent are tested on the same draws (valid by
-        Hung & Fithian, Ann. Stat. 2019).
-      alpha: probability that the class differs from the smoothed classifier's, in (0, 1).
-
-    Returns:
-      The most frequent class where the test rejects at alpha, otherwise abstain.
-    """
-    check_error_rate("alpha", alpha)
-    top = _argmax(counts)
-    second = max(_others(counts, top))
-    p_value = binomial_test_p_value(counts[top], counts[top] + second)
-    return Prediction(top if p_value <= alpha else ABSTAIN, p_value)
 
 
 def certify(counts: Counts, rule: Rule, distribution: NoiseDistribution) -> Certificate:

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import decimal
 import math
 from typing import ClassVar
 
@@ -88,14 +89,29 @@ class NoiseDistribution(abc.ABC):
     def _probability(self, radius: float) -> float:
         """`probability` but for rounding."""
 
-    @classmethod
+    @property
     @abc.abstractmethod
-    def left_out(cls, generator: str, dimension: int) -> float:
+    def left_out(self) -> float:
         """Bound on the probability of one image's noise that is never drawn, rounding apart.
 
-        Returns:
-          At most so much may the probability of any event, hence of a class, differ by this.
+        At most so much may the probability of any event, hence of a class, differ by this.
         """
+
+    def caveat(self) -> str:
+        """What a certificate under this noise leaves open, or covers, beyond its probability."""
+        parts = []
+        if self.left_out:
+            # Two digits, not below the value.
+            context = decimal.Context(prec=2, rounding=decimal.ROUND_UP)
+            parts.append(
+                "the noise is taken as exact: neither the rounding of floating-point numbers is "
+                f"covered, nor what the generator {self.generator} never draws, at most "
+                f"{context.create_decimal_from_float(self.left_out):.1e} of the noise's "
+                f"probability in {self.dimension} dimensions"
+            )
+        if self.note:
+            parts.append(self.note)
+        return f"{'; '.join(parts)}."
 
     def pixels(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The images that certificates are about, where these are given: the same, or rounded.

@@ -6,7 +6,6 @@ one is a folder and its line here.
 """
 
 import dataclasses
-import decimal
 import importlib
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -37,33 +36,6 @@ def check_family(family: str) -> None:
     """Raises UserError unless there is a noise family of that name."""
     if family not in DISTRIBUTIONS:
         raise UserError(f"noise_family must be one of {', '.join(DISTRIBUTIONS)}, got {family!r}")
-
-
-def caveat(family: str, *, generator: str, dimension: int) -> str:
-    """What a certificate under this noise leaves open, or covers, beyond its probability.
-
-    Args:
-      family: key of `DISTRIBUTIONS`.
-      generator: what drew the noise.
-      dimension: numbers in one image.
-    """
-    parts = []
-    known = DISTRIBUTIONS[family]
-    if missing := known.left_out(generator, dimension):
-        parts.append(
-            "the noise is taken as exact: neither the rounding of floating-point numbers is "
-            f"covered, nor what the generator {generator} never draws, at most "
-            f"{_rounded_up(missing)} of the noise's probability in {dimension} dimensions"
-        )
-    if known.note:
-        parts.append(known.note)
-    return f"{'; '.join(parts)}."
-
-
-def _rounded_up(value: float) -> str:
-    """Two digits, not below the value."""
-    context = decimal.Context(prec=2, rounding=decimal.ROUND_UP)
-    return f"{context.create_decimal_from_float(value):.1e}"
 
 
 def noise_distribution(

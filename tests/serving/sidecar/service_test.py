@@ -14,8 +14,9 @@ from google.protobuf import json_format
 
 from serving import certification_pb2 as pb
 from serving.sidecar.limits import Limits
-from tfmacer.guarantee.certificate import certify, decided, predict
+from tfmacer.guarantee.certificate import certify, decided
 from tfmacer.guarantee.counts import Counts
+from tfmacer.guarantee.prediction import predict
 from tfmacer.guarantee.rule import Rule
 from tfmacer.noise.families import noise_distribution
 from tfmacer.records.audit import read_audit_log, verify_entry

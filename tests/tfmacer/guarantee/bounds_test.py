@@ -388,20 +388,3 @@ class TestAnyBound:
         assert anytime == {"beta_binomial", "alpha_spending", "late_spending"}
         assert soft == {"hoeffding", "bernstein"}
         assert set(bounds.BOUNDS) == anytime | soft | {"clopper_pearson"}
-
-
-class TestBinomialTest:
-    @pytest.mark.parametrize("n", [1, 2, 9, 100, 1001, 100_000])
-    def test_is_scipy_s(self, n):
-        for hits in {0, n // 3, n // 2, (n + 1) // 2, int(0.51 * n), n - 1, n}:
-            found = bounds.binomial_test_p_value(hits, n)
-            assert found == pytest.approx(stats.binomtest(hits, n).pvalue, rel=1e-9)
-            assert found <= 1
-
-    def test_exact(self):
-        """9 heads of 10: twice (10 + 1) / 1024; 2 ** (1 - n) is the least there is."""
-        assert bounds.binomial_test_p_value(9, 10) == pytest.approx(22 / 1024, rel=1e-9)
-        assert bounds.binomial_test_p_value(0, 10) == pytest.approx(2 / 1024, rel=1e-9)
-
-    def test_without_tosses(self):
-        assert bounds.binomial_test_p_value(0, 0) == 1

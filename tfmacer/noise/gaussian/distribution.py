@@ -35,10 +35,10 @@ class Gaussian(NoiseDistribution):
     def _probability(self, radius: float) -> float:
         return float(special.ndtr(radius / self.sigma))
 
-    @classmethod
-    def left_out(cls, generator: str, dimension: int) -> float:
+    @property
+    def left_out(self) -> float:
         """See `generators.left_out`."""
-        return generators.left_out(generator, dimension)
+        return generators.left_out(self.generator, self.dimension)
 
 
 DISTRIBUTION = Gaussian

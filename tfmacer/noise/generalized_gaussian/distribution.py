@@ -78,10 +78,10 @@ class GeneralizedGaussian(NoiseDistribution):
             index += 1
         return self._noise.probability(self._length(index)) if index <= _LAST else 1.0
 
-    @classmethod
-    def left_out(cls, generator: str, dimension: int) -> float:
+    @property
+    def left_out(self) -> float:
         """See `generators.left_out`: the length takes one of the pairs counted there."""
-        return generators.left_out(generator, dimension)
+        return generators.left_out(self.generator, self.dimension)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -89,12 +89,12 @@ class MixedNorm(NoiseDistribution):
             return 1.0
         return min(self._noise.probability(index) + self._noise.slack, 1.0)
 
-    @classmethod
-    def left_out(cls, generator: str, dimension: int) -> float:
+    @property
+    def left_out(self) -> float:
         """By `philox`, values next to the largest one have 22 bits and a sign."""
-        if generator == generators.PHILOX:
-            return math.ldexp(dimension, -22)
-        return generators.left_out(generator, dimension)
+        if self.generator == generators.PHILOX:
+            return math.ldexp(self.dimension, -22)
+        return generators.left_out(self.generator, self.dimension)
 
 
 DISTRIBUTION = MixedNorm
