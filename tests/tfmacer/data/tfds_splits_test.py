@@ -1,6 +1,5 @@
 """TFDS datasets: read as stored, streamed where they are large, fetched where they are missing."""
 
-import pathlib
 import urllib.error
 import urllib.request
 
@@ -16,31 +15,64 @@ from tfmacer.data import tfds_splits
 from tfmacer.data.splits import ArraySplit
 from tfmacer.data.tfds_splits import tfds_split
 
-TFDS = pathlib.Path(__file__).parents[3].parent / "shared" / "data" / "tfds"
+
+class Counted(tfds.core.GeneratorBasedBuilder):
+    """Image i has the value i everywhere."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(2, 2, 1)),
+            "label": tfds.features.ClassLabel(num_classes=3),
+        }
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(60):
+            yield i, {"image": np.full((2, 2, 1), i, np.uint8), "label": i % 3}
 
 
-@pytest.fixture
-def tfds_dir():
-    if not (TFDS / "mnist").is_dir():
-        pytest.skip(f"no datasets in {TFDS}")
-    return str(TFDS)
+def _counted(folder, num_shards):
+    """The dataset on disk."""
+    builder = Counted(data_dir=str(folder))
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(
+            num_shards=num_shards, max_examples_per_split=None
+        )
+    )
+    assert builder.info.splits["train"].num_shards == num_shards
+    return builder
 
 
-def test_tfds_reads_what_is_stored_in_the_order_stored(tfds_dir):
-    split = tfds_split("mnist", "test", tfds_dir)
-    assert (split.total, split.shape, split.num_classes) == (10_000, (28, 28, 1), 10)
-    images, labels = split.take([0, 1, 9_999])
-    stored = tfds.load("mnist", split="test", data_dir=tfds_dir, as_supervised=True, download=False)
-    expected = [pair for i, pair in enumerate(stored.as_numpy_iterator()) if i in (0, 1, 9_999)]
-    np.testing.assert_array_equal(images, np.stack([e[0] for e in expected]) / np.float32(255))
-    assert labels.tolist() == [int(e[1]) for e in expected]
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """The folder of a dataset in one file, and its images and labels as TFDS itself reads them."""
+    folder = tmp_path_factory.mktemp("tfds")
+    examples = _counted(folder, num_shards=1).as_dataset(split="train", as_supervised=True)
+    images, labels = zip(*examples.as_numpy_iterator(), strict=True)
+    return str(folder), np.stack(images) / np.float32(255), [int(label) for label in labels]
 
 
-def test_tfds_slices_work(tfds_dir):
-    part = tfds_split("mnist", "test[10:12]", tfds_dir)
-    whole = tfds_split("mnist", "test", tfds_dir)
+def test_reads_what_is_stored_in_the_order_stored(stored):
+    folder, expected, expected_labels = stored
+    split = tfds_split("counted", "train", folder)
+    assert (split.total, split.shape, split.num_classes) == (60, (2, 2, 1), 3)
+    images, labels = split.take([0, 1, 59])
+    np.testing.assert_array_equal(images, expected[[0, 1, 59]])
+    assert labels.tolist() == [expected_labels[i] for i in (0, 1, 59)]
+
+
+def test_slices_work(stored):
+    folder, expected, _ = stored
+    part = tfds_split("counted", "train[10:12]", folder)
     assert part.total == 2
-    np.testing.assert_array_equal(part.take([0, 1])[0], whole.take([10, 11])[0])
+    np.testing.assert_array_equal(part.take([0, 1])[0], expected[10:12])
 
 
 @pytest.mark.parametrize("name", ["cifar10", "svhn_cropped"])
@@ -91,40 +123,6 @@ def test_centring_scales_the_shorter_side_to_256_and_cuts_224(height_width):
     y, x = np.mgrid[:224, :224]
     expected = 0.2 + 0.4 * (y + top + 0.5) / rows + 0.3 * (x + left + 0.5) / columns
     np.testing.assert_allclose(found, expected, atol=2e-3)
-
-
-class Counted(tfds.core.GeneratorBasedBuilder):
-    """Image i has the value i everywhere."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        features = {
-            "image": tfds.features.Image(shape=(2, 2, 1)),
-            "label": tfds.features.ClassLabel(num_classes=3),
-        }
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
-        )
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        for i in range(60):
-            yield i, {"image": np.full((2, 2, 1), i, np.uint8), "label": i % 3}
-
-
-def _counted(folder, num_shards):
-    """The dataset on disk."""
-    builder = Counted(data_dir=str(folder))
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(
-            num_shards=num_shards, max_examples_per_split=None
-        )
-    )
-    assert builder.info.splits["train"].num_shards == num_shards
-    return builder
 
 
 def test_positions_cross_shards_in_order(tmp_path):
@@ -190,9 +188,9 @@ def test_a_damaged_file_is_one_line(tmp_path, monkeypatch, damage, streamed):
     assert "\n" not in str(caught.value)
 
 
-def test_a_split_that_there_is_not(tfds_dir):
+def test_a_split_that_there_is_not(stored):
     with pytest.raises(UserError, match="split 'valid'"):
-        tfds_split("mnist", "valid", tfds_dir)
+        tfds_split("counted", "valid", stored[0])
 
 
 def test_what_is_no_image_classification():

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import made_logs
+import published_logs
 import pytest
 
 from tfmacer.common.errors import UserError
@@ -16,7 +17,6 @@ from tfmacer.records.logs import LogWriter, is_log, read_log, settings_path
 from tfmacer.records.merging import merge
 
 ROOT = Path(__file__).parents[3]
-PUBLISHED = ROOT.parent / "shared" / "data" / "certify_logs"
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime"
 
 
@@ -105,6 +105,7 @@ import sys
 sys.path[:0] = sys.argv[2:]
 from pathlib import Path
 import made_logs
+import published_logs
 from tfmacer.records.logs import LogWriter
 settings = made_logs.settings(total=150)
 with LogWriter(Path(sys.argv[1]), settings) as writer:
@@ -485,19 +486,12 @@ def test_missing_and_binary_files_are_one_clear_line(tmp_path):
     assert not is_log(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "images"),
-    [
-        ("cohen2019_cifar10_resnet110_noise_0.25_sigma_0.25", 500),
-        ("cohen2019_imagenet_resnet50_noise_0.50_sigma_0.50", 500),
-        ("jeong2020_mnist_lenet_gaussian_noise_0.50", 10_000),
-        ("jeong2020_mnist_lenet_macer_noise_0.50", 10_000),
-    ],
-)
-def test_published_logs_of_two_papers(name, images):
-    if not PUBLISHED.is_dir():
-        pytest.skip(f"{PUBLISHED} is missing")
-    log = read_log(PUBLISHED / f"{name}.tsv")
-    assert len(log.records) == images
+@pytest.mark.parametrize("name", published_logs.LOGS)
+def test_published_logs_of_two_papers(name, tmp_path):
+    log = read_log(published_logs.write(tmp_path, name))
+    assert len(log.records) == (6 if name.startswith("cohen") else 20)
     assert all(record.correct == (record.predict == record.label) for record in log.records)
+    assert log.records[0].seconds == {"cohen_cifar10": 15.4, "cohen_imagenet": 152.717239}.get(
+        name, pytest.approx(1.4, abs=0.01)
+    )
     assert is_log(log.path)

@@ -1,14 +1,13 @@
 import csv
 import shutil
-from pathlib import Path
 
 import made_logs
+import published_logs
 import pytest
 
 from tfmacer.guarantee.rule import Rule
 from tfmacer.report import __main__ as report
 
-PUBLISHED = Path(__file__).parents[3].parent / "shared" / "data" / "certify_logs"
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
 
 
@@ -86,17 +85,17 @@ def test_directories_hold_logs_without_an_ending(tmp_path):
 
 
 def test_published_logs_give_their_means(tmp_path):
-    if not PUBLISHED.is_dir():
-        pytest.skip(f"{PUBLISHED} is missing")
-    assert run(PUBLISHED, f"--out_dir={tmp_path}") == 0
-    with open(tmp_path / "results.csv") as file:
+    for name in published_logs.LOGS:
+        published_logs.write(tmp_path, name)
+    assert run(tmp_path, f"--out_dir={tmp_path / 'out'}") == 0
+    with open(tmp_path / "out" / "results.csv") as file:
         lines = list(csv.DictReader(file))
-    assert [line["acr"] for line in lines] == ["0.42888", "0.73251", "1.55694", "1.58264"]
-    with open(tmp_path / "differences.csv") as file:
+    assert [line["acr"] for line in lines] == ["0.40250", "1.00983", "1.48405", "1.60605"]
+    with open(tmp_path / "out" / "differences.csv") as file:
         (pair,) = csv.DictReader(file)
-    assert pair["acr"] == "0.02570"
-    assert pair["images"] == "10000"
-    assert "0.429 (" in (tmp_path / "report.md").read_text()
+    assert pair["acr"] == "0.12200"
+    assert pair["images"] == "20"
+    assert "1.484 (" in (tmp_path / "out" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

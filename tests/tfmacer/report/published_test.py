@@ -1,10 +1,7 @@
-"""published.csv against the papers' texts, and which rows stand beside a run."""
+"""published.csv, and which of its rows are shown below a run."""
 
-import collections
 import dataclasses
 import itertools
-import re
-from pathlib import Path
 
 import made_logs
 import pytest
@@ -18,45 +15,57 @@ from tfmacer.report.published import Subject, published_rows, rows_beside, subje
 from tfmacer.report.summary import Run
 from tfmacer.report.tables import DASH
 
-TEXTS = Path(__file__).parents[3].parent / "shared" / "seeds"
 ROWS = published_rows()
 # The largest radius, in units of sigma, that 100,000 draws certify at alpha = 0.001.
 REACH = 3.812
-NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.])")
-
-
-def text_of(name):
-    found = list(TEXTS.glob(f"{name}_*.txt"))
-    if not found:
-        pytest.skip(f"the text of the paper is missing in {TEXTS}")
-    return found[0].read_text(encoding="utf-8")
 
 
 def table_of(paper, number):
     return [row for row in ROWS if (row.paper, row.table) == (paper, number)]
 
 
-def numbers(line):
-    return [float(number) for number in NUMBER.findall(line)]
+# Of each table: its rows, and the sums of their ACRs, of their certified accuracies in percent and
+# of their deviations, times and memory, added up when each was compared with the papers' text.
+SUMS = {
+    ("MACER", "1"): (9, 5.473, 2391.0, 0.0),
+    ("MACER", "2"): (9, 6.782, 1519.0, 0.0),
+    ("MACER", "3"): (6, 3.052, 0.0, 16451.59),
+    ("MACER", "6"): (6, 7.778, 3305.0, 0.0),
+    ("MACER", "7"): (4, 1.981, 935.0, 0.0),
+    ("MACER", "8"): (6, 3.772, 1681.0, 331.04),
+    ("MACER", "10"): (10, 5.549, 2523.0, 0.0),
+    ("MACER", "11"): (12, 7.19, 3271.0, 0.0),
+    ("MACER", "12"): (16, 9.609, 4342.0, 0.0),
+    ("MACER", "13"): (14, 8.586, 3864.0, 0.0),
+    ("Consistency", "1"): (22, 13.738, 5862.2, 0.0),
+    ("Consistency", "2"): (6, 5.277, 1173.0, 0.0),
+    ("Consistency", "3"): (4, 2.653, 0.0, 68.7),
+    ("Consistency", "4"): (12, 7.367, 3309.4, 0.0),
+    ("Consistency", "S2"): (18, 25.458, 10779.8, 0.0),
+    ("Consistency", "S3"): (18, 25.4762, 0.0, 0.0305),
+    ("Consistency", "S4"): (9, 15.241, 6361.1, 0.0),
+    ("Consistency", "S5"): (9, 13.031, 5506.5, 0.0),
+    ("Consistency", "S6"): (9, 12.787, 2915.3, 0.0),
+    ("Consistency", "S7"): (15, 6.994, 2993.4, 0.0),
+    ("Soap bubbles", "1"): (2, 0.0, 459.0, 0.0),
+    ("Soap bubbles", "2"): (2, 0.0, 351.0, 0.0),
+    ("Soap bubbles", "3"): (2, 0.0, 404.0, 0.0),
+    ("Soap bubbles", "4"): (6, 0.0, 1370.0, 0.0),
+}
 
 
-def ours(row, scale=1.0):
-    """Certified accuracies and ACR, as MACER's tables order them."""
-    return [*(round(value / scale, 4) for value in row.certified.values()), row.acr]
-
-
-def between(text, start, end):
-    return text.partition(start)[2].partition(end)[0]
-
-
-def test_every_table_of_results_is_there_with_all_of_its_rows():
-    found = collections.Counter((row.paper, row.table) for row in ROWS)
-    macer = {"1": 9, "2": 9, "3": 6, "6": 6, "7": 4, "8": 6, "10": 10, "11": 12, "12": 16, "13": 14}
-    consistency = {"1": 22, "2": 6, "3": 4, "4": 12, "S2": 18, "S3": 18, "S4": 9, "S5": 9, "S6": 9,
-                   "S7": 15}  # fmt: skip
-    bubbles = {"1": 2, "2": 2, "3": 2, "4": 6}
-    papers = {"MACER": macer, "Consistency": consistency, "Soap bubbles": bubbles}
-    assert found == {(p, t): count for p, tables in papers.items() for t, count in tables.items()}
+def test_the_figures_are_the_papers():
+    tables = {}
+    for row in ROWS:
+        tables.setdefault((row.paper, row.table), []).append(row)
+    assert tables.keys() == SUMS.keys()
+    for table, rows in tables.items():
+        columns = [(r.acr, r.acr_sd, r.seconds_per_epoch, r.hours, r.memory_gb) for r in rows]
+        acrs, *others = (
+            sum(value or 0 for value in column) for column in zip(*columns, strict=True)
+        )
+        shares = sum(sum(row.certified.values()) for row in rows)
+        assert (len(rows), acrs, shares, sum(others)) == pytest.approx(SUMS[table], abs=1e-6), table
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.name} {row.sigma}")
@@ -76,171 +85,6 @@ def test_a_row_is_possible(row):
     below = sum(width * share for width, share in zip(widths, [*shares[1:], 0.0], strict=True))
     above = sum(width * share for width, share in zip(widths, shares, strict=True))
     assert below - rounding <= row.acr <= above + rounding
-
-
-# Number in the camera-ready version, and in the version under review.
-MACER_TABLES = [("1", "1"), ("2", "2"), ("6", "6"), ("7", "7"),
-                ("10", "9"), ("11", "10"), ("12", "11"), ("13", "12")]  # fmt: skip
-
-
-def macer_lines(text, width):
-    """Numbers of the lines that end with `width` certified accuracies and an ACR."""
-    found = []
-    for line in text.splitlines():
-        # The extraction of 000 writes some cells as ^^0^^ or -0- and 0.99 as ^099^.
-        cells = [re.sub(r'[\^_"~]', "", cell).strip() for cell in line.split("\t")]
-        cells = [re.sub(r"^0(\d\d)$", r"0.\1", cell.strip("-")) for cell in cells if cell]
-        values = [float(cell) for cell in cells if re.fullmatch(r"\d+(\.\d+)?", cell)]
-        if len(values) >= width + 1 and cells[-1].count("."):
-            found.append(values[-width - 1 :])
-    return found
-
-
-@pytest.mark.parametrize(("table", "_"), MACER_TABLES)
-def test_macer_against_the_camera_ready_version(table, _):
-    wanted = [ours(row, 100) for row in table_of("MACER", table)]
-    text = re.split(rf"\nTable {table}: ", text_of("000"))[1]
-    assert macer_lines(text, 7 if table == "2" else 10)[: len(wanted)] == wanted
-
-
-@pytest.mark.parametrize(("table", "under_review"), MACER_TABLES)
-def test_macer_against_the_version_under_review(table, under_review):
-    """Its titles stand above or below their tables, so the rows are looked for in all of it."""
-    text = text_of("001")
-    assert f"Table {under_review}: " in text
-    wanted = [ours(row, 100) for row in table_of("MACER", table)]
-    lines = macer_lines(text, 7 if table == "2" else 10)
-    assert wanted in [lines[i : i + len(wanted)] for i in range(len(lines))]
-
-
-@pytest.mark.parametrize(
-    ("table", "changed"), [("10", "num_noise"), ("11", "lambda"), ("12", "gamma"), ("13", "beta")]
-)
-def test_macer_studies_say_what_they_change(table, changed):
-    """In the version under review the value stands before the accuracies."""
-    found = macer_lines(text_of("001"), 11)
-    for row in table_of("MACER", table):
-        assert [float(row.hyperparameters[changed]), *ours(row, 100)] in found
-
-
-def test_macer_of_150_epochs():
-    rows = table_of("MACER", "8")
-    found = []
-    for line in between(text_of("000"), "\nTable 8: ", "C.4").splitlines():
-        cells = [cell.strip("-") for cell in line.split("\t")]
-        values = [float(cell) for cell in cells if re.fullmatch(r"\d+(\.\d+)?", cell)]
-        if len(values) >= 11:
-            found.append(values[-11:])
-    assert found == [[*ours(row, 100), row.epochs, row.hours] for row in rows]
-
-
-def test_macer_costs():
-    """From the version under review: 000 has 314 for 31.4, and its poster agrees with 31.4."""
-    rows = table_of("MACER", "3")
-    lines = between(text_of("001"), "sec/epoch", "Table 3").splitlines()
-    found = [numbers(line)[-4:] for line in lines if "-0.25 (" in line]
-    assert found == [[r.seconds_per_epoch, r.epochs, r.hours, r.acr] for r in rows]
-
-
-def consistency_cells(start, end):
-    """The lines of a table, in cells, without what sets their type."""
-    text = re.sub(r"<.*?>|\\[a-z]+|[*${}]", " ", between(text_of("003"), start, end))
-    return [line.split("\t") for line in text.splitlines()]
-
-
-def consistency_rows(start, end, width):
-    """ACR and accuracies of a table whose cells hold a value for each model of a group."""
-    found = []
-    for cells in consistency_cells(start, end):
-        columns = [numbers(cell) for cell in cells[-width:]]
-        if len(columns) == width and columns[0] and columns[-1]:
-            height = max(len(column) for column in columns)
-            # Where a group has nothing but zeros, some are missing.
-            short = [column for column in columns if len(column) < height]
-            assert all(set(column) == {0.0} for column in short)
-            columns = [column if len(column) == height else [0.0] * height for column in columns]
-            found += [list(values) for values in zip(*columns, strict=True)]
-    return found
-
-
-MODEL = re.compile(
-    r"(Gaussian|\+ Consistency|SmoothAdv|\+ Hyperparameter search|\+ Best HP|Stability|MACER)"
-    r"(?: training)?(?: \[\d+\])?(?: *\( *= *([\d,]+) *\))?"
-)
-METHODS = {"+ Hyperparameter search": "smoothadv", "+ Best HP": "smoothadv"}
-
-
-def consistency_models(start, end):
-    """Method and lambda of each row, as far as the table says it."""
-    found, method = [], ""
-    for cells in consistency_cells(start, end):
-        for name, weight in MODEL.findall(cells[1]) if len(cells) > 6 else []:
-            if name == "+ Consistency":
-                method = "smoothadv_consistency" if method == "smoothadv" else "consistency"
-            else:
-                method = METHODS.get(name, name.lower())
-            found.append((method, weight))
-    return found
-
-
-CONSISTENCY = {
-    "1": ("Table 1: Comparison of approximate", "Table 2: ", 11),
-    "2": ("Table 2: Comparison of approximate", "configurations: (a)", 9),
-    "4": ("Table 4: Comparison of ACR", "presented in Figure 3(a)", 9),
-    "S2": ("Table 2: Comparison of approximate certified test accuracy on MNIST", "Figure 1: ", 12),
-    "S4": ("Table 4: Comparison of approximate", "Table 5: ", 12),
-    "S5": ("Table 5: Comparison of approximate", "Table 6: ", 12),
-    "S6": ("Table 6: Comparison of approximate", "Table 7: ", 9),
-    "S7": ("Table 7: Comparison of our method", "# Overview on prior", 11),
-}
-
-
-@pytest.mark.parametrize("table", CONSISTENCY)
-def test_consistency(table):
-    found = consistency_rows(*CONSISTENCY[table])
-    wanted = [[row.acr, *row.certified.values()] for row in table_of("Consistency", table)]
-    assert found == wanted
-
-
-@pytest.mark.parametrize("table", ["1", "2", "4", "S2", "S7"])
-def test_consistency_names_the_models(table):
-    start, end, _ = CONSISTENCY[table]
-    rows = table_of("Consistency", table)
-    found = consistency_models(start, end)
-    assert [method for method, _ in found] == [row.method for row in rows]
-    for (_, weight), row in zip(found, rows, strict=True):
-        assert weight in ("", row.hyperparameters.get("lambda"))
-
-
-def test_consistency_over_seeds():
-    text = between(text_of("003"), "Table 3: Comparison of ACR for", "# D Detailed")
-    # The sign is \\pm, \\scriptstyle\\pm or a character, with bold face inside or around it.
-    text = re.sub(r"</?b>|\\(?!pm)[a-z]+|[${}]", " ", text)
-    pairs = re.findall(r"(\d\.\d{4})\s*(?:\\pm|±)\s*(\d\.\d{4})", text)
-    found = collections.Counter((float(mean), float(deviation)) for mean, deviation in pairs)
-    rows = table_of("Consistency", "S3")
-    assert found == collections.Counter((row.acr, row.acr_sd) for row in rows)
-
-
-def test_consistency_costs():
-    text = between(text_of("003"), "Table 3: Comparison of training time", "CIFAR-10 using one GPU")
-    cells = [line.split("\t") for line in text.splitlines() if "G\t" in line]
-    found = [
-        tuple(float(re.sub(r"[^\d.]", "", cell.replace("</b>", ""))) for cell in line[-3:])
-        for line in cells
-    ]
-    rows = table_of("Consistency", "3")
-    assert found == [(row.acr, row.memory_gb, row.hours) for row in rows]
-
-
-@pytest.mark.parametrize(("table", "start"), [("1", 0), ("2", 1), ("3", 2), ("4", 3)])
-def test_soap_bubbles(table, start):
-    text = re.sub(r"[\^_]|-(?=\d)", "", text_of("004")).replace("3T\t", "37\t")
-    body = re.split(r"RAD[Ii]US \(", text)[start + 1]
-    lines = [line for line in body.splitlines() if "(%)" in line]
-    count = len(table_of("Soap bubbles", table))
-    found = [numbers(line.partition("(%)")[2]) for line in lines[:count]]
-    assert found == [list(row.certified.values()) for row in table_of("Soap bubbles", table)]
 
 
 def test_what_macer_measured_on_500_images_says_so():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import made_logs
 import numpy as np
+import published_logs
 import pytest
 from scipy import special, stats
 
@@ -14,7 +15,6 @@ from tfmacer.records.logs import Log, Record, read_log
 from tfmacer.report.summary import Run, mean_difference, mean_radius, share, share_interval
 
 ROOT = Path(__file__).parents[3]
-PUBLISHED = ROOT.parent / "shared" / "data" / "certify_logs"
 RESULTS = ROOT / "results"
 
 
@@ -199,16 +199,7 @@ def test_p_true_and_log_gap_by_hand(tmp_path):
     assert len(dataclasses.replace(found, log=FIVE.log).p_true) == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "mean"),
-    [
-        ("cohen2019_cifar10_resnet110_noise_0.25_sigma_0.25", 0.42888),
-        ("cohen2019_imagenet_resnet50_noise_0.50_sigma_0.50", 0.73251),
-        ("jeong2020_mnist_lenet_gaussian_noise_0.50", 1.55694),
-        ("jeong2020_mnist_lenet_macer_noise_0.50", 1.58264),
-    ],
-)
-def test_acr_of_published_logs(name, mean):
-    if not PUBLISHED.is_dir():
-        pytest.skip(f"{PUBLISHED} is missing")
-    assert round(Run(name, read_log(PUBLISHED / f"{name}.tsv")).acr.value, 5) == mean
+@pytest.mark.parametrize("name", published_logs.LOGS)
+def test_acr_of_published_logs(name, tmp_path):
+    run = Run(name, read_log(published_logs.write(tmp_path, name)))
+    assert run.acr.value == pytest.approx(published_logs.LOGS[name][1])
