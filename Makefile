@@ -29,8 +29,12 @@ setup: .venv/installed ## make .venv with the pinned requirements
 demo: setup ## train, certify, report, export, serve and ask, on real digits, in minutes
 	$(RUN) -m tfmacer.demo
 
-test: setup ## all tests but those of the four targets below
-	$(PYTEST)
+# Two processes share the tests, module by module. ROOM=guarantee, or a path, runs only those tests.
+TESTS = $(if $(ROOM),$(or $(wildcard tests/$(ROOM) tests/*/$(ROOM)),$(wildcard $(ROOM)),\
+  $(error ROOM=$(ROOM) is neither a package with tests nor a path)))
+
+test: setup ## all tests but those of the four targets below; ROOM=guarantee: of one package
+	$(PYTEST) -n 2 --dist=loadscope $(TESTS)
 
 lint: setup ## ruff and strict mypy
 	$(RUN) -m ruff check .

@@ -63,10 +63,6 @@ def _words(rest):
     return [word for word in shlex.split(re.split(r"\s{2,}", rest.strip())[0]) if word != "&"]
 
 
-def test_readme_is_one_screen():
-    assert len(_text("README.md").splitlines()) <= 60
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", _text(page)):

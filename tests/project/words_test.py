@@ -70,7 +70,3 @@ def test_files_are_small():
     """What is large is data, and data is fetched or made, not kept."""
     large = {path.name for path in _files() if path.stat().st_size > 2_000_000}
     assert large == set()
-
-
-def test_no_drawer_without_a_name():
-    assert [name for name in _texts() if re.search(r"(^|/)(utils?|helpers?|misc)\.py$", name)] == []
