@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -198,14 +199,25 @@ sys.exit(certify.main(sys.argv[1:]))
     assert rows(tmp_path / "two.tsv") == rows(tmp_path / "one.tsv")
 
 
-def test_a_network_without_normalisation_is_warned_of(tmp_path, tiny_run, capsys):
-    assert models.leads_with_normalization(models.load_run(tiny_run)[0])
-    import keras
-
-    bare = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
-    assert not models.leads_with_normalization(bare)
-    nested = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Rescaling(2.0), bare])
-    assert models.leads_with_normalization(nested)
+def test_a_network_without_normalisation_is_warned_of(tiny_run, tmp_path, capsys):
+    """On standard error and in the log's settings; wherever in the network it comes first."""
+    network = models.load_run(tiny_run)[0]
+    assert models.leads_with_normalization(network)
+    assert models.leads_with_normalization(keras.Sequential([keras.Input((28, 28, 1)), network]))
+    bare = keras.Sequential([keras.Input((28, 28, 1)), *network.layers[1:]])
+    run_of_bare = RunDirectory(tmp_path / "bare")
+    run_of_bare.root.mkdir()
+    bare.save(run_of_bare.model)
+    digest = models.network_digest(run_of_bare.model, bare)
+    smoothing = dataclasses.replace(RunDirectory(tiny_run).read_smoothing(), model_digest=digest)
+    run_of_bare.smoothing.write_text(smoothing.to_json())
+    said = "no normalisation layer leads the network"
+    for model, warned in ((tiny_run, False), (run_of_bare.root, True)):
+        out = tmp_path / f"{warned}.tsv"
+        plan = ["--num_examples=2", "--skip=500", "--n=500"]
+        assert run(f"--run_dir={model}", f"--out={out}", *plan) == 0
+        assert (said in capsys.readouterr().err) == warned
+        assert (said in settings_path(out).read_text()) == warned
 
 
 def test_folders_with_and_without_labels_are_certified(tiny_run, tmp_path):
@@ -349,14 +361,17 @@ def test_a_contiguous_part_of_a_split_is_warned_of_and_recorded(tiny_run, tmp_pa
         (["--run_dir=/nowhere"], "--out must be given"),
         (["--run_dir=/nowhere", "--out=x.csv"], "--out=x.csv: a log's name ends with .tsv"),
         (["--run_dir=/nowhere", "--out=x.tsv"], "/nowhere: not a finished run directory"),
-        (["--run_dir=RUN", "--out=x.tsv", "--n=6"], "n"),
-        (["--run_dir=RUN", "--out=x.tsv", "--alpha=2"], "alpha"),
+        (["--run_dir=RUN", "--out=x.tsv", "--n=6"], "n = 6 is too small for alpha = 0.001"),
+        (["--run_dir=RUN", "--out=x.tsv", "--alpha=2"], "alpha must lie between"),
         (["--run_dir=RUN", "--out=x.tsv", "--sigma=1"], "--sigma=1.0 is not the model's own, 0.25"),
         (["--run_dir=RUN", "--out=x.tsv", "--shard=3/3"], "shard must be i/N"),
-        (["--run_dir=RUN", "--out=x.tsv", "--stop=never"], "stop"),
-        (["--run_dir=RUN", "--out=x.tsv", "--bound=normal"], "bound"),
+        (["--run_dir=RUN", "--out=x.tsv", "--stop=never"], "stop must be "),
+        (["--run_dir=RUN", "--out=x.tsv", "--bound=normal"], "'normal'"),
         (["--run_dir=RUN", "--out=x.tsv", "--stop=decide:9"], "9.0"),
-        (["--run_dir=RUN", "--out=x.tsv", "--stop=decide:1", "--bound=clopper_pearson"], "bound"),
+        (
+            ["--run_dir=RUN", "--out=x.tsv", "--stop=decide:1", "--bound=clopper_pearson"],
+            "clopper_pearson holds for a fixed n only",
+        ),
         (["--server=localhost:1", "--out=x.tsv"], "--model_name goes with --server"),
         (["--saved_model=/nowhere", "--out=x.tsv"], "--saved_model=/nowhere: no such directory"),
         (["--run_dir=RUN", "--out=x.tsv", "--tls"], "--tls goes with --server"),
@@ -380,7 +395,7 @@ def test_a_contiguous_part_of_a_split_is_warned_of_and_recorded(tiny_run, tmp_pa
         (["--run_dir=RUN", "--out=a[1]/x.tsv", "--runner=direct"], "which Beam takes for patterns"),
         (["--run_dir=RUN", "--out=x.tsv", "--runner=direct", "--parts_dir=a*"], "--parts_dir=a*:"),
         (["--run_dir=RUN", "--out=x.tsv", "--runner=direct", "--stop=budget:1"], "the clock"),
-        (["--run_dir=RUN", "--out=x.tsv", "--runner=samza"], "samza"),
+        (["--run_dir=RUN", "--out=x.tsv", "--runner=samza"], "--runner=samza"),
         (
             ["--server=localhost:1", "--model_name=m", "--out=x.tsv", "--runner=direct"],
             "--server draws by itself",
@@ -389,8 +404,8 @@ def test_a_contiguous_part_of_a_split_is_warned_of_and_recorded(tiny_run, tmp_pa
             ["--run_dir=RUN", "--out=x.tsv", "--runner=direct", "--pipeline_option=--a=b"],
             "--pipeline_option=--a=b: must be NAME=VALUE",
         ),
-        (["--run_dir=RUN", "--out=x.tsv", "--unknown"], "unknown"),
-        (["--run_dir=RUN", "--out=x.tsv", "extra"], "extra"),
+        (["--run_dir=RUN", "--out=x.tsv", "--unknown"], "Unknown command line flag 'unknown'"),
+        (["--run_dir=RUN", "--out=x.tsv", "extra"], "'extra'"),
     ],
 )
 def test_bad_flags_get_one_line_and_write_nothing(
