@@ -1,7 +1,13 @@
-"""Which tests run, and how hypothesis draws."""
+"""Which tests run and in which process, on how many threads, and how hypothesis draws."""
+
+import os
 
 import hypothesis
 import pytest
+
+# Votes depend on the threads inside one operation; the commands that draw them use one.
+os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
+os.environ["TF_NUM_INTEROP_THREADS"] = "2"
 
 TARGETS = {
     "slow": "takes minutes",
@@ -32,3 +38,16 @@ def pytest_collection_modifyitems(config, items):
         if marked and not wanted & set(marked):
             reason = f"{TARGETS[marked[0]]}: make test-{marked[0]}"
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """One process runs a module, and all modules of tests/serving/load, which share two servers."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            module = nodeid.partition("::")[0]
+            return "load" if module.startswith("tests/serving/load/") else module
+
+    return ByModule(config, log) if config.getvalue("dist") == "loadscope" else None

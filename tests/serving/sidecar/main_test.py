@@ -244,17 +244,6 @@ def test_it_starts_before_its_backend(backend, tmp_path: Path) -> None:
         assert stub.Certify(pb.CertifyRequest(pixels=PIXELS, n=300), timeout=60).n == 300
 
 
-def test_no_tensorflow_is_imported() -> None:
-    code = (
-        "import sys, serving.sidecar.__main__, serving.client; "
-        "print([m for m in sys.modules if m.split('.')[0].startswith(('tensorflow', 'keras'))])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
-
-
 @pytest.mark.parametrize(
     ("flags", "status", "text"),
     [
