@@ -20,7 +20,7 @@ from tfmacer.records.logs import LogWriter, read_log, settings_path
 from tfmacer.records.runs import RunDirectory
 from tfmacer.votes import devices, models
 
-PLAN = ["--num_examples=40", "--skip=25", "--n=30000", "--alpha=0.01", "--seed=9"]
+PLAN = ["--num_examples=40", "--skip=25", "--n=10000", "--alpha=0.01", "--seed=9"]
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,7 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_counted_twice(
 ):
     """SIGKILL at random moments; then the finished log equals the uninterrupted one."""
     moments = random.Random(kills)
-    # A whole run takes some five seconds here; a kill that comes too late is not counted.
+    # A kill that comes after the end is not counted.
     command = [sys.executable, "-m", "tfmacer.certify", f"--run_dir={tiny_run}", *PLAN]
     killed = 0
     number = 0
@@ -100,7 +100,7 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_counted_twice(
         if killed == kills:
             break
         out = tmp_path / f"log{number}.tsv"
-        alive = killed_run([*command, f"--out={out}"], out, moments.uniform(0, 1.0))
+        alive = killed_run([*command, f"--out={out}"], out, moments.uniform(0, 0.5))
         killed += alive
         if not alive:
             assert rows(out) == rows(reference)
