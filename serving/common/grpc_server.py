@@ -1,4 +1,4 @@
-"""A gRPC server as both of ours need one: bounded, draining, on one address, failing clearly."""
+"""The gRPC server of both servers: with limits, bound to one address, drained before it stops."""
 
 import functools
 import os
@@ -19,17 +19,17 @@ if TYPE_CHECKING:  # generic in the type stubs, not in the library
 else:
     Interceptor = grpc.ServerInterceptor
 
-# That a connection has for its TLS handshake, and to say that it speaks HTTP/2.
+# Time limit for a connection's TLS handshake and HTTP/2 preface.
 HANDSHAKE_MS = 10_000
-# Seconds left to health checks and the like after the drain.
+# Grace period of `grpc.Server.stop` after the drain, for health checks and the like.
 STOP_SECONDS = 0.5
 
 
 class Drain(Interceptor):
     """Lets calls under way finish while it refuses new ones with UNAVAILABLE.
 
-    `grpc.Server.stop` alone answers what comes in meanwhile with UNAVAILABLE or CANCELLED, as it
-    happens. Health checks and other streams of requests are let through and not waited for.
+    `grpc.Server.stop` alone answers calls that arrive meanwhile with either UNAVAILABLE or
+    CANCELLED. Health checks and other streams of requests are let through and not waited for.
     """
 
     def __init__(self) -> None:
@@ -90,16 +90,16 @@ class Drain(Interceptor):
 
 
 class Parsing(Interceptor):
-    """Answers bytes that are no message with INVALID_ARGUMENT.
+    """Answers requests that cannot be parsed with INVALID_ARGUMENT.
 
     grpc itself answers INTERNAL, as if the fault were the server's, and logs a traceback.
     """
 
     def __init__(self, on_broken: Callable[[str], None]) -> None:
-        """Only keeps its argument.
+        """Wraps no handler yet.
 
         Args:
-          on_broken: told the full name of the method that was to be called.
+          on_broken: called with the full name of the method.
         """
         self._on_broken = on_broken
 
@@ -160,7 +160,7 @@ def make_server(
       max_concurrent_rpcs: calls beyond this are refused with RESOURCE_EXHAUSTED; those between
         `threads` and this wait.
       max_message_bytes: larger requests are refused with RESOURCE_EXHAUSTED.
-      drain: knows the calls under way, for an orderly end.
+      drain: counts the calls under way, to wait for them at the end.
       interceptors: further ones, before it.
       on_broken: see `Parsing`.
     """
@@ -173,14 +173,14 @@ def make_server(
             ("grpc.max_send_message_length", max_message_bytes),
             # Otherwise a second server on a port in use would start and take half of its calls.
             ("grpc.so_reuseport", 0),
-            # A connection that says nothing keeps its descriptor for so long, not two minutes.
+            # A silent connection is closed after this time instead of two minutes.
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ],
     )
 
 
 def _remove_stale_socket(path: str) -> bool:
-    """Removes a UNIX socket at which nobody listens; says whether it was one."""
+    """Removes a UNIX socket on which no process listens; returns whether it was one."""
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         return False
     with socket.socket(socket.AF_UNIX) as line:
@@ -200,7 +200,7 @@ def bind(
 ) -> int:
     """Binds the server to HOST:PORT or unix:PATH and returns the port.
 
-    A UNIX socket at which nobody listens, as a killed server leaves it, is replaced.
+    A UNIX socket that a killed server left behind is replaced.
 
     Raises:
       UserError: the address is taken or cannot be used; the message names `flag`.

@@ -1,10 +1,9 @@
-"""What every HTTP request passes before the application: who may ask, and what answers carry.
+"""Checks every HTTP request before the application sees it, and adds security headers to answers.
 
-A browser on this machine can be made to send requests here by any page that it shows. Two checks
-keep those out: the Host header must name this server (a foreign name that resolves to this address
-does not), and a request that says where it comes from must come from this server's own page. An
-address in numbers is nobody's to lead elsewhere, so it is let through as a host: scrapes and probes
-by the address of a pod have one.
+Any web page can make a browser on this machine send requests here. Two checks refuse those: the
+Host header must name this server (which stops DNS rebinding: a foreign name that resolves to this
+address), and a request with an Origin header must come from this server's own page. Numeric
+addresses cannot be rebound and are accepted as hosts: scrapes and probes use the address of a pod.
 """
 
 import asyncio
@@ -40,7 +39,7 @@ _LENGTH = re.compile(r"[0-9]{1,18}")
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?")
 
 
-# What the body of a refusal says, of its code, its reason and the request's id.
+# The JSON body of a refusal, from its code, its reason and the request's id.
 Refusal = Callable[[grpc.StatusCode, str, str], dict[str, str]]
 
 
@@ -59,10 +58,10 @@ class Guard:
         max_body_bytes: int,
         refusal: Refusal = described,
     ) -> None:
-        """Only keeps its arguments.
+        """Guards an application.
 
         Args:
-          app: what answers.
+          app: the application.
           names: host names under which this server may be asked, besides any IP address.
           max_body_bytes: larger bodies are refused, unread where they announce their size.
           refusal: the JSON of a refusal.
@@ -124,7 +123,7 @@ def _is_address(host: str) -> bool:
 
 
 def _bounded(receive: Receive, max_bytes: int) -> Receive:
-    """Gives up on a body that does not arrive in time, or that is too large."""
+    """Refuses a body that does not arrive in time, or that is too large."""
     deadline = time.monotonic() + BODY_SECONDS
     size = 0
     arrived = False

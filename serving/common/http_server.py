@@ -1,4 +1,4 @@
-"""An HTTP server as both of ours need one: on a thread of its own, draining, failing clearly."""
+"""The HTTP server of both servers: on a thread of its own, with limits, drained before it stops."""
 
 import asyncio
 import errno
@@ -41,18 +41,18 @@ HTTP_STATUS = {
 HEAD_SECONDS = 10.0
 # Connections beyond these are answered with 503, and of one address more than half are closed.
 MAX_CONNECTIONS = 256
-# That wait to be accepted.
+# Connections that may wait to be accepted.
 BACKLOG = 128
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 MAX_BODY_BYTES = 64 * 2**20
-# What a request's state says of who asks, under mutual TLS.
+# Key of a request's state: the subject of the caller's certificate, under mutual TLS.
 TLS_SUBJECT = "tls_subject"
 
 
 class _Connection(H11Protocol):
-    """A connection that is closed where it only takes a place.
+    """A connection that is closed when it sends no request.
 
-    uvicorn waits without end for a first request, and for the rest of one that has begun.
+    uvicorn has no time limit for a first request, nor for the rest of one that has begun.
     """
 
     head_seconds: float
@@ -60,7 +60,7 @@ class _Connection(H11Protocol):
     _waiting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Lets the caller in, unless too many from there are in already."""
+        """Accepts the connection, unless its address has too many already."""
         super().connection_made(transport)
         if self.client is not None:  # asyncio does so for sockets that name their protocol alone
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -78,7 +78,7 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
 
     def handle_events(self) -> None:
-        """Takes what has arrived; a request under way has the time that it needs."""
+        """Handles what has arrived; a request under way has no time limit here."""
         super().handle_events()
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_waiting()
@@ -86,7 +86,7 @@ class _Connection(H11Protocol):
             self._wait_for_a_head()
 
     def _from_there(self) -> int:
-        """Connections from this one's address, itself among them; none counts for UNIX sockets."""
+        """Connections from this one's address, itself included; 0 for UNIX sockets."""
         if self.client is None:
             return 0
         peers = [getattr(connection, "client", None) for connection in self.connections]
@@ -102,9 +102,9 @@ class _Connection(H11Protocol):
 
 
 class _Accepting:
-    """What is said of an event loop's troubles: of descriptors that have run out, once a second.
+    """Logs failures of the event loop; that file descriptors have run out, at most once a second.
 
-    asyncio reports one such trouble for each connection that waits, and goes on a second later.
+    asyncio reports the latter for each waiting connection, and accepts again a second later.
     """
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class HttpServer:
     """Serves an ASGI application on a thread of its own, behind the guard.
 
     Attributes:
-      url: where.
+      url: of the server.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class HttpServer:
 
 
 def _affordable_connections() -> int:
-    """A quarter of the descriptors that this process may have, so that others find theirs."""
+    """A quarter of the file descriptors that this process may have, so that enough are left."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(2, soft // 4)
 

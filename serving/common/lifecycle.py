@@ -1,4 +1,4 @@
-"""How a server process logs, says that it is ready, and ends."""
+"""How a server process logs, announces that it is ready, and ends."""
 
 import logging
 import os
@@ -12,16 +12,16 @@ from typing import Any, NoReturn
 from tfmacer.common import commandline
 from tfmacer.common.text import visible
 
-# Python runs a handler in the main thread alone, but the signal may reach another thread, which
-# does not wake it: so it looks by itself.
+# Python runs signal handlers in the main thread only, but a signal that reaches another thread does
+# not wake the main thread: so it polls.
 _LOOK_SECONDS = 0.1
 
 
 class LineFormatter(logging.Formatter):
-    """One line for each record, whatever names callers gave; tracebacks keep their lines."""
+    """One line for each record, control characters escaped; tracebacks keep their lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        """The line, every character of it visible."""
+        """The line, control characters escaped."""
         return visible(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
@@ -33,14 +33,14 @@ def log_lines(level: int = logging.INFO) -> None:
     """Sends every logger's records to standard error, as lines."""
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
-    # Whatever was imported may have set up its own before.
+    # Imported libraries may have installed handlers of their own.
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 def exit_at_once(main: Callable[[], int]) -> NoReturn:
-    """Ends the process with what `main` returns, without taking the interpreter down first.
+    """Ends the process with what `main` returns, without shutting the interpreter down.
 
-    TensorFlow ends by SIGABRT where that is done while another thread loads a version in it.
+    TensorFlow aborts (SIGABRT) if the interpreter shuts down while another thread loads a model.
     """
     try:
         status = main()
@@ -53,7 +53,7 @@ def exit_at_once(main: Callable[[], int]) -> NoReturn:
 
 
 class Stop:
-    """Turns SIGTERM, SIGINT and SIGHUP into an orderly end; make it first, in the main thread.
+    """Turns SIGTERM, SIGINT and SIGHUP into an orderly end; create it first, in the main thread.
 
     A signal before `ready` ends the process at once with status 0: there is nothing to drain.
     """

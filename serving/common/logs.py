@@ -34,7 +34,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def safe_request_id(wanted: str | None) -> str:
-    """The caller's own id where it may stand in a log, else a fresh one."""
+    """The caller's own id where it is safe to log, else a new one."""
     return wanted if wanted and _SAFE_ID.fullmatch(wanted) else uuid.uuid4().hex
 
 

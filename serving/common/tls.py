@@ -1,7 +1,7 @@
 """TLS for the ports that servers listen on.
 
-Off by default, and then nothing is let off this machine: an address other than loopback is refused
-unless a flag says that plain text is wanted there.
+Off by default; without it an address other than loopback is refused, unless a flag allows plain
+text there.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Tls:
     Attributes:
       cert: its certificate, with its chain.
       key: the key of that certificate, without a password.
-      client_ca: the authorities whose client certificates are let in; None lets everyone in.
+      client_ca: the authorities whose client certificates are accepted; None asks for none.
     """
 
     cert: Path
@@ -62,7 +62,7 @@ class Tls:
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """For a gRPC port; the files are read again at the first handshake after they change."""
-        reload: Any = _Reload(self)  # may answer None, which the type stubs do not know
+        reload: Any = _Reload(self)  # may return None, which the type stubs do not know
         return grpc.dynamic_ssl_server_credentials(
             self._configuration(), reload, self.client_ca is not None
         )
@@ -82,13 +82,13 @@ class Tls:
         return grpc.ssl_server_certificate_configuration([pair], authorities)
 
     def _stamps(self) -> list[tuple[int, int, int]]:
-        """What tells a file from the one that was there before."""
+        """What changes when a file is replaced."""
         found = [path.stat() for path in (self.cert, self.key, self.client_ca) if path]
         return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found]
 
 
 class _Reload:
-    """Asked by gRPC at every handshake for new files; None says that there are none."""
+    """Called by gRPC at every handshake; returns new files, or None where they have not changed."""
 
     def __init__(self, tls: Tls) -> None:
         self._tls = tls
@@ -99,7 +99,7 @@ class _Reload:
             stamps = self._tls._stamps()
             if stamps == self._seen:
                 return None
-            # Kept when the files are bad, too: they are looked at again once they change again.
+            # Kept even if the files are bad: they are read again once they change again.
             self._seen = stamps
             self._tls.check()
             configuration = self._tls._configuration()

@@ -1,4 +1,4 @@
-"""Carries an HTTP request to the sidecar's gRPC service, and its answer or its end back.
+"""Forwards an HTTP request to the sidecar's gRPC service, and its answer or cancellation back.
 
 Going through gRPC, over a UNIX socket of this process, means that admission, fairness, limits,
 deadlines, metrics and the audit log are those of every other caller.
@@ -51,7 +51,7 @@ class Bridge:
     """Calls the service. Belongs to one event loop."""
 
     def __init__(self, channel: grpc.Channel, *, threads: int) -> None:
-        """Makes nothing yet.
+        """Sends nothing yet.
 
         Args:
           channel: to the service.
@@ -83,7 +83,7 @@ class Bridge:
         The call ends when the iterator is closed.
         """
         call: Any = self._stub.CertifyStream(message, metadata=_metadata(request))
-        with _ended_by_leaving(request, call):
+        with _cancelled_on_disconnect(request, call):
             first = await self._wait(call, lambda: next(call, None))
 
         async def certificates() -> AsyncGenerator[pb.Certificate]:
@@ -98,11 +98,11 @@ class Bridge:
         return certificates()
 
     async def _result(self, request: Request, call: "_Future[T]") -> T:
-        with _ended_by_leaving(request, call):
+        with _cancelled_on_disconnect(request, call):
             return await self._wait(call, call.result)
 
     async def _wait(self, call: Any, blocking: Callable[[], T]) -> T:
-        """What `blocking` returns on a thread; leaving early ends the call, and so the thread."""
+        """Runs `blocking` on a thread; cancellation ends the call, and with it the thread."""
         try:
             return await anyio.to_thread.run_sync(
                 blocking, abandon_on_cancel=True, limiter=self._limiter
@@ -117,7 +117,7 @@ class Bridge:
 
 
 @contextlib.contextmanager
-def _ended_by_leaving(request: Request, call: Any) -> Iterator[None]:
+def _cancelled_on_disconnect(request: Request, call: Any) -> Iterator[None]:
     """Cancels the call when the caller closes the connection meanwhile."""
 
     async def watch() -> None:

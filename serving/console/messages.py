@@ -1,4 +1,4 @@
-"""The JSON of the endpoint: `certification.proto` in other clothes, and its schemas.
+"""The JSON of the endpoint: the messages of `certification.proto`, and their schemas.
 
 Field names are the proto's. Bytes are base64, 64-bit numbers are numbers.
 """
@@ -23,7 +23,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class _Request(BaseModel):
-    # Nothing is guessed: no number from a string, no unknown field, no NaN.
+    # Strict: no number from a string, no unknown field, no NaN.
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -76,7 +76,7 @@ class Pixels(_Request):
         )
 
 
-class _AboutAnImage(_Request):
+class _ImageRequest(_Request):
     pixels: Pixels | None = None
     image: str | None = Field(
         default=None, description="Base64 of a PNG, JPEG or WebP file, in place of pixels."
@@ -100,7 +100,7 @@ class _AboutAnImage(_Request):
         return self.model_dump(exclude={"pixels", "image", "resize"}, exclude_none=True)
 
 
-class PredictRequest(_AboutAnImage):
+class PredictRequest(_ImageRequest):
     """What `Predict` takes."""
 
     n: Draws | None = Field(default=None, description="Draws; 100 unless given.")
@@ -113,7 +113,7 @@ class PredictRequest(_AboutAnImage):
         return pb.PredictRequest(pixels=pixels, **self._plan())
 
 
-class CertifyRequest(_AboutAnImage):
+class CertifyRequest(_ImageRequest):
     """What `Certify` and `CertifyStream` take; draws end after n unless a stop rule is given."""
 
     n0: Draws | None = Field(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Of what comes in and of what goes out, once it is not compressed any more.
+# Of requests and of answers, uncompressed.
 MAX_MESSAGE_BYTES = 2**28
 
 
@@ -42,10 +42,10 @@ def _main() -> None:
     flags.check()
     credentials = _credentials()
     stop = Stop()
-    # Late, because it takes seconds: a wrong flag is answered before.
+    # After the flags were checked, because it takes seconds.
     commandline.load_tensorflow()
     log_lines()
-    # Its loader's deprecation is no news to whoever runs a server.
+    # Its loader warns of its own deprecation, which operators cannot change.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     for name in flags.ignored():
         logger.warning("--%s is accepted and ignored: it changes no answer", name)

@@ -1,4 +1,4 @@
-"""All models that are served: configured, polled on disk, resolved for a request."""
+"""All models that are served: configured, polled on disk, and looked up for each request."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ from tfmacer.common.text import cut
 
 logger = logging.getLogger(__name__)
 
-# Between two looks at whether somebody still waits.
+# Between two polls of `wanted`.
 _LOOK_SECONDS = 0.2
 
 
@@ -40,7 +40,7 @@ class Registry:
           policy: how versions are loaded.
           poll_seconds: between looks at the base paths; 0 looks once, at `configure`.
           versions_always_present: keep what is loaded when a base path turns empty.
-          labels_for_unavailable: let a label that is new name a version that is not available.
+          labels_for_unavailable: allow a new label to name a version that is not available.
         """
         self._policy = policy
         self._poll_seconds = poll_seconds
@@ -65,13 +65,13 @@ class Registry:
         timeout: float | None = None,
         wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Makes a ModelServerConfig the whole truth: absent models go, the others come.
+        """Applies a ModelServerConfig: models that it does not name are unloaded, new ones loaded.
 
         Args:
           config: the configuration.
           timeout: seconds to wait until each model has a version available; None for as long
             as it takes a version to appear on disk.
-          wanted: asked now and then while waiting; once it says no, the wait ends.
+          wanted: polled while waiting; once it returns False, the wait ends.
 
         Raises:
           StatusError: the configuration is wrong, a label names a version that is not available,
@@ -104,10 +104,10 @@ class Registry:
 
     @contextmanager
     def use(self, model_spec: Any) -> Iterator[tuple[int, Servable]]:
-        """Holds the version that a ModelSpec means, and says which it is.
+        """Holds the version that a ModelSpec names, and yields it with its number.
 
         Raises:
-          StatusError: it means none, or one that is not available.
+          StatusError: it names none, or one that is not available.
         """
         if not model_spec.name:
             raise invalid("ModelSpec has no name specified.")
@@ -168,7 +168,7 @@ class Registry:
                 )
 
     def _replace(self, wanted: dict[str, Model]) -> list[Versions]:
-        """Takes over a configuration; returns what is to be stopped."""
+        """Applies a configuration; returns what is to be stopped."""
         gone = []
         for name in list(self._versions):
             if name not in wanted or wanted[name].base_path != self._models[name].base_path:
@@ -196,7 +196,7 @@ class Registry:
 
 
 def _wait(served: list[Versions], timeout: float | None, wanted: Callable[[], bool]) -> None:
-    """Returns when each has a version; the limit is that of all together."""
+    """Returns when each has a version; the time limit is for all of them together."""
     limit = math.inf if timeout is None else time.monotonic() + timeout
     failed = []
     for versions in served:

@@ -110,7 +110,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _gone(request: Request, error: Exception) -> Response:
-    """For nobody: the caller has closed the connection."""
+    """Never sent: the caller has closed the connection."""
     del request, error
     return Response(status_code=HTTP_STATUS[grpc.StatusCode.CANCELLED])
 

@@ -1,8 +1,8 @@
 """One loaded version of a model: a SavedModel in a Session of TensorFlow's C++ runtime.
 
-A DirectSession is what TensorFlow Serving runs, so the runtime's own refusals (dtypes, shapes,
-deadlines) come out as they would there. `tf.saved_model.load` would run the same graph eagerly and
-answer with other texts, and could not abort a run at its deadline.
+TensorFlow Serving runs a DirectSession as well, so the runtime's own errors (dtypes, shapes,
+deadlines) are the same. `tf.saved_model.load` would run the same graph eagerly, with other error
+messages, and could not abort a run at its deadline.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-# Private, and so held by a test: `Session.run` casts arrays to the placeholder's dtype, which would
-# accept what TensorFlow Serving refuses.
+# A private API, covered by a test: `Session.run` casts arrays to the placeholder's dtype, and so
+# would accept what TensorFlow Serving refuses.
 from tensorflow.python.client import pywrap_tf_session
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
@@ -29,7 +29,7 @@ from tfmacer.votes.admission import NotAdmittedError, check_saved_model
 DEFAULT_SIGNATURE = "serving_default"
 WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
 MAX_WARMUP_RECORDS = 1000
-# That one value may stand for, in all inputs of a request.
+# Elements that shapes may add to the values sent, in all inputs of a request.
 MAX_FILLED_ELEMENTS = 2**20
 _METHODS = tuple(f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress"))
 
@@ -246,7 +246,7 @@ def _array(alias: str, tensor: Any) -> Array:
 def _filled(tensor: Any) -> int:
     """How many elements one value stands for, beyond those that were sent.
 
-    The shape alone could otherwise ask for any memory, before anything is computed.
+    Otherwise a shape alone could allocate any amount of memory before anything is computed.
     """
     elements: int = math.prod(dim.size for dim in tensor.tensor_shape.dim)
     return max(0, elements - int(tensor.ByteSize()))

@@ -34,7 +34,7 @@ def read_credentials(path: Path) -> grpc.ServerCredentials:
 
 
 def _check(path: Path, config: Any) -> None:
-    """OpenSSL reads certificates from files only, so they are written where nobody else looks."""
+    """OpenSSL reads certificates from files only, so they are written to a private directory."""
     with tempfile.TemporaryDirectory() as folder:
         texts = (config.server_cert, config.server_key, config.custom_ca)
         files = [Path(folder) / name for name in ("cert", "key", "ca")]

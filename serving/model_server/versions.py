@@ -1,4 +1,4 @@
-"""The versions of one model: loaded, served, counted in use, retired.
+"""The versions of one model: loaded, served, unloaded once no call uses them.
 
 States and their order are TensorFlow Serving's: new versions are loaded before old ones go, the
 highest first; an old one goes only once an aspired one is available, or when none is aspired; a
@@ -50,13 +50,13 @@ class _Version:
     error: StatusError | None = None
     servable: Servable | None = None
     users: int = 0
-    # No longer aspired at some time since it was loaded: only then is END a fresh start.
+    # Whether it has been unaspired since it was loaded: only then does END allow a new start.
     dropped: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadPolicy:
-    """How a version is loaded, and how often again after a failure."""
+    """How a version is loaded, and how often it is retried."""
 
     load: Callable[[Path], Servable]
     retries: int
@@ -64,14 +64,14 @@ class LoadPolicy:
 
 
 class Versions:
-    """Keeps one model's versions as aspired, on a thread of its own."""
+    """Keeps one model's versions as they are aspired to, on a thread of its own."""
 
     def __init__(self, name: str, policy: LoadPolicy) -> None:
         self.name = name
         self._policy = policy
         self._versions: dict[int, _Version] = {}
         self._aspired: dict[int, Path] = {}
-        # Guards all of the above; notified at every change of state, use or wish.
+        # Guards all of the above; notified at every change of state, use or aspiration.
         self._changed = threading.Condition()
         self._stopping = False
         self._pending = False
@@ -79,7 +79,7 @@ class Versions:
         self._thread.start()
 
     def aspire(self, versions: dict[int, Path]) -> None:
-        """Says which versions there should be; returns at once."""
+        """Sets which versions there should be; returns at once."""
         with self._changed:
             if versions != self._aspired:
                 self._aspired = dict(versions)
@@ -88,7 +88,7 @@ class Versions:
                 self._changed.notify_all()
 
     def stop(self, timeout: float | None = None) -> None:
-        """Unloads everything, once whoever uses it has finished; waits `timeout` seconds for it."""
+        """Unloads everything once the calls under way have ended; waits up to `timeout` seconds."""
         with self._changed:
             self._aspired = {}
             self._drop_others()
@@ -197,7 +197,7 @@ class Versions:
             try:
                 servable = self._policy.load(version.path)
             except Exception as error:
-                # Whatever a broken export raises must end this version, never this thread.
+                # A broken export may raise anything; that must end this version, never this thread.
                 failure = _as_status(error)
                 logger.error(
                     "loading %s version %d failed (attempt %d): %s",
@@ -218,7 +218,7 @@ class Versions:
         self._set(version, State.END)
 
     def _wait_to_retry(self, version: _Version) -> bool:
-        """Sleeps; False as soon as the version is not wanted any more."""
+        """Sleeps; returns False as soon as the version is no longer aspired."""
         with self._changed:
             return not self._changed.wait_for(
                 lambda: version.number not in self._aspired, self._policy.retry_seconds

@@ -1,8 +1,8 @@
 """The operator's audit log: which noise is behind which certificate.
 
 One JSON object a line, a chain of digests, written after the answer has left and by a thread of its
-own: nobody who can read the log knows the noise of a certificate before it is given, and no call
-waits for the disk.
+own: so no reader of the log knows the noise of a certificate before it is given, and no call waits
+for the disk.
 """
 
 import logging
@@ -39,8 +39,8 @@ class AuditLog:
     """Appends entries to a chain, over files of a limited size. Thread-safe.
 
     Attributes:
-      head: the newest entry's number and digest. Who keeps it elsewhere can tell later whether
-        anything before it was changed or taken out.
+      head: the newest entry's number and digest. A copy of it kept elsewhere shows later whether
+        anything before it was changed or removed.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class AuditLog:
         keep: int = 0,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
-        """Takes the file for this process alone, and goes on with its chain.
+        """Locks the file for this process, and continues its chain.
 
         Args:
           path: the file; a line that a kill interrupted is cut off its end.

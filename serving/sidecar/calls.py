@@ -1,4 +1,4 @@
-"""What every call of the service has: an id, a client, a deadline, a log line, an honest end."""
+"""What every call of the service has: an id, a client, a deadline, a log line and a status."""
 
 import contextlib
 import dataclasses
@@ -17,9 +17,9 @@ from tfmacer.votes.endpoint import BackendError
 
 logger = logging.getLogger(__name__)
 
-# The certificate's subject or the address of whoever is behind the console, see `client_of`.
+# The certificate's subject or the address of the console's caller, see `client_of`.
 FORWARDED_CLIENT = "x-tfmacer-client"
-# Kept back from a caller's deadline, so that the answer still arrives.
+# Subtracted from a caller's deadline, in seconds, so that the answer still arrives.
 DEADLINE_MARGIN = 0.15
 
 
@@ -30,8 +30,8 @@ class Call:
     Attributes:
       method: its name.
       request_id: the caller's own, or a fresh one.
-      client: whom it counts against: the certificate's subject under mutual TLS, else the peer's
-        address without its port.
+      client: for the limits of one client: the certificate's subject under mutual TLS, else the
+        peer's address without its port.
       deadline: on `time.monotonic()`'s clock.
       outcome: how it ended, for log and metrics.
       notes: what else the log line says.
@@ -120,7 +120,7 @@ class Calls:
 
 
 def client_of(context: grpc.ServicerContext) -> str:
-    """Whom a call counts against: a certificate's subject, else an address."""
+    """The client that a call counts for: a certificate's subject, else an address."""
     auth = context.auth_context()
     for key in ("x509_subject", "x509_common_name"):
         values = list(auth.get(key, ()))

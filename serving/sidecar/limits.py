@@ -1,4 +1,4 @@
-"""What a caller may ask for, and how many may ask at once."""
+"""Limits on one request, and on calls at the same time."""
 
 import dataclasses
 import threading
@@ -31,7 +31,7 @@ class TooManyError(UserError):
 
 
 class Admission:
-    """Lets so many calls in, of all clients together and of each one. Thread-safe."""
+    """Limits the calls under way, of all clients together and of each one. Thread-safe."""
 
     def __init__(self, total: int, per_client: int) -> None:
         self._total = total
@@ -41,10 +41,10 @@ class Admission:
 
     @contextmanager
     def enter(self, client: str) -> Iterator[None]:
-        """Holds a place for the length of one call.
+        """Counts one call while it runs.
 
         Raises:
-          TooManyError: there is none left.
+          TooManyError: the limit is reached.
         """
         with self._lock:
             for inside, limit, what in (
@@ -71,10 +71,10 @@ class Admission:
 
 
 class FairSlots:
-    """Places for requests at the backend, handed out to the waiting clients in turn.
+    """Slots for requests at the backend, given to the waiting clients in turn.
 
-    A long certification asks for many small pieces; each piece waits here, so that another
-    client's short one gets every other place that comes free, however many pieces were waiting.
+    A long certification sends many small requests, each of which waits here; so another client's
+    short one gets every other free slot, however many requests were waiting before it.
     """
 
     def __init__(self, total: int) -> None:
@@ -83,7 +83,7 @@ class FairSlots:
         self._lock = threading.Lock()
 
     def of(self, client: str) -> "ClientSlots":
-        """The places as one client sees them."""
+        """The slots as one client uses them."""
         return ClientSlots(self, client)
 
     def acquire(self, client: str, timeout: float | None) -> bool:
@@ -105,7 +105,7 @@ class FairSlots:
             return False
 
     def release(self) -> None:
-        """Gives a place to the client whose turn it is."""
+        """Gives the slot to the client whose turn it is."""
         with self._lock:
             if not self._waiting:
                 self._free += 1
@@ -118,7 +118,7 @@ class FairSlots:
                 del self._waiting[client]
 
     def waiting(self) -> int:
-        """Requests that have no place yet."""
+        """Requests that wait for a slot."""
         with self._lock:
             return sum(map(len, self._waiting.values()))
 

@@ -1,4 +1,4 @@
-"""What the library says, as the messages of `certification.proto`."""
+"""Converts certificates and models to the messages of `certification.proto`."""
 
 from serving import certification_pb2 as pb
 from tfmacer.guarantee.certificate import Certificate

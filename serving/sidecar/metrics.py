@@ -34,11 +34,11 @@ class Metrics:
         waiting: Callable[[], int],
         model: Callable[[], ServedModel | None],
     ) -> None:
-        """Takes the sources of the gauges.
+        """Registers everything.
 
         Args:
           inside: calls under way.
-          waiting: requests that wait for a place at the backend.
+          waiting: requests that wait for a slot at the backend.
           model: what is certified now; None where nothing can be.
         """
         self.registry = CollectorRegistry()
@@ -51,8 +51,8 @@ class Metrics:
             registry=self.registry,
         )
         for method in CERTIFIER.methods:
-            # There from the start: a series that appears with its first count shows no increase,
-            # and so would not wake who waits for one.
+            # Present from the start: a series that appears with its first count shows no increase,
+            # so alerts would miss it.
             self.requests.labels(method.name, grpc.StatusCode.INTERNAL.name)
         self.seconds = Histogram(
             "tfmacer_request_duration_seconds",
@@ -97,10 +97,10 @@ class Metrics:
         return make_asgi_app(self.registry)
 
     def follow_audit(self, head: Callable[[], Link]) -> None:
-        """Shows the newest entry of the audit log from now on; without a log there is none.
+        """Adds gauges of the audit log's newest entry.
 
         Args:
-          head: tells it, and its digest.
+          head: returns it.
         """
         self.registry.register(_AuditGauges(head))
 

@@ -1,4 +1,4 @@
-"""Which version of the model certificates are drawn from, kept up with the backend."""
+"""Follows which version of the model the backend serves."""
 
 import dataclasses
 import logging
@@ -13,7 +13,7 @@ from tfmacer.votes.endpoint import BackendError, Endpoint, ServedModel, check_se
 
 logger = logging.getLogger(__name__)
 
-# Of one question about the model: short, since it is asked again at the next look.
+# Time limit of one request about the model, in seconds: short, since it is sent again soon.
 POLL_TIMEOUT = 5.0
 
 
@@ -28,8 +28,8 @@ class Certifiable:
 class Models:
     """Follows the newest available version of one model at an endpoint.
 
-    A failure to look does not forget the version known: the call that uses it retries, and says
-    clearly what is wrong if that does not help. A backend that says that it serves none does.
+    A failed request keeps the known version: the call that uses it retries, and reports what is
+    wrong if that does not help. It is forgotten only where the backend answers that it has none.
     """
 
     def __init__(
@@ -40,13 +40,13 @@ class Models:
         digest: str = "",
         on_health: Callable[[bool], None] = lambda healthy: None,
     ) -> None:
-        """Knows nothing yet; see `refresh`.
+        """Asks nothing yet; see `refresh`.
 
         Args:
           endpoint: who serves the model.
           model_name: under which name.
           digest: the only model digest accepted; empty accepts any.
-          on_health: told after every look whether certificates can be given.
+          on_health: called after every poll with whether certificates can be given.
         """
         self._endpoint = endpoint
         self._model_name = model_name
@@ -75,7 +75,7 @@ class Models:
         return self._current.model if self._current and self._error is None else None
 
     def refresh(self, timeout: float = POLL_TIMEOUT) -> None:
-        """Looks once; gives each of its two questions `timeout` seconds.
+        """Asks the backend once; each of the two requests may take `timeout` seconds.
 
         Raises:
           BackendError: the backend cannot be reached, or what it serves cannot be certified.
@@ -83,13 +83,13 @@ class Models:
         try:
             versions = self._endpoint.available_versions(self._model_name, timeout=timeout)
             if not versions:
-                self._current = None  # every call would find that out, after its draws
+                self._current = None  # or every call would find out after its draws
                 raise BackendError(
                     grpc.StatusCode.UNAVAILABLE,
                     f"backend {self._endpoint.target}: no version of model {self._model_name} "
                     "is available",
                 )
-            # Asked every time: a restarted server may hold another model by the same number.
+            # Every time: a restarted server may have another model under the same number.
             found = self._describe(versions[-1], timeout)
             if self._current != found:
                 self._current = found
@@ -97,7 +97,7 @@ class Models:
             self._error = None
         except BackendError as error:
             if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                # Of the question asked here, not of whoever will be told about it.
+                # The deadline of the request made here, not of the call that this error will reach.
                 error.code = grpc.StatusCode.UNAVAILABLE
             self._error = error
             if error.code in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND):
@@ -107,11 +107,11 @@ class Models:
             self._on_health(self._error is None)
 
     def check_unchanged(self, used: Certifiable, *, timeout: float = POLL_TIMEOUT) -> None:
-        """Asks the backend whether a version number still means the model that was used.
+        """Asks the backend whether a version number still names the model that was used.
 
         Args:
           used: what votes were drawn from.
-          timeout: seconds to wait for the answer; the call's own, whose votes hang on it.
+          timeout: seconds to wait for the answer; what is left of the call's own.
 
         Raises:
           BackendError: ABORTED, it does not; or the backend cannot be asked.
@@ -119,7 +119,7 @@ class Models:
         check_served(self._endpoint, used.model, timeout=timeout)
 
     def start(self, poll_seconds: float) -> None:
-        """Looks again and again, on a thread of its own."""
+        """Polls the backend on a thread of its own."""
 
         def poll() -> None:
             while not self._stopped.is_set():
@@ -137,18 +137,18 @@ class Models:
         self._thread.start()
 
     def _connection(self, state: grpc.ChannelConnectivity) -> None:
-        """Hears of a dead backend at once; a look repeats its questions for seconds."""
+        """Reports a dead backend at once; a poll would retry for seconds."""
         if state is grpc.ChannelConnectivity.IDLE:
             self.look_now()  # which connects again, or fails to
         elif state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
             self._on_health(False)
 
     def look_now(self) -> None:
-        """Hurries the next look, where something suggests that the version has changed."""
+        """Polls now, because something suggests that the version has changed."""
         self._look.set()
 
     def stop(self) -> None:
-        """Stops looking; health is not told any more."""
+        """Stops polling and reporting health."""
         self._on_health = lambda healthy: None
         self._stopped.set()
         self._look.set()

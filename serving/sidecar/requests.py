@@ -1,4 +1,4 @@
-"""Reads and checks what a caller sent. Every refusal is a `UserError` naming field and limit."""
+"""Reads and checks requests. Every refusal is a `UserError` that names field and limit."""
 
 import dataclasses
 import math
@@ -54,7 +54,7 @@ def read_image(
         outside [0, 1], or one that the distribution is not about.
     """
     if tuple(pixels.shape) != input_shape:
-        # Of millions of numbers in a few bytes, compressed, the first ones are enough.
+        # A few compressed bytes may be millions of numbers: the first ones are enough.
         found = cut(str(list(pixels.shape[:LONGEST_VALUE])))
         raise UserError(f"pixels.shape is {found}, the model takes {list(input_shape)}")
     shape = input_shape
@@ -94,7 +94,7 @@ def read_rule(
     Raises:
       UserError: a field outside its limits, or values that do not go together.
     """
-    # A default is no wish of the caller's, so it gives way to the operator's limit.
+    # A default was not asked for by the caller, so the operator's limit caps it.
     n0 = request.n0 if request.HasField("n0") else min(DEFAULT_N0, limits.max_n0)
     n = request.n if request.HasField("n") else min(DEFAULT_N, limits.max_n)
     stop = _stop(request, limits)
