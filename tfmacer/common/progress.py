@@ -7,6 +7,7 @@ from typing import TextIO
 
 import rich.console
 import rich.progress
+import rich.table
 
 from tfmacer.common import commandline
 
@@ -40,15 +41,18 @@ class Progress:
         stream = sys.stderr if file is None else file
         self._total, self._unit, self._lines = total, unit, lines
         self._first = self._done = done
+        self._note = ""
         self._started = self._printed = time.monotonic()
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}", markup=False),
-            rich.progress.BarColumn(),
+            rich.progress.BarColumn(bar_width=20),
             rich.progress.MofNCompleteColumn(),
             rich.progress.TextColumn(unit),
             rich.progress.TimeElapsedColumn(),
             rich.progress.TextColumn("{task.fields[left]} left"),
-            rich.progress.TextColumn("{task.fields[note]}", markup=False),
+            rich.progress.TextColumn(
+                "{task.fields[note]}", markup=False, table_column=rich.table.Column()
+            ),
             console=rich.console.Console(file=stream),
             disable=not stream.isatty(),
         )
@@ -63,18 +67,13 @@ class Progress:
 
         Args:
           done: in all, what was done before included.
-          note: what else there is to say; with one, a last line is printed when all is done.
+          note: what else there is to say; the last one is printed at the end as well.
         """
-        self._done = done
+        self._done, self._note = done, note
         left = self.left()
         self._bar.update(self._task, completed=done, note=note, left=left)
-        now = time.monotonic()
-        due = now - self._printed >= LINE_EVERY or (note and done == self._total)
-        if self._lines and self._bar.disable and due:
-            self._printed = now
-            of = "" if self._total is None else f" of {self._total:,}"
-            said = f", {note}" if note else ""
-            commandline.note(f"{done:,}{of} {self._unit}{said}, {left} left")
+        if time.monotonic() - self._printed >= LINE_EVERY:
+            self._print_line(f", {left} left")
 
     def left(self) -> str:
         """Hours, minutes and seconds until all is done, if it goes on as fast; `?` if unknown."""
@@ -92,5 +91,14 @@ class Progress:
         self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.stop()
+        if self._note and not any(error):
+            self._print_line("")
+
+    def _print_line(self, end: str) -> None:
+        if self._lines and self._bar.disable:
+            self._printed = time.monotonic()
+            of = "" if self._total is None else f" of {self._total:,}"
+            said = f", {self._note}" if self._note else ""
+            commandline.note(f"{self._done:,}{of} {self._unit}{said}{end}")

@@ -1,3 +1,4 @@
+import contextlib
 import io
 
 import pytest
@@ -31,18 +32,22 @@ def test_elsewhere_a_line_comes_now_and_then(total, line, monkeypatch, capsys):
     monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
     with Progress(total, "images", done=1199) as shown:
         shown.advance("ACR 0.5")
-    out, err = capsys.readouterr()
+        out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(line)
     assert err.endswith(" left\n")
 
 
-def test_the_end_is_a_line_only_where_there_is_something_to_say(capsys):
+def test_the_last_note_is_printed_at_the_end_unless_it_failed(capsys):
     for note in ("", "flipped within: 0"):
         with Progress(2, "images") as shown:
             shown.show(1, note)
             shown.show(2, note)
-    assert capsys.readouterr().err == "2 of 2 images, flipped within: 0, 0:00:00 left\n"
+    assert capsys.readouterr().err == "2 of 2 images, flipped within: 0\n"
+    with contextlib.suppress(KeyError), Progress(2, "images") as shown:
+        shown.show(1, "flipped within: 0")
+        raise KeyError
+    assert capsys.readouterr().err == ""
 
 
 def test_nothing_is_printed_where_lines_are_unwanted(monkeypatch, capsys):
