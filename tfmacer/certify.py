@@ -32,9 +32,9 @@ from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.logs import LogWriter
 from tfmacer.records.naming import ImageFlags
-from tfmacer.records.runs import BLOCK_SIZE, RunDirectory, Smoothing
+from tfmacer.records.runs import BLOCK_SIZE, Smoothing
 from tfmacer.records.settings import LogSettings, Selection, parse_shard
-from tfmacer.wire.channel import ChannelFlags, Transport
+from tfmacer.votes.source_flags import SourceFlags
 
 if TYPE_CHECKING:
     from tfmacer.certification.examples import Example
@@ -48,23 +48,15 @@ _integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
 _float = functools.partial(flags.DEFINE_float, flag_values=FLAGS)
 _bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
 
-_IMPORT = commandline.define_import(FLAGS)
-_RUN_DIR = _string("run_dir", None, "Run directory whose network is certified.")
-_SAVED_MODEL = _string(
-    "saved_model", None, "Export to certify instead: a version directory, or its parent (newest)."
-)
-_SERVER = _string("server", None, "HOST:PORT of a TensorFlow Serving endpoint to certify instead.")
-_MODEL_NAME = _string("model_name", None, "The model's name on --server.")
-_TLS = ChannelFlags("tls", "the server", FLAGS, allow="allow_plaintext")
+_SOURCE = SourceFlags(FLAGS)
 _OUT = _string("out", None, "The log, a .tsv file; LOG.tsv.json beside it holds the settings.")
-_DATASET = _string(
-    "dataset",
-    None,
-    "Dataset; default: the one that the model records, where that is mnist5k or a dataset of TFDS' "
-    "own on disk.",
+_IMAGES = ImageFlags.define(
+    FLAGS,
+    dataset="Dataset; default: the one that the model records, where that is mnist5k or a dataset "
+    "of TFDS' own on disk.",
+    split="Split to certify; a folder has one split.",
+    split_default="test",
 )
-_DATA_DIR = _string("data_dir", None, "TFDS directory; default: that of TFDS.")
-_SPLIT = _string("split", "test", "Split to certify; a folder has one split.")
 _START = _integer("start", 0, "First position in the split as stored.", lower_bound=0)
 _SKIP = _integer("skip", 1, "Step between positions.", lower_bound=1)
 _NUM_EXAMPLES = _integer("num_examples", None, "How many images; default: all.", lower_bound=1)
@@ -131,20 +123,19 @@ def _main() -> None:
     out = _out_path()
     stop = StopRule.parse(_STOP.value)
     _rules(stop, BLOCK_SIZE)
-    _check_source_flags()
-    transport = _TLS.read("server", _SERVER.value)
+    smoothing = _SOURCE.check()
     _check_runner_flags(stop, out)
-    smoothing = _described()
     if smoothing is not None:
         _check_sigma(smoothing)
         _dataset(smoothing)
 
-    commandline.load_tensorflow(_IMPORT.value)
+    _SOURCE.load_tensorflow()
     from tfmacer.certification.examples import examples_of
     from tfmacer.certification.preflight import check_shape, preflight
     from tfmacer.certification.recording import prepare_logs
 
-    source, warnings = _open_source(transport)
+    source = _SOURCE.open(intra_op_threads=_INTRA_OP.value, distribution=_DISTRIBUTION.value)
+    warnings = _source_warnings(source)
     smoothing = source.smoothing
     _check_sigma(smoothing)
     rules = _rules(stop, smoothing.block_size)
@@ -217,17 +208,6 @@ def _rules(stop: StopRule, block_size: int) -> list[Rule]:
     return rules
 
 
-def _check_source_flags() -> None:
-    given = [name for name in ("run_dir", "saved_model", "server") if FLAGS[name].value is not None]
-    if len(given) != 1:
-        raise UserError(
-            "give exactly one of --run_dir, --saved_model and --server, got "
-            + (", ".join(f"--{name}" for name in given) or "none")
-        )
-    if (_SERVER.value is None) != (_MODEL_NAME.value is None):
-        raise UserError("--model_name goes with --server, and --server needs it")
-
-
 def _check_runner_flags(stop: StopRule, out: Path) -> None:
     if _RUNNER.value is None:
         given = [n for n in ("pipeline_option", "parts_dir", "worker_threads") if FLAGS[n].value]
@@ -235,7 +215,7 @@ def _check_runner_flags(stop: StopRule, out: Path) -> None:
             raise UserError(f"--{given[0]} goes with --runner")
         return
     runner = f"--runner={_RUNNER.value}"
-    if _SERVER.value is not None:
+    if _SOURCE.server is not None:
         raise UserError(f"{runner} certifies --run_dir or --saved_model: --server draws by itself")
     if _SHARD.value is not None:
         raise UserError(f"{runner} divides the images by itself: leave --shard out")
@@ -262,38 +242,19 @@ def _check_runner_flags(stop: StopRule, out: Path) -> None:
         direct_workers(_PIPELINE_OPTIONS.value)
 
 
-def _described() -> Smoothing | None:
-    """What can be known of the model before TensorFlow is loaded."""
-    if _RUN_DIR.value is not None:
-        return RunDirectory(Path(_RUN_DIR.value)).read_smoothing()
-    if _SAVED_MODEL.value is not None and not Path(_SAVED_MODEL.value).is_dir():
-        raise UserError(f"--saved_model={_SAVED_MODEL.value}: no such directory")
-    return None
-
-
 def _check_sigma(smoothing: Smoothing) -> None:
     if _SIGMA.value is not None and _SIGMA.value != smoothing.sigma:
         raise UserError(f"--sigma={_SIGMA.value} is not the model's own, {smoothing.sigma}")
 
 
-def _open_source(transport: Transport) -> tuple["VoteSource", list[str]]:
-    """The source of votes, and what a reader of the results should know of its network."""
+def _source_warnings(source: "VoteSource") -> list[str]:
+    """What a reader of the results should know of the network."""
     from tfmacer.votes.local import NetworkVotes
     from tfmacer.votes.models import leads_with_normalization
-    from tfmacer.votes.open_source import open_source
 
-    source = open_source(
-        run_dir=_RUN_DIR.value,
-        saved_model=_SAVED_MODEL.value,
-        server=_SERVER.value,
-        model_name=_MODEL_NAME.value,
-        transport=transport,
-        intra_op_threads=_INTRA_OP.value,
-        distribution=_DISTRIBUTION.value,
-    )
     if not isinstance(source, NetworkVotes) or leads_with_normalization(source.network):
-        return source, []
-    return source, [
+        return []
+    return [
         "no normalisation layer leads the network: sigma and radii are in units of pixels in "
         "[0, 1] only if the network was trained on such pixels with the noise added to them"
     ]
@@ -302,24 +263,19 @@ def _open_source(transport: Transport) -> tuple["VoteSource", list[str]]:
 def _load_split(smoothing: Smoothing) -> "Split":
     from tfmacer.data.datasets import load_split
 
+    images = _IMAGES()
     return load_split(
         _dataset(smoothing),
-        _SPLIT.value,
-        _DATA_DIR.value,
+        images.split or "",
+        images.data_dir,
         channels=smoothing.input_shape[2],
-        download=_images().download,
+        download=images.download,
     )
 
 
 def _dataset(smoothing: Smoothing) -> str:
     """The dataset to certify, given or recorded."""
-    origin = _RUN_DIR.value or _SAVED_MODEL.value or f"{_SERVER.value}: {_MODEL_NAME.value}"
-    run = RunDirectory(Path(_RUN_DIR.value)) if _RUN_DIR.value is not None else None
-    return _images().dataset_of(smoothing.dataset, origin=origin, run=run)
-
-
-def _images() -> ImageFlags:
-    return ImageFlags(dataset=_DATASET.value, split=_SPLIT.value, data_dir=_DATA_DIR.value)
+    return _IMAGES().dataset_of(smoothing.dataset, origin=_SOURCE.origin, run=_SOURCE.run)
 
 
 def _settings(
@@ -345,7 +301,7 @@ def _settings(
 
 
 def _environment() -> dict[str, Any]:
-    if _SERVER.value is not None:
+    if _SOURCE.server is not None:
         return {"device": "server"}
     if _RUNNER.value is not None:
         return {}  # The workers' is not known yet.
@@ -416,14 +372,14 @@ def _job(runner: str, settings: Sequence[LogSettings], out: Path) -> "Job":
     if threads is None and direct:
         threads = max((os.cpu_count() or 1) // direct_workers(_PIPELINE_OPTIONS.value), 1)
     return Job(
-        run_dir=_RUN_DIR.value and str(Path(_RUN_DIR.value).absolute()),
-        saved_model=_SAVED_MODEL.value and str(Path(_SAVED_MODEL.value).absolute()),
+        run_dir=_SOURCE.run_dir and str(Path(_SOURCE.run_dir).absolute()),
+        saved_model=_SOURCE.saved_model and str(Path(_SOURCE.saved_model).absolute()),
         distribution=_DISTRIBUTION.value,
         worker_threads=threads,
         intra_op_threads=_INTRA_OP.value,
-        data_dir=_DATA_DIR.value,
-        download=_images().download,
-        modules=tuple(_IMPORT.value),
+        data_dir=_IMAGES().data_dir,
+        download=_IMAGES().download,
+        modules=_SOURCE.modules,
         settings=tuple(settings),
         parts_dir=_parts_dir(out),
         launcher=os.getpid() if direct else None,

@@ -40,8 +40,9 @@ from tfmacer.records.falsifications import (
 from tfmacer.records.logs import Log, read_log
 from tfmacer.records.naming import ImageFlags
 from tfmacer.records.rows import Record
-from tfmacer.records.runs import UNKNOWN_MODEL, RunDirectory, Smoothing
+from tfmacer.records.runs import UNKNOWN_MODEL, Smoothing
 from tfmacer.records.settings import NO_PIXELS, LogSettings
+from tfmacer.votes.source_flags import SourceFlags
 
 if TYPE_CHECKING:
     from tfmacer.attacks.falsification import Falsifier
@@ -56,18 +57,16 @@ FLAGS = flags.FlagValues()
 _string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
 _integer = functools.partial(flags.DEFINE_integer, flag_values=FLAGS)
 
-_IMPORT = commandline.define_import(FLAGS)
-_RUN_DIR = _string("run_dir", None, "Run directory whose network was certified.")
+_SOURCE = SourceFlags(FLAGS, sources=["run_dir"])
 _LOG = _string("log", None, "The finished log whose certificates are attacked.")
 _OUT = _string("out", None, "Where the findings go, a .tsv file; default: LOG.falsified.tsv.")
-_DATASET = _string(
-    "dataset",
-    None,
-    "The log's images; default: what it records, where that is mnist5k or a dataset of TFDS' own "
-    "on disk.",
+_IMAGES = ImageFlags.define(
+    FLAGS,
+    dataset="The log's images; default: what it records, where that is mnist5k or a dataset of "
+    "TFDS' own on disk.",
+    split="Split of it; default: the one that the log records.",
+    split_default=None,
 )
-_SPLIT = _string("split", None, "Split of it; default: the one that the log records.")
-_DATA_DIR = _string("data_dir", None, "TFDS directory; default: that of TFDS.")
 _ATTACK = flags.DEFINE_enum(
     "attack",
     "pgd",
@@ -101,19 +100,19 @@ _INTRA_OP = _integer("intra_op_threads", 1, "Threads inside one operation.", low
 
 
 def _main() -> None:
+    smoothing = _SOURCE.check()
     log, settings, out = _inputs()
-    run = RunDirectory(Path(_RUN_DIR.value or ""))
-    _check_model(run.read_smoothing(), settings, log)
-    images = ImageFlags(dataset=_DATASET.value, split=_SPLIT.value, data_dir=_DATA_DIR.value)
-    named = images.of_log(log, run=run)
+    assert smoothing is not None  # of a run directory
+    _check_model(smoothing, settings, log)
+    named = _IMAGES().of_log(log, run=_SOURCE.run)
     considered = log.records[:: _SKIP.value][: _NUM_EXAMPLES.value]
     chosen = _certified(considered, log)
 
-    commandline.load_tensorflow(_IMPORT.value)
+    _SOURCE.load_tensorflow()
     from tfmacer.votes import devices
 
     devices.use_threads(_INTRA_OP.value)
-    falsifier, examples = _falsifier(run, settings, named, images.download)
+    falsifier, examples = _falsifier(settings, named, log)
     attack = _attack_settings(log, len(considered), chosen)
     with FalsificationWriter(out, attack) as writer:
         missing = set(writer.missing)
@@ -129,11 +128,10 @@ def _main() -> None:
 
 def _inputs() -> tuple[Log, LogSettings, Path]:
     """The log, what its rows share, and where the findings go."""
-    for name in ("run_dir", "log"):
-        if FLAGS[name].value is None:
-            raise UserError(f"--{name} must be given")
+    if _LOG.value is None:
+        raise UserError("--log must be given")
     check_error_rate("--alpha", _ALPHA.value)
-    path = Path(_LOG.value or "")
+    path = Path(_LOG.value)
     out = Path(_OUT.value) if _OUT.value is not None else falsification_beside(path)
     if out.suffix != ".tsv":
         raise UserError(f"--out={out}: its name ends with .tsv")
@@ -156,7 +154,7 @@ def _check_model(smoothing: Smoothing, settings: LogSettings, log: Log) -> None:
     if settings.classifier.model_digest == UNKNOWN_MODEL:
         raise UserError(f"--log={log.path}: does not say of which model it is")
     if different := settings.classifier.difference(smoothing):
-        raise UserError(f"--log={log.path} is not of --run_dir={_RUN_DIR.value}: its {different}")
+        raise UserError(f"--log={log.path} is not of --run_dir={_SOURCE.run_dir}: its {different}")
 
 
 def _certified(considered: Sequence[Record], log: Log) -> list[Record]:
@@ -170,11 +168,11 @@ def _certified(considered: Sequence[Record], log: Log) -> list[Record]:
 
 
 def _falsifier(
-    run: RunDirectory, settings: LogSettings, named: tuple[str, str], download: bool
+    settings: LogSettings, named: tuple[str, str], log: Log
 ) -> tuple["Falsifier", "Examples"]:
     from tfmacer.attacks.falsification import Falsifier, Plan
     from tfmacer.certification.examples import examples_of
-    from tfmacer.data.datasets import load_split
+    from tfmacer.data.datasets import split_of_log
     from tfmacer.votes.local import from_run
 
     plan = Plan(
@@ -186,14 +184,8 @@ def _falsifier(
         clip=_CLIP.value,
         seed=_SEED.value,
     )
-    source = from_run(run.root)
-    channels = settings.classifier.input_shape[2]
-    split = load_split(*named, _DATA_DIR.value, channels=channels, download=download)
-    if split.total != settings.images.total:
-        raise UserError(
-            f"{named[0]} has {split.total} images in {named[1]}, "
-            f"the log was made from {settings.images.total}"
-        )
+    source = from_run(_SOURCE.run_dir or "")
+    split = split_of_log(named, _IMAGES(), settings, log.path)
     distribution = settings.classifier.distribution
     falsifier = Falsifier(source.network, source, settings.rule, distribution.norm, plan)
     return falsifier, examples_of(split, distribution)

@@ -35,11 +35,10 @@ from tfmacer.records.audit_entries import AuditEntry
 from tfmacer.records.logs import Log, read_log
 from tfmacer.records.naming import ImageFlags
 from tfmacer.records.rows import Record
-from tfmacer.records.runs import RunDirectory
 from tfmacer.records.settings import NO_PIXELS, LogSettings
 from tfmacer.records.verification import Replay, Replayed, verify_log
 from tfmacer.votes.replay import replay_from, replay_served
-from tfmacer.wire.channel import ChannelFlags
+from tfmacer.votes.source_flags import SourceFlags
 
 if TYPE_CHECKING:
     from tfmacer.data.splits import Split
@@ -56,12 +55,7 @@ _bool = functools.partial(flags.DEFINE_bool, flag_values=FLAGS)
 
 _COMPLETE = _bool("complete", False, "Fail also where images of the selection have no row.")
 _REDRAW = _bool("redraw", False, "Draw the votes again from a source, and compare them.")
-_IMPORT = commandline.define_import(FLAGS)
-_RUN_DIR = _string("run_dir", None, "Source for --redraw: the run directory.")
-_SAVED_MODEL = _string("saved_model", None, "Source for --redraw: an export of the model.")
-_SERVER = _string("server", None, "Source for --redraw: HOST:PORT of a TF Serving endpoint.")
-_MODEL_NAME = _string("model_name", None, "The model's name on --server.")
-_TLS = ChannelFlags("tls", "the server", FLAGS, allow="allow_plaintext")
+_SOURCE = SourceFlags(FLAGS, purpose="--redraw")
 _AUDIT_LOG = _string("audit_log", None, "A sidecar's audit log to verify, in place of logs.")
 _AUDIT_HEAD = _string(
     "audit_head",
@@ -69,14 +63,13 @@ _AUDIT_HEAD = _string(
     "Newest digest that is known of --audit_log, from the sidecar's metrics or its log: an entry "
     "must have it, so that a cut end shows.",
 )
-_DATASET = _string(
-    "dataset",
-    None,
-    "Where the images are, to compare them with those certified; with --redraw, default: what the "
-    "log records, where that is mnist5k or a dataset of TFDS' own on disk.",
+_IMAGES = ImageFlags.define(
+    FLAGS,
+    dataset="Where the images are, to compare them with those certified; with --redraw, default: "
+    "what the log records, where that is mnist5k or a dataset of TFDS' own on disk.",
+    split="Split of it; default: the one that the log records.",
+    split_default=None,
 )
-_SPLIT = _string("split", None, "Split of it; default: the one that the log records.")
-_DATA_DIR = _string("data_dir", None, "TFDS directory of the images; default: that of TFDS.")
 
 
 def _main(paths: Sequence[str]) -> None:
@@ -93,31 +86,17 @@ def _main(paths: Sequence[str]) -> None:
 
 
 def _check_flags() -> None:
-    given = [name for name in ("run_dir", "saved_model", "server") if FLAGS[name].value is not None]
-    if _REDRAW.value and len(given) != 1:
-        raise UserError(
-            "--redraw needs exactly one of --run_dir, --saved_model and --server, got "
-            + (", ".join(f"--{name}" for name in given) or "none")
-        )
-    if given and not _REDRAW.value:
-        raise UserError(f"--{given[0]} is for --redraw, which was not given")
-    images = [name for name in ("dataset", "split", "data_dir") if FLAGS[name].value is not None]
+    _SOURCE.check(wanted=_REDRAW.value)
+    images = _IMAGES().given
     if images and _AUDIT_LOG.value is not None:
         raise UserError(f"--{images[0]} is for logs, an --audit_log keeps its images")
-    if images and not (_REDRAW.value or _DATASET.value is not None):
+    if images and not (_REDRAW.value or "dataset" in images):
         raise UserError(f"--{images[0]} goes with --dataset or --redraw")
-    if (_SERVER.value is None) != (_MODEL_NAME.value is None):
-        raise UserError("--model_name goes with --server, and --server needs it")
     if _AUDIT_HEAD.value is not None:
         if _AUDIT_LOG.value is None:
             raise UserError("--audit_head goes with --audit_log")
         if not re.fullmatch("[0-9a-f]{64}", _AUDIT_HEAD.value):
             raise UserError(f"--audit_head={_AUDIT_HEAD.value} is not a digest of 64 hex digits")
-    _TLS.read("server", _SERVER.value)
-    if _RUN_DIR.value is not None:
-        RunDirectory(Path(_RUN_DIR.value)).read_smoothing()
-    if _SAVED_MODEL.value is not None and not Path(_SAVED_MODEL.value).is_dir():
-        raise UserError(f"--saved_model={_SAVED_MODEL.value}: no such directory")
 
 
 def _verify(path: Path, redraw_of: Callable[[Log], Replay] | None) -> str | None:
@@ -130,7 +109,7 @@ def _verify(path: Path, redraw_of: Callable[[Log], Replay] | None) -> str | None
             redraw = redraw_of(log)
             with Progress(len(log.records), "images", name=visible(path.name)) as progress:
                 difference = verify_log(log, _counted(redraw, progress))
-        elif difference is None and _DATASET.value is not None:
+        elif difference is None and _IMAGES().dataset is not None:
             _compare(log)
     except UserError as error:
         return str(error)
@@ -142,8 +121,8 @@ def _verify(path: Path, redraw_of: Callable[[Log], Replay] | None) -> str | None
         commandline.say(f"{path}: unfinished: {images}")
     if redraw_of is not None:
         images = "all votes drawn again"
-    elif _DATASET.value is not None:
-        images = f"images compared with {_DATASET.value}"
+    elif _IMAGES().dataset is not None:
+        images = f"images compared with {_IMAGES().dataset}"
     else:
         images = "images not looked at"
     commandline.say(f"{path}: {len(log.records)} records verified, {images}")
@@ -152,7 +131,7 @@ def _verify(path: Path, redraw_of: Callable[[Log], Replay] | None) -> str | None
 
 def _compare(log: Log) -> None:
     """Compares names, pixels and labels of a log with the dataset given."""
-    commandline.load_tensorflow(_IMPORT.value)
+    _SOURCE.load_tensorflow()
     from tfmacer.certification.examples import check_images, examples_of
 
     split, settings = _split(log), _settings(log)
@@ -181,8 +160,8 @@ def _verify_served(path: Path) -> None:
             f"off, or it is another log; {trail.chain}"
         )
     if _REDRAW.value:
-        commandline.load_tensorflow(_IMPORT.value)
-        trail = _follow(path, replay_served(_source(threads=1)))
+        _SOURCE.load_tensorflow()
+        trail = _follow(path, replay_served(_SOURCE.open(intra_op_threads=1)))
     drawn = ", all votes drawn again" if _REDRAW.value else ""
     commandline.say(f"{path}: {trail.entries} certificates verified{drawn}")
     commandline.say(f"{path}: {trail.chain}")
@@ -208,7 +187,7 @@ def _follow(path: Path, redraw: Callable[[AuditEntry], Counts] | None) -> Trail:
 
 def _open() -> Callable[[Log], Replay]:
     """Loads TensorFlow; opens the source when the first log tells how many threads it used."""
-    commandline.load_tensorflow(_IMPORT.value)
+    _SOURCE.load_tensorflow()
     sources: dict[int, VoteSource] = {}
 
     def redraw_of(log: Log) -> Replay:
@@ -216,7 +195,7 @@ def _open() -> Callable[[Log], Replay]:
             raise UserError(f"{log.path}: not a log of tfmacer")
         threads = _threads(log, log.settings)
         if threads not in sources:
-            sources[threads] = _source(threads)
+            sources[threads] = _SOURCE.open(intra_op_threads=threads)
         _note_environment(log, log.settings)
         images = _ByIdx(_split(log), [record.idx for record in log.records])
         return replay_from(sources[threads], images)
@@ -233,19 +212,6 @@ def _counted(redraw: Replay, progress: Progress) -> Replay:
         return redrawn
 
     return counted
-
-
-def _source(threads: int) -> "VoteSource":
-    from tfmacer.votes.open_source import open_source
-
-    return open_source(
-        run_dir=_RUN_DIR.value,
-        saved_model=_SAVED_MODEL.value,
-        server=_SERVER.value,
-        model_name=_MODEL_NAME.value,
-        transport=_TLS.read("server", _SERVER.value),
-        intra_op_threads=threads,
-    )
 
 
 def _environments(settings: LogSettings) -> list[Mapping[str, Any]]:
@@ -283,7 +249,7 @@ def _note_environment(log: Log, settings: LogSettings) -> None:
     versions = [each.get("versions") for each in _environments(settings)]
     made = [str(each.get("tensorflow")) for each in versions if isinstance(each, Mapping)]
     here = library_versions()["tensorflow"]
-    if _SERVER.value is None and set(made) != {here}:
+    if _SOURCE.server is None and set(made) != {here}:
         named = ", ".join(sorted(set(made))) or "of no recorded version"
         commandline.say(
             f"{log.path}: made with TensorFlow {named}, here {here}: "
@@ -293,25 +259,11 @@ def _note_environment(log: Log, settings: LogSettings) -> None:
 
 def _split(log: Log) -> "Split":
     """The split that a log is of."""
-    from tfmacer.data.datasets import load_split
+    from tfmacer.data.datasets import split_of_log
 
-    settings = _settings(log)
-    images = ImageFlags(dataset=_DATASET.value, split=_SPLIT.value, data_dir=_DATA_DIR.value)
-    run = RunDirectory(Path(_RUN_DIR.value)) if _RUN_DIR.value is not None else None
-    dataset, name = images.of_log(log, run=run)
-    split = load_split(
-        dataset,
-        name,
-        _DATA_DIR.value,
-        channels=settings.classifier.input_shape[2],
-        download=images.download,
-    )
-    if split.total != settings.images.total:
-        raise UserError(
-            f"{log.path}: {dataset} has {split.total} images in {name}, "
-            f"the log was made from {settings.images.total}"
-        )
-    return split
+    images = _IMAGES()
+    named = images.of_log(log, run=_SOURCE.run)
+    return split_of_log(named, images, _settings(log), log.path)
 
 
 def _settings(log: Log) -> LogSettings:

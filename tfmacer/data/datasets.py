@@ -16,6 +16,8 @@ import numpy.typing as npt
 from tfmacer.common.errors import UserError
 from tfmacer.data.splits import ArraySplit, FolderSplit, Labels, Split
 from tfmacer.data.tfds_splits import tfds_split
+from tfmacer.records.naming import ImageFlags
+from tfmacer.records.settings import LogSettings
 
 MNIST5K_SEED = 0
 MNIST5K_TRAIN_PER_CLASS = 400
@@ -61,6 +63,34 @@ def load_split(
     if name.partition(":")[2].isidentifier():
         return _from_function(name, split)
     return tfds_split(name, split, data_dir, download=download)
+
+
+def split_of_log(
+    named: tuple[str, str], images: ImageFlags, settings: LogSettings, path: Path
+) -> Split:
+    """The split that a log was made from.
+
+    Args:
+      named: its dataset and name, see `ImageFlags.of_log`.
+      images: what the command line says of the images.
+      settings: of the log.
+      path: of the log, for the error message.
+
+    Raises:
+      UserError: as in `load_split`; or it has not as many images as the log was made from.
+    """
+    split = load_split(
+        *named,
+        images.data_dir,
+        channels=settings.classifier.input_shape[2],
+        download=images.download,
+    )
+    if split.total != settings.images.total:
+        raise UserError(
+            f"{path}: {named[0]} has {split.total} images in {named[1]}, the log was made from "
+            f"{settings.images.total}"
+        )
+    return split
 
 
 def held_out_split(name: str) -> str | None:

@@ -7,6 +7,9 @@ alone, and what they name is read where it is on disk, but not downloaded.
 
 import dataclasses
 import re
+from collections.abc import Callable
+
+from absl import flags
 
 from tfmacer.common import commandline
 from tfmacer.common.errors import UserError
@@ -34,6 +37,35 @@ class ImageFlags:
     dataset: str | None
     split: str | None
     data_dir: str | None
+
+    @classmethod
+    def define(
+        cls, flag_values: flags.FlagValues, *, dataset: str, split: str, split_default: str | None
+    ) -> Callable[[], "ImageFlags"]:
+        """Defines the three flags.
+
+        Args:
+          flag_values: where.
+          dataset: help of `--dataset`.
+          split: help of `--split`.
+          split_default: of `--split`.
+
+        Returns:
+          What reads them, once they are parsed.
+        """
+        holders = {
+            "dataset": flags.DEFINE_string("dataset", None, dataset, flag_values=flag_values),
+            "split": flags.DEFINE_string("split", split_default, split, flag_values=flag_values),
+            "data_dir": flags.DEFINE_string(
+                "data_dir", None, "TFDS directory; default: that of TFDS.", flag_values=flag_values
+            ),
+        }
+        return lambda: cls(**{name: holder.value for name, holder in holders.items()})
+
+    @property
+    def given(self) -> list[str]:
+        """Names of the flags given."""
+        return [name for name, value in dataclasses.asdict(self).items() if value is not None]
 
     @property
     def download(self) -> bool:
