@@ -123,10 +123,11 @@ class SourceFlags:
         """Opens the source; see `open_source`."""
         from tfmacer.votes.open_source import open_source
 
-        values = {name: flag.value for name, flag in self._sources.items()}
         served = self.server is not None
         return open_source(
-            **values,
+            run_dir=self.run_dir,
+            saved_model=self.saved_model,
+            server=self.server,
             model_name=self._model_name.value if served else None,
             transport=self._tls.read("server", self.server) if served else DIRECT,
             intra_op_threads=intra_op_threads,
