@@ -122,7 +122,8 @@ def describe(network: Any, path: Path, sigma: float) -> Smoothing:
       UserError: its shapes are not those of an image classifier that returns logits.
     """
     from tfmacer.votes.devices import library_versions
-    from tfmacer.votes.models import check_logits, network_digest
+    from tfmacer.votes.digests import network_digest
+    from tfmacer.votes.models import check_logits
 
     shape = network.input_shape
     if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:

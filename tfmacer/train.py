@@ -242,7 +242,7 @@ def _finish(run: RunDirectory, network: "keras.Model", split: "Split") -> None:
     """Writes the network and, last, the description that makes the run a finished one."""
     import keras
 
-    from tfmacer.votes.models import network_digest
+    from tfmacer.votes.digests import network_digest
 
     temporary = run.root / ".model.keras"
     network.save(temporary)

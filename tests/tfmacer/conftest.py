@@ -10,7 +10,7 @@ def tiny_run(tmp_path_factory) -> Path:
 
     from tfmacer.records.runs import RunDirectory, Smoothing
     from tfmacer.votes.devices import library_versions
-    from tfmacer.votes.models import network_digest
+    from tfmacer.votes.digests import network_digest
 
     keras.utils.set_random_seed(11)
     network = keras.Sequential(

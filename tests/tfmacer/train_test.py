@@ -17,7 +17,7 @@ import pytest
 
 from tfmacer import train, train_flags
 from tfmacer.records.runs import RunDirectory
-from tfmacer.votes import local, models
+from tfmacer.votes import digests, local
 
 ROOT = pathlib.Path(__file__).parents[2]
 FLAG_FILES = sorted(path.name for path in ROOT.glob("*.flags"))
@@ -75,7 +75,7 @@ def test_a_run_writes_all_that_is_promised(tiny, tmp_path, capsys):
     assert (smoothing.dataset, smoothing.objective) == ("my_parts:digits", "macer")
     assert set(smoothing.versions) >= {"tensorflow", "keras", "tfmacer"}
     network = keras.models.load_model(run.model)
-    assert models.network_digest(run.model, network) == smoothing.model_digest
+    assert digests.network_digest(run.model, network) == smoothing.model_digest
     with open(run.metrics, newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["4", "8"]

@@ -189,7 +189,7 @@ def _open(
         return open_source(run_dir=model) if is_run else open_source(saved_model=model)
     if isinstance(getattr(model, "smoothing", None), Smoothing):
         return model  # type: ignore[no-any-return]
-    from tfmacer.votes import devices, local, models
+    from tfmacer.votes import devices, digests, local, models
 
     if sigma is None or input_shape is None:
         raise UserError(
@@ -202,7 +202,7 @@ def _open(
     found = models.answers(model, (height, width, channels), what="the model").shape[1]
     if num_classes not in (None, found):
         raise UserError(f"num_classes={num_classes}: the model returns logits of {found}")
-    digest = models.weights_digest(model)
+    digest = digests.weights_digest(model)
     if digest == UNKNOWN_MODEL and model_digest is not None:
         named = isinstance(model_digest, str) and model_digest.isprintable()
         if not named or model_digest in ("", UNKNOWN_MODEL):

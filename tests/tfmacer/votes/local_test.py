@@ -12,7 +12,7 @@ from small_exports import small_smoothing, write_small_export
 from tfmacer.common.errors import Notice, UserError
 from tfmacer.noise.generators import GENERATORS
 from tfmacer.records.runs import RunDirectory, Smoothing
-from tfmacer.votes import counting, local, models
+from tfmacer.votes import counting, digests, local
 from tfmacer.votes.source import ESTIMATE, SELECT, row_seed
 
 SHAPE = (6, 5, 2)
@@ -201,7 +201,7 @@ def make_run(path, network) -> RunDirectory:
         sigma=0.5,
         num_classes=3,
         input_shape=SHAPE,
-        model_digest=models.network_digest(run.model, network),
+        model_digest=digests.network_digest(run.model, network),
     )
     run.smoothing.write_text(smoothing.to_json())
     return run
@@ -221,14 +221,14 @@ def test_the_digest_outlives_loading_and_depends_on_every_weight(tmp_path, netwo
     path = tmp_path / "model.keras"
     network.save(path)
     loaded = keras.models.load_model(path)
-    digest = models.network_digest(path, network)
-    assert models.network_digest(path, loaded) == digest
+    digest = digests.network_digest(path, network)
+    assert digests.network_digest(path, loaded) == digest
     for variable in loaded.weights:
         old = variable.numpy()
         new = old.copy()
         new.flat[-1] = np.nextafter(new.flat[-1], np.float32(9))
         variable.assign(new)
-        assert models.network_digest(path, loaded) != digest
+        assert digests.network_digest(path, loaded) != digest
         variable.assign(old)
 
 

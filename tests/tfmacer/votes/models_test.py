@@ -12,7 +12,7 @@ from keras.src.saving import saving_lib
 from export import saved_model
 from tfmacer import train
 from tfmacer.common.errors import UserError
-from tfmacer.records.runs import UNKNOWN_MODEL, RunDirectory, model_digest
+from tfmacer.records.runs import RunDirectory
 from tfmacer.training import networks
 from tfmacer.votes import models
 
@@ -250,79 +250,6 @@ def test_a_network_of_other_images_is_refused():
     with pytest.raises(UserError, match=r"mine: fails on images of \(4, 5, 5, 1\): ") as caught:
         models.check_logits(_network(keras.layers.Dense(3)), (5, 5, 1), what="mine")
     assert "\n" not in str(caught.value)
-
-
-# Digests of networks that were never saved.
-
-
-def _branches(order, names=(None,) * 6):
-    """The difference of two branches, one of them a model of its own, with given weights."""
-    inputs = keras.Input((4, 4, 1), name=names[0])
-    flat = keras.layers.Flatten(name=names[1])(inputs)
-    inner = [keras.layers.Dense(2, "relu", name=names[2]), keras.layers.Dense(3, name=names[3])]
-    parts = [keras.Sequential(inner)(flat), keras.layers.Dense(3, name=names[4])(flat)]
-    network = keras.Model(inputs, keras.layers.Subtract(name=names[5])(parts[::order]))
-    rng = np.random.default_rng(0)
-    by_size = sorted(network.weights, key=lambda weight: tuple(weight.shape))
-    for weight in by_size:
-        weight.assign(rng.normal(size=weight.shape))
-    return network
-
-
-def test_the_same_network_has_the_same_digest_whatever_was_built_before():
-    first, again = _branches(1), _branches(1)
-    assert first.layers[-1].name != again.layers[-1].name
-    assert models.weights_digest(first) == models.weights_digest(again)
-    names = [f"{name}_{i}" for i, name in enumerate(("x", "dense", "relu", "add", "y", "z"))]
-    assert models.weights_digest(_branches(1, names)) != models.weights_digest(first)
-
-
-def test_structure_and_names_given_by_hand_enter_the_digest():
-    one, other = _branches(1), _branches(-1)
-    for mine, others in zip(one.weights, other.weights, strict=True):
-        np.testing.assert_array_equal(mine, others)
-    assert models.weights_digest(one) != models.weights_digest(other)
-    # Either dense layer, numbered anew, would have the name that the other layer was given.
-    names = (None, "dense", None, None, None, None)
-    swapped = (None, "dense_1", None, None, None, None)
-    assert models.weights_digest(_branches(1, names)) != models.weights_digest(
-        _branches(1, swapped)
-    )
-
-
-def test_digests_of_networks_that_were_built_first_are_what_they_were():
-    layers = [keras.Input((4,), name="input_layer"), keras.layers.Dense(2, name="dense")]
-    network = keras.Sequential(layers, name="sequential")
-    config = json.dumps(network.get_config(), sort_keys=True)
-    values = [(variable.name, variable.numpy()) for variable in network.weights]
-    assert models.weights_digest(network) == model_digest(config, values)
-
-
-def _reading_levels(vocabulary):
-    """Looks each pixel's level up in a vocabulary, which is no weight."""
-    keras.utils.set_random_seed(0)
-    look_up = keras.layers.IntegerLookup()
-    look_up.set_vocabulary(vocabulary)
-    return _network(
-        keras.layers.Rescaling(255.0), look_up, keras.layers.Rescaling(0.1), keras.layers.Dense(3)
-    )
-
-
-def test_a_vocabulary_is_a_part_of_what_a_network_is(tmp_path):
-    """Two networks of the same weights and configuration."""
-    path = tmp_path / "model.keras"
-    digests, logits = [], []
-    for vocabulary in (range(256), range(255, -1, -1)):
-        network = _reading_levels(list(vocabulary))
-        assert models.weights_digest(network) == UNKNOWN_MODEL
-        network.save(path)
-        loaded = models.load_network(path)
-        digests.append(models.network_digest(path, loaded))
-        logits.append(models.answers(loaded, SHAPE, what="mine"))
-        np.testing.assert_allclose(logits[-1], models.answers(network, SHAPE, what="mine"))
-        assert digests[-1] == models.network_digest(path, network)
-    assert digests[0] != digests[1]
-    assert np.abs(logits[0] - logits[1]).max() > 0.1
 
 
 @keras.saving.register_keras_serializable(package="models_test")
