@@ -17,6 +17,7 @@ from tfmacer.common.errors import UserError
 from tfmacer.common.text import one_line, visible
 from tfmacer.records.falsifications import Falsification
 from tfmacer.records.logs import Log
+from tfmacer.records.verification import verify_log
 from tfmacer.report.copies import other_pixels, repeated, repetitions
 from tfmacer.report.summary import NORMS, Estimate, Run, mean_difference
 
@@ -286,6 +287,10 @@ def _run_warnings(run: Run) -> Iterator[str]:
             yield f"unfinished: {missing}"
     try:
         run.log.check()
+        # A table is for tfmacer.verify to make.
+        computed = settings is not None and not settings.classifier.distribution.tabulated
+        if wrong := verify_log(run.log) if computed else None:
+            yield f"does not follow from its votes: {wrong}"
     except UserError as error:
         yield f"altered: {error}"
     for attack in run.attacks:
