@@ -14,8 +14,6 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import importlib.util
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -34,12 +32,12 @@ from tfmacer.records.logs import LogWriter
 from tfmacer.records.naming import ImageFlags
 from tfmacer.records.runs import BLOCK_SIZE, Smoothing
 from tfmacer.records.settings import LogSettings, Selection, parse_shard
+from tfmacer.runner_flags import RunnerFlags
 from tfmacer.votes.source_flags import SourceFlags
 
 if TYPE_CHECKING:
     from tfmacer.certification.examples import Example
     from tfmacer.data.splits import Split
-    from tfmacer.distributed.job import Job
     from tfmacer.votes.source import VoteSource
 
 FLAGS = flags.FlagValues()
@@ -91,32 +89,7 @@ _DISTRIBUTION = flags.DEFINE_enum(
     "several.",
     flag_values=FLAGS,
 )
-_RUNNER = flags.DEFINE_enum(
-    "runner",
-    None,
-    ["direct", "flink", "spark", "dataflow", "portable", "prism"],
-    "Apache Beam runner that spreads the work over processes or machines; direct is this one.",
-    flag_values=FLAGS,
-)
-_PIPELINE_OPTIONS = flags.DEFINE_multi_string(
-    "pipeline_option",
-    [],
-    "NAME=VALUE, an option of Beam or of the runner; may be repeated.",
-    flag_values=FLAGS,
-)
-_PARTS_DIR = _string(
-    "parts_dir", None, "Where workers write, seen by all of them; default: OUT.parts."
-)
-_WORKER_THREADS = _integer(
-    "worker_threads",
-    None,
-    "Operations that a worker of --runner runs side by side; default: one per core of its machine, "
-    "with --runner=direct its share of the cores.",
-    lower_bound=1,
-)
-
-# Of other directories' files, too, which would then be read, and removed at the end.
-_PATTERN = frozenset("*?[\\")
+_RUNNER = RunnerFlags(FLAGS)
 
 
 def _main() -> None:
@@ -124,7 +97,7 @@ def _main() -> None:
     stop = StopRule.parse(_STOP.value)
     _rules(stop, BLOCK_SIZE)
     smoothing = _SOURCE.check()
-    _check_runner_flags(stop, out)
+    _RUNNER.check(stop, out, server=_SOURCE.server, shard=_SHARD.value)
     if smoothing is not None:
         _check_sigma(smoothing)
         _dataset(smoothing)
@@ -150,13 +123,17 @@ def _main() -> None:
     for warning in settings[0].warnings:
         commandline.warn(warning)
     examples = examples_of(split, smoothing.distribution)
-    if _RUNNER.value is not None:
+    if _RUNNER.runner is not None:
         preflight(source, [example.image for example in examples(settings[0].indices[:2])])
-        from tfmacer.distributed.launch import certify_logs
-
-        paths = _paths(out, rules)
-        job = _job(_RUNNER.value, settings, out)
-        certify_logs(job, paths, _RUNNER.value, _PIPELINE_OPTIONS.value, examples)
+        _RUNNER.certify(
+            settings,
+            _paths(out, rules),
+            examples,
+            source=_SOURCE,
+            distribution=_DISTRIBUTION.value,
+            intra_op_threads=_INTRA_OP.value,
+            images=_IMAGES(),
+        )
         return
     with contextlib.ExitStack() as stack:
         writers = [
@@ -206,40 +183,6 @@ def _rules(stop: StopRule, block_size: int) -> list[Rule]:
     if len(rules) > 1 and stop.kind != "fixed":
         raise UserError(f"--bound={','.join(names)}: several bounds need --stop=fixed, got {stop}")
     return rules
-
-
-def _check_runner_flags(stop: StopRule, out: Path) -> None:
-    if _RUNNER.value is None:
-        given = [n for n in ("pipeline_option", "parts_dir", "worker_threads") if FLAGS[n].value]
-        if given:
-            raise UserError(f"--{given[0]} goes with --runner")
-        return
-    runner = f"--runner={_RUNNER.value}"
-    if _SOURCE.server is not None:
-        raise UserError(f"{runner} certifies --run_dir or --saved_model: --server draws by itself")
-    if _SHARD.value is not None:
-        raise UserError(f"{runner} divides the images by itself: leave --shard out")
-    if stop.kind == "budget":
-        raise UserError(
-            f"{runner}: --stop={stop} depends on the clock, so what is lost and tried again would "
-            "end elsewhere; choose another --stop"
-        )
-    if _PATTERN & set(_parts_dir(out)):
-        raise UserError(
-            f"--parts_dir={_parts_dir(out)}: holds one of {' '.join(sorted(_PATTERN))}, which Beam "
-            "takes for patterns: give another one"
-        )
-    for option in _PIPELINE_OPTIONS.value:
-        name = option.partition("=")[0]
-        if not name.isidentifier() or name == "runner":
-            raise UserError(f"--pipeline_option={option}: must be NAME=VALUE, as Beam has them")
-    if importlib.util.find_spec("apache_beam") is None:
-        raise UserError(f"{runner} needs Apache Beam: pip install 'tfmacer[beam]'")
-    from tfmacer.distributed.runners import direct_workers, parse_options
-
-    parse_options(_RUNNER.value, _PIPELINE_OPTIONS.value)
-    if _RUNNER.value == "direct":
-        direct_workers(_PIPELINE_OPTIONS.value)
 
 
 def _check_sigma(smoothing: Smoothing) -> None:
@@ -303,7 +246,7 @@ def _settings(
 def _environment() -> dict[str, Any]:
     if _SOURCE.server is not None:
         return {"device": "server"}
-    if _RUNNER.value is not None:
+    if _RUNNER.runner is not None:
         return {}  # The workers' is not known yet.
     from tfmacer.votes.devices import environment
 
@@ -357,33 +300,6 @@ def _certify(
             on_progress=progress.drawn,
             on_record=progress.finished,
         )
-
-
-def _parts_dir(out: Path) -> str:
-    return _PARTS_DIR.value or str(out.absolute().with_name(f"{out.name}.parts"))
-
-
-def _job(runner: str, settings: Sequence[LogSettings], out: Path) -> "Job":
-    from tfmacer.distributed.job import Job
-    from tfmacer.distributed.runners import direct_workers
-
-    direct = runner == "direct"
-    threads = _WORKER_THREADS.value
-    if threads is None and direct:
-        threads = max((os.cpu_count() or 1) // direct_workers(_PIPELINE_OPTIONS.value), 1)
-    return Job(
-        run_dir=_SOURCE.run_dir and str(Path(_SOURCE.run_dir).absolute()),
-        saved_model=_SOURCE.saved_model and str(Path(_SOURCE.saved_model).absolute()),
-        distribution=_DISTRIBUTION.value,
-        worker_threads=threads,
-        intra_op_threads=_INTRA_OP.value,
-        data_dir=_IMAGES().data_dir,
-        download=_IMAGES().download,
-        modules=_SOURCE.modules,
-        settings=tuple(settings),
-        parts_dir=_parts_dir(out),
-        launcher=os.getpid() if direct else None,
-    )
 
 
 main = commandline.command(_main, FLAGS, "python -m tfmacer.certify", __doc__)
