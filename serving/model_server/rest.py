@@ -26,7 +26,8 @@ from tensorflow_serving.apis import (
 )
 
 from serving.common.http_server import HTTP_STATUS, MAX_BODY_BYTES
-from serving.model_server.json_tensors import format_response, parse_request
+from serving.model_server.json_requests import parse_request
+from serving.model_server.json_responses import format_response
 from serving.model_server.servable import DEFAULT_SIGNATURE
 from serving.model_server.services import SIGNATURE_DEF, Calls
 from serving.model_server.status import StatusError, invalid

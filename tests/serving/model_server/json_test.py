@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from serving.model_server.json_tensors import MAX_VALUES, format_response, parse_request
+from serving.model_server.json_requests import MAX_VALUES, parse_request
+from serving.model_server.json_responses import format_response
 from serving.model_server.status import StatusError
 
 
