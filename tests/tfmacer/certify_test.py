@@ -57,7 +57,7 @@ def test_a_log_holds_every_selected_image_once_with_its_label(reference):
     log = read_log(reference)
     assert [record.idx for record in log.records] == list(range(0, 1000, 25))
     assert all(
-        sum(record.draws.counts) == 30_000 and sum(record.draws.select_counts) == 100
+        sum(record.draws.counts) == 10_000 and sum(record.draws.select_counts) == 100
         for record in log.records
     )
     assert {record.label for record in log.records} <= set(range(10))
