@@ -39,13 +39,11 @@ def network(shape, num_classes):
 """
 
 
-@pytest.fixture
-def tiny(tmp_path, monkeypatch):
+def _tiny(folder):
     """Flags of a run of two epochs of four steps, a second or two long."""
-    (tmp_path / "my_parts.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
+    (folder / "my_parts.py").write_text(MODULE)
     return [
-        f"--run_dir={tmp_path / 'run'}",
+        f"--run_dir={folder / 'run'}",
         "--dataset=my_parts:digits",
         "--network=my_parts:network",
         "--sigma=0.25",
@@ -55,6 +53,28 @@ def tiny(tmp_path, monkeypatch):
         "--epochs=2",
         "--checkpoint_every=3",
     ]
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    return _tiny(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        assert train.main(_tiny(folder)) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def finished(tiny, trained, tmp_path):
+    """Flags of a run that has ended already."""
+    shutil.copytree(trained, tmp_path / "run")
+    return tiny
 
 
 def _error(capsys, arguments):
@@ -262,11 +282,8 @@ def test_an_unfinished_run_is_taken_up_and_ends_the_same(
 
 
 @pytest.mark.parametrize("lost", [(), ("step-3",), ("step-3", "step-6", "step-8")])
-def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(tiny, tmp_path, capsys, lost):
+def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(finished, tmp_path, capsys, lost):
     """The network is then the one of an undisturbed run; where none is whole, nothing starts."""
-    whole = tmp_path / "whole"
-    assert train.main([*tiny, f"--run_dir={whole}", "--epochs=3"]) == 0
-    assert train.main(tiny) == 0
     checkpoints = tmp_path / "run" / "checkpoints"
     assert {path.stem for path in checkpoints.iterdir()} == {"step-6", "step-8"}
     newest = checkpoints / "step-8.data-00000-of-00001"
@@ -277,26 +294,28 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(tiny, tmp_path, c
     before = (tmp_path / "run" / "smoothing.json").read_bytes()
     capsys.readouterr()
     if "step-8" in lost:
-        status, error = _error(capsys, [*tiny, "--epochs=3"])
+        status, error = _error(capsys, [*finished, "--epochs=3"])
         assert status == 1
         assert "holds a finished run without checkpoints, which cannot go on" in error
         assert (tmp_path / "run" / "smoothing.json").read_bytes() == before
         return
-    assert train.main([*tiny, "--epochs=3"]) == 0
+    whole = tmp_path / "whole"
+    assert train.main([*finished, f"--run_dir={whole}", "--epochs=3"]) == 0
+    capsys.readouterr()
+    assert train.main([*finished, "--epochs=3"]) == 0
     said = capsys.readouterr().out.splitlines()[0]
     assert "run: going on after step 6; step-8 is damaged: " in said
     found, expected = (RunDirectory(root) for root in (tmp_path / "run", whole))
     assert found.read_smoothing() == expected.read_smoothing()
 
 
-def test_no_run_goes_on_from_anothers_checkpoint(tiny, tmp_path, capsys):
+def test_no_run_goes_on_from_anothers_checkpoint(finished, tmp_path, capsys):
     other = tmp_path / "other"
-    assert train.main([*tiny, f"--run_dir={other}", "--seed=5"]) == 0
-    assert train.main(tiny) == 0
+    assert train.main([*finished, f"--run_dir={other}", "--seed=5"]) == 0
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     shutil.copytree(other / "checkpoints", tmp_path / "run" / "checkpoints")
     capsys.readouterr()
-    status, error = _error(capsys, [*tiny, "--epochs=3"])
+    status, error = _error(capsys, [*finished, "--epochs=3"])
     assert status == 1
     assert re.search(
         r"run/checkpoints/step-8 is of a run of other flags: .*--seed was 5, is \d+; give", error
@@ -321,28 +340,25 @@ DAMAGED_RUNS = {
 
 
 @pytest.mark.parametrize("name", DAMAGED_RUNS)
-def test_a_damaged_run_is_refused_in_one_line_and_left_as_it_is(tiny, tmp_path, capsys, name):
+def test_a_damaged_run_is_refused_in_one_line_and_left_as_it_is(finished, tmp_path, capsys, name):
     damage, message = DAMAGED_RUNS[name]
-    assert train.main(tiny) == 0
     run = RunDirectory(tmp_path / "run")
     damage(run)
     capsys.readouterr()
-    status, error = _error(capsys, [*tiny, "--epochs=3"])
+    status, error = _error(capsys, [*finished, "--epochs=3"])
     assert status == 1
     assert message in error
     assert run.smoothing.is_file()
 
 
-def test_starting_again_is_said(tiny, tmp_path, capsys):
+def test_starting_again_is_said(finished, tmp_path, capsys):
     """A run that was killed before its first checkpoint."""
-    (tmp_path / "run").mkdir()
-    assert train.main(tiny) == 0
     run = RunDirectory(tmp_path / "run")
     run.smoothing.unlink()
     for path in run.checkpoints.iterdir():
         path.unlink()
     capsys.readouterr()
-    assert train.main(tiny) == 0
+    assert train.main(finished) == 0
     assert "run: starting again, there is no checkpoint yet" in capsys.readouterr().out
 
 
@@ -422,14 +438,13 @@ def test_who_writes_in_a_cluster(tiny, monkeypatch, cluster, distribution, expec
     assert train_flags.cluster() == expected
 
 
-def test_more_epochs_go_on_and_fewer_are_refused(tiny, tmp_path, capsys):
-    assert train.main(tiny) == 0
+def test_more_epochs_go_on_and_fewer_are_refused(finished, tmp_path, capsys):
     capsys.readouterr()
-    assert train.main([*tiny, "--epochs=3", "--checkpoint_every=2"]) == 0
+    assert train.main([*finished, "--epochs=3", "--checkpoint_every=2"]) == 0
     assert "going on after step 8" in capsys.readouterr().out
     with open(tmp_path / "run" / "metrics.csv", newline="") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["4", "8", "12"]
-    status, error = _error(capsys, tiny)
+    status, error = _error(capsys, finished)
     assert status == 1
     assert "--epochs was 3, is 2" in error
 
@@ -461,11 +476,10 @@ def test_flags_of_a_run_lead_to_no_other_file(tiny, tmp_path, capsys):
     assert line.endswith("leads to another file\n")
 
 
-def test_other_flags_are_refused_with_the_difference(tiny, tmp_path, capsys):
-    assert train.main(tiny) == 0
+def test_other_flags_are_refused_with_the_difference(finished, tmp_path, capsys):
     capsys.readouterr()
     before = (tmp_path / "run" / "model.keras").read_bytes()
-    status, error = _error(capsys, [*tiny, "--sigma=0.5", "--seed=3"])
+    status, error = _error(capsys, [*finished, "--sigma=0.5", "--seed=3"])
     assert status == 1
     assert "--seed was 0, is 3; --sigma was 0.25, is 0.5" in error
     assert (tmp_path / "run" / "model.keras").read_bytes() == before
@@ -479,12 +493,11 @@ def test_the_seed_decides_everything(tiny, tmp_path):
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_a_warm_start_begins_with_the_weights_of_another_run(tiny, tmp_path):
-    assert train.main(tiny) == 0
+def test_a_warm_start_begins_with_the_weights_of_another_run(finished, tmp_path):
     rest = ["--learning_rate=1e-30", "--momentum=0", "--weight_decay=0", "--seed=5"]
     for source in (tmp_path / "run", tmp_path / "run" / "model.keras"):
         warm = tmp_path / f"warm_{source.name}"
-        assert train.main([*tiny, *rest, f"--run_dir={warm}", f"--init_from={source}"]) == 0
+        assert train.main([*finished, *rest, f"--run_dir={warm}", f"--init_from={source}"]) == 0
         weights = [keras.models.load_model(r / "model.keras").get_weights() for r in (
             tmp_path / "run", warm)]  # fmt: skip
         for found, expected in zip(*weights, strict=True):
