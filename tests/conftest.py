@@ -2,6 +2,7 @@
 
 import os
 
+import filelock
 import hypothesis
 import pytest
 
@@ -51,3 +52,33 @@ def pytest_xdist_make_scheduler(config, log):
             return "load" if module.startswith("tests/serving/load/") else module
 
     return ByModule(config, log) if config.getvalue("dist") == "loadscope" else None
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """Makes a folder that all processes of a run read: `once(name, make)` calls `make(folder)`.
+
+    The first that asks for the name makes it, the others wait; nobody may change it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name, make):
+        folder = shared / name
+        with filelock.FileLock(shared / f"{name}.lock"):
+            if not folder.exists():
+                unfinished = shared / f"{name}.unfinished"
+                unfinished.mkdir()
+                make(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def small_export(once):
+    """The version directory of the classifier of tests/support/small_exports.py."""
+    from small_exports import write_small_export
+
+    return once("small_export", lambda folder: write_small_export(folder / "1")) / "1"

@@ -1,30 +1,25 @@
 """Exports where there is a GPU; what can be seen without one is in the lint's tests."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import session_runs
 import tensorflow as tf
 from session_runs import Ran
-from small_exports import REQUESTS, write_small_export
+from small_exports import REQUESTS
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory) -> Path:
-    return write_small_export(tmp_path_factory.mktemp("export") / "1")
+def on_cpu(small_export) -> dict[str, Ran]:
+    return session_runs.run(
+        small_export, REQUESTS, tf.compat.v1.ConfigProto(device_count={"GPU": 0})
+    )
 
 
 @pytest.fixture(scope="module")
-def on_cpu(path) -> dict[str, Ran]:
-    return session_runs.run(path, REQUESTS, tf.compat.v1.ConfigProto(device_count={"GPU": 0}))
-
-
-@pytest.fixture(scope="module")
-def on_gpu(path) -> dict[str, Ran]:
+def on_gpu(small_export) -> dict[str, Ran]:
     if not tf.config.list_physical_devices("GPU"):
         pytest.skip("needs a GPU, and TensorFlow sees none")
-    return session_runs.run(path, REQUESTS)
+    return session_runs.run(small_export, REQUESTS)
 
 
 def test_without_a_gpu_everything_runs_on_the_cpu(on_cpu) -> None:

@@ -15,7 +15,6 @@ from small_exports import (
     SHAPE,
     small_network,
     small_smoothing,
-    write_small_export,
 )
 from tensorflow.python.tools import saved_model_cli
 
@@ -27,13 +26,8 @@ from tfmacer.training.precision import policy
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    return write_small_export(tmp_path_factory.mktemp("export") / "1")
-
-
-@pytest.fixture(scope="module")
-def model(path):
-    return tf.saved_model.load(str(path))
+def model(small_export):
+    return tf.saved_model.load(str(small_export))
 
 
 def _rows(*which: int):
@@ -64,14 +58,14 @@ def test_batches_of_the_other_signatures_are_rows_too(model) -> None:
         assert model.signatures["serving_default"](images=images)["counts"].shape == (size, 4)
 
 
-def test_inside_another_keras_model(path, model) -> None:
+def test_inside_another_keras_model(small_export, model) -> None:
     pixels = keras.Input(SHAPE)
-    logits = keras.layers.TFSMLayer(str(path), call_endpoint="logits")(pixels)["logits"]
+    logits = keras.layers.TFSMLayer(str(small_export), call_endpoint="logits")(pixels)["logits"]
     outer = keras.Model(pixels, keras.layers.Softmax()(logits))
     expected = tf.nn.softmax(model.signatures["logits"](images=tf.constant(IMAGES))["logits"])
     np.testing.assert_allclose(outer.predict(IMAGES, verbose=0), expected, rtol=1e-5)
-    votes = keras.layers.TFSMLayer(str(path), call_endpoint="serving_default")(pixels)["counts"]
-    counts = keras.Model(pixels, votes).predict(IMAGES, verbose=0)
+    votes = keras.layers.TFSMLayer(str(small_export), call_endpoint="serving_default")
+    counts = keras.Model(pixels, votes(pixels)["counts"]).predict(IMAGES, verbose=0)
     assert counts.sum(axis=1).tolist() == [100, 100, 100]
 
 
@@ -101,8 +95,8 @@ def test_the_lines_of_the_documentation(tmp_path, monkeypatch) -> None:
     assert found["predicted"].numpy().sum(axis=1).tolist() == [100, 100]
 
 
-def test_names_and_numbers_are_seen_from_outside(path, capsys) -> None:
-    saved_model_cli._show_all(str(path))
+def test_names_and_numbers_are_seen_from_outside(small_export, capsys) -> None:
+    saved_model_cli._show_all(str(small_export))
     text = capsys.readouterr().out
     for name in ("serving_default", "encoded", "sample_under_noise", "logits", "tfmacer_info"):
         assert f"signature_def['{name}']" in text

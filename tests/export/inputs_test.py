@@ -20,7 +20,6 @@ from small_exports import (
     ROWS,
     small_network,
     small_smoothing,
-    write_small_export,
 )
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
@@ -108,10 +107,8 @@ FAULTS = [
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    path = tmp_path_factory.mktemp("export")
-    write_small_export(path / "1")
-    return path
+def base(small_export):
+    return small_export.parent
 
 
 @pytest.fixture(scope="module")

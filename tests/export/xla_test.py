@@ -4,7 +4,6 @@ import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,24 +18,18 @@ from small_exports import (
     ROWS,
     SHAPE,
     small_smoothing,
-    write_small_export,
 )
 
 COUNTS = {"classes", "counts", "probabilities"}
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory) -> Path:
-    return write_small_export(tmp_path_factory.mktemp("export") / "1")
+def plain(small_export) -> dict[str, Ran]:
+    return session_runs.run(small_export, REQUESTS)
 
 
 @pytest.fixture(scope="module")
-def plain(path) -> dict[str, Ran]:
-    return session_runs.run(path, REQUESTS)
-
-
-@pytest.fixture(scope="module")
-def clustered(path, tmp_path_factory) -> list[dict[str, Ran]]:
+def clustered(small_export, tmp_path_factory) -> list[dict[str, Ran]]:
     """Answers under auto-clustering: first as it comes, then with the network in the clusters."""
     folder = tmp_path_factory.mktemp("clustered")
     (folder / "requests").write_bytes(pickle.dumps(REQUESTS))
@@ -45,7 +38,7 @@ def clustered(path, tmp_path_factory) -> list[dict[str, Ran]]:
         "TF_XLA_FLAGS": "--tf_xla_auto_jit=2 --tf_xla_cpu_global_jit",
         "XLA_FLAGS": f"--xla_dump_to={dumps}",
     }
-    files = [str(path), str(folder / "requests"), str(folder / "answers"), str(dumps)]
+    files = [str(small_export), str(folder / "requests"), str(folder / "answers"), str(dumps)]
     done = subprocess.run(
         [sys.executable, session_runs.__file__, *files],
         env=os.environ | flags,
@@ -59,8 +52,8 @@ def clustered(path, tmp_path_factory) -> list[dict[str, Ran]]:
 
 
 @pytest.fixture(scope="module")
-def model(path):
-    return tf.saved_model.load(str(path))
+def model(small_export):
+    return tf.saved_model.load(str(small_export))
 
 
 def test_the_clusters_are_compiled_and_the_networks_among_them(clustered, plain) -> None:

@@ -136,11 +136,10 @@ def test_several_bounds_share_one_pass_over_the_draws(tiny_run, tmp_path):
     assert all(r.draws.sums is None for r in hard)
 
 
-def test_an_export_gives_the_log_of_its_run(tiny_run, tmp_path):
-    assert saved_model.main([f"--run_dir={tiny_run}", f"--export_dir={tmp_path / 'm'}"]) == 0
+def test_an_export_gives_the_log_of_its_run(tiny_run, tiny_export, tmp_path):
     plan = ["--num_examples=6", "--skip=100", "--n=2000"]
     assert run(f"--run_dir={tiny_run}", f"--out={tmp_path / 'a.tsv'}", *plan) == 0
-    assert run(f"--saved_model={tmp_path / 'm'}", f"--out={tmp_path / 'b.tsv'}", *plan) == 0
+    assert run(f"--saved_model={tiny_export}", f"--out={tmp_path / 'b.tsv'}", *plan) == 0
     assert rows(tmp_path / "a.tsv") == rows(tmp_path / "b.tsv")
 
 

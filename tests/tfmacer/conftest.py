@@ -4,8 +4,12 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory) -> Path:
+def tiny_run(once) -> Path:
     """A finished run directory with a small untrained network on mnist5k's shape."""
+    return once("tiny_run", _write_tiny_run)
+
+
+def _write_tiny_run(folder: Path) -> None:
     import keras
 
     from tfmacer.records.runs import RunDirectory, Smoothing
@@ -22,8 +26,7 @@ def tiny_run(tmp_path_factory) -> Path:
             keras.layers.Dense(10),
         ]
     )
-    run = RunDirectory(tmp_path_factory.mktemp("runs") / "tiny")
-    run.root.mkdir()
+    run = RunDirectory(folder)
     network.save(run.model)
     smoothing = Smoothing(
         sigma=0.25,
@@ -35,7 +38,17 @@ def tiny_run(tmp_path_factory) -> Path:
         versions=library_versions(),
     )
     run.smoothing.write_text(smoothing.to_json())
-    return run.root
+
+
+@pytest.fixture(scope="session")
+def tiny_export(once, tiny_run) -> Path:
+    """`tiny_run`, exported."""
+    from export import saved_model
+
+    def make(folder: Path) -> None:
+        assert saved_model.main([f"--run_dir={tiny_run}", f"--export_dir={folder}"]) == 0
+
+    return once("tiny_export", make)
 
 
 @pytest.fixture

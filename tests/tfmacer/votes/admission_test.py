@@ -7,7 +7,6 @@ import keras
 import models_that_write
 import numpy as np
 import pytest
-import small_exports
 import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
 
@@ -175,8 +174,8 @@ def test_a_trained_network_is_loaded(tmp_path):
     check_saved_model(tmp_path / "1")
 
 
-def test_exports_of_ours_are_loaded(tmp_path):
-    check_saved_model(small_exports.write_small_export(tmp_path / "1"))
+def test_exports_of_ours_are_loaded(small_export):
+    check_saved_model(small_export)
 
 
 def test_graphs_of_tensorflow_1_are_loaded(tmp_path):
