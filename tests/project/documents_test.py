@@ -1,4 +1,4 @@
-"""What the pages name exists, and what they state of the code is so."""
+"""Links, commands and flags in the documentation exist, and its figures are those of the code."""
 
 import ast
 import copy
@@ -64,7 +64,7 @@ def _words(rest):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page):
+def test_links_resolve(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", _text(page)):
         file, _, anchor = target.partition("#")
         if "://" in target or target.startswith("mailto:"):

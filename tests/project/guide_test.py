@@ -1,4 +1,4 @@
-"""What the pages say to type runs, as it stands there."""
+"""The commands of the documentation run as written."""
 
 import importlib
 import re
@@ -59,7 +59,7 @@ def _certify_flags(arguments):
     return dict(zip(paths, rules, strict=True)), values.shard
 
 
-def test_plans_can_certify():
+def test_the_flags_of_certify_can_certify_something():
     plans = [_certify_flags(words)[0] for module, words in _all_commands() if "certify" in module]
     assert len(plans) > 5
     for rule in (rule for plan in plans for rule in plan.values()):
@@ -67,7 +67,7 @@ def test_plans_can_certify():
 
 
 def test_what_needs_no_tensorflow_runs(tmp_path, monkeypatch, capsys):
-    """On made logs in the places where the guide's certify commands put theirs."""
+    """On generated logs under the names that the guide's certify commands give theirs."""
     monkeypatch.chdir(tmp_path)
     ran = set()
     for module, arguments in _all_commands():
@@ -85,7 +85,7 @@ def test_what_needs_no_tensorflow_runs(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_all_of_it_runs_in_order(tmp_path):
+def test_guide_and_serving_page_run_in_order(tmp_path):
     """Every command and Python block of the guide, then those of docs/serving.md."""
     ports = {port: str(portpicker.pick_unused_port()) for port in ("8500", "8600", "8080")}
     blocks = [*_blocks("docs/guide.md"), *_blocks("docs/serving.md")]
@@ -103,8 +103,8 @@ def test_all_of_it_runs_in_order(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_readmes_road_runs_in_order(tmp_path):
-    """What the README says besides `make`, each command on what the ones before it left."""
+def test_the_commands_of_the_readme_run_in_order(tmp_path):
+    """The commands of the README other than `make`, each on the output of those before it."""
     shutil.copy(ROOT / "mnist.flags", tmp_path)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = re.findall(r"`(python -m [^`]*)`", text)
@@ -147,7 +147,7 @@ def test_the_published_configurations_take_a_step(tmp_path, command, shape, clas
 
 
 @pytest.mark.slow
-def test_the_demonstration_ends_well(tmp_path):
+def test_the_demo_ends_with_ok(tmp_path):
     assert "demo: OK" in Shell(tmp_path).run("-m", "tfmacer.demo").splitlines()
 
 

@@ -1,12 +1,12 @@
-"""Imports run one way: up the table of docs/architecture.md, and in no circle."""
+"""Imports run one way: up the table of docs/architecture.md, and without a cycle."""
 
 import graphlib
 
 import source_tree
 
 PACKAGES = ("tfmacer", "export", "serving")
-# What only the demo may use from outside: it stands for a user's shell.
-DOORS = ("export", "serving", "tfmacer.train", "tfmacer.certify", "tfmacer.verify",
+# Only the demo may import these from outside: it acts as a user's shell would.
+ENTRANCES = ("export", "serving", "tfmacer.train", "tfmacer.certify", "tfmacer.verify",
          "tfmacer.merge", "tfmacer.falsify", "tfmacer.demo")  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def test_imports_go_up_the_table():
     ] == []
 
 
-def test_no_imports_go_round_in_a_circle():
+def test_no_imports_form_a_cycle():
     targets = {}
     for module, target in _edges():
         targets.setdefault(module.name, []).append(target.name)
@@ -61,13 +61,13 @@ def _within(package, name):
     return name == package or name.startswith(f"{package}.")
 
 
-def test_only_the_demo_comes_in_by_the_front_door():
+def test_only_the_demo_imports_commands_and_servers():
     intruders = [
         f"{module.path} imports {target.path}"
         for module, target in _edges()
-        for door in DOORS
-        if _within(door, target.name)
-        and not _within(door, module.name)
+        for entrance in ENTRANCES
+        if _within(entrance, target.name)
+        and not _within(entrance, module.name)
         and module.name != "tfmacer.demo"
     ]
     assert intruders == []

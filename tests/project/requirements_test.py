@@ -94,8 +94,8 @@ def test_pins_are_exact():
         assert loose == [], file
 
 
-def test_what_is_installed_is_what_is_pinned():
-    """So that a green run speaks for the pins."""
+def test_installed_versions_are_the_pins():
+    """So that passing tests are evidence for the pins."""
     pins = [_pins(f) for f in ("requirements.txt", "requirements-dev.txt", "constraints.txt")]
     installed = {name: importlib.metadata.version(name) for file in pins for name in file}
     assert installed == pins[0] | pins[1] | pins[2]
@@ -110,7 +110,7 @@ def test_no_package_is_pinned_twice():
     assert sorted(names) == sorted(set(names))
 
 
-def test_what_an_extra_and_the_tests_need_they_need_at_one_version():
+def test_extras_and_tests_pin_the_same_versions():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [line for extra in project["optional-dependencies"].values() for line in extra]
     extras = {

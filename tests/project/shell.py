@@ -1,4 +1,4 @@
-"""Types what the pages say, in a folder of its own, on less work than they take."""
+"""Runs the commands of the documentation in a folder of their own, with less work for each."""
 
 import contextlib
 import os
@@ -13,13 +13,13 @@ from types import TracebackType
 import portpicker
 from source_tree import ROOT
 
-# What a test can spare of a run; later flags win.
+# Flags that make a command cheap enough for a test; of a flag given twice the last one counts.
 LIGHTER = {
     "tfmacer.train": ["--epochs=1", "--num_noise=1", "--eval_examples=10"],
     "tfmacer.certify": ["--n=1000", "--num_examples=4"],
     "tfmacer.falsify": ["--steps=2", "--num_noise=4", "--num_examples=4"],
 }
-# The environment that the tests run in.
+# They prepare the environment that the tests run in already.
 HERE_ALREADY = ("make", "source")
 PATIENCE = 300.0
 
@@ -30,10 +30,10 @@ def lines_of(block: str) -> list[str]:
 
 
 class Shell:
-    """Where commands are typed. Its servers end with it."""
+    """Runs lines as a user would type them; the servers that they start end with it."""
 
     def __init__(self, folder: Path, python: Path | None = None) -> None:
-        """Only keeps its arguments.
+        """Nothing runs yet.
 
         Args:
           folder: where commands run.
@@ -77,7 +77,7 @@ class Shell:
     def run(self, *words: str) -> str:
         """Runs Python; returns what it printed."""
         printed = self.call(str(self._python), *words)
-        # What a block compares comes out true.
+        # Blocks print the comparisons they make.
         assert "False" not in printed.split(), printed
         return printed
 

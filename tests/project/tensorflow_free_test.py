@@ -1,4 +1,4 @@
-"""What docs/architecture.md marks as free of TensorFlow never pulls it in."""
+"""Packages that docs/architecture.md marks as free of TensorFlow never load it."""
 
 import ast
 import json
@@ -50,12 +50,12 @@ def test_importing_them_loads_no_tensorflow():
     assert guilty[:1] == [], f"{guilty[0]} loads {loaded[guilty[0]]}"
 
 
-def test_the_probe_would_see_it():
+def test_the_probe_detects_tensorflow():
     assert _loaded_by(["json", "keras"]) == {"json": [], "keras": ["keras", "tensorflow"]}
 
 
 def test_they_import_none_even_inside_functions():
-    """Follows the imports of each; those of what needs TensorFlow at work, as far as it loads."""
+    """Follows the imports of each; of a module marked `when run` only those made when it loads."""
     known = source_tree.modules()
     never = set(_marked("no"))
     guilty = []

@@ -33,7 +33,7 @@ DATA = (".csv", ".proto", ".pyi", ".html", ".css", ".js", ".svg", ".typed")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel, built offline from a copy of the tree: setuptools writes beside its sources."""
+    """The wheel, built offline from a copy of the tree: setuptools writes into its sources."""
     folder = tmp_path_factory.mktemp("wheel")
     ignore = shutil.ignore_patterns("__pycache__")
     for package in PACKAGES:
@@ -59,7 +59,7 @@ def _metadata(wheel):
     return email.message_from_string(text)
 
 
-def test_takes_no_more_top_level_names_than_its_packages(wheel):
+def test_has_only_its_packages_at_the_top_level(wheel):
     tops = {name.split("/")[0] for name in _names(wheel)}
     assert tops == {*PACKAGES, f"tfmacer-{__version__}.dist-info"}
 
@@ -132,7 +132,7 @@ def test_installed_alone_it_runs(wheel, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", ["beam", "otel"])
-def test_extras_install_beside_the_pins(wheel, extra):
+def test_extras_install_together_with_the_pins(wheel, extra):
     """An extra and the pins agree on every package that both bring."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--dry-run", "-q"]
     files = ["-c", "constraints.txt", "-c", "requirements-dev.txt"]

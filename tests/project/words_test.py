@@ -1,4 +1,4 @@
-"""The project speaks of itself alone, and leaves nothing half done."""
+"""No file mentions one machine or tracker, or contains work left half done."""
 
 import ast
 import re
@@ -45,13 +45,13 @@ def _texts():
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)
-def test_nowhere(what):
+def test_no_file_contains(what):
     pattern = re.compile(FORBIDDEN[what], re.MULTILINE)
     found = {name: hit.group() for name, text in _texts().items() if (hit := pattern.search(text))}
     assert found == {}
 
 
-def test_commands_speak_in_one_place():
+def test_only_commandline_prints():
     """`commandline.say`, `note` and `warn` show foreign text harmlessly; `print` does not."""
     printing = {
         f"{module.path}:{node.lineno}"
@@ -67,6 +67,6 @@ def test_commands_speak_in_one_place():
 
 
 def test_files_are_small():
-    """What is large is data, and data is fetched or made, not kept."""
+    """Large data is downloaded or generated, not kept in the repository."""
     large = {path.name for path in _files() if path.stat().st_size > 2_000_000}
     assert large == set()

@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority, and PEM files of what it vouches for."""
+"""TLS certificates for tests: an authority, and PEM files of what it signs."""
 
 import dataclasses
 from pathlib import Path

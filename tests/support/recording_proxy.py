@@ -1,4 +1,4 @@
-"""An HTTP proxy on loopback that keeps what it was asked, and tunnels where it is told to."""
+"""An HTTP proxy on loopback that records its requests and tunnels to given ports."""
 
 import contextlib
 import socket
@@ -70,7 +70,7 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 def proxied(
     monkeypatch: pytest.MonkeyPatch, ways: Mapping[str, int] | None = None
 ) -> Iterator[RecordingProxy]:
-    """The environment of whoever must go through a proxy, in every spelling."""
+    """Sets every variable that sends connections through the proxy."""
     proxy = RecordingProxy(ways or {})
     for name in VARIABLES:
         monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
