@@ -45,9 +45,9 @@ PAGE = {
 }
 # Images decoded at once: each may take some 50 MB.
 DECODERS = 2
-# Of a refusal: it may repeat names of fields that the caller made up.
+# Characters of a refusal: it may repeat names of fields that the caller made up.
 MAX_MESSAGE = 500
-# What HTTP itself refuses, as the statuses of everything else.
+# gRPC's status for each of HTTP's own errors.
 _CODES = {
     404: grpc.StatusCode.NOT_FOUND,
     405: grpc.StatusCode.UNIMPLEMENTED,
@@ -65,7 +65,7 @@ _STREAM_ANSWER: dict[int | str, dict[str, Any]] = {
 
 
 def make_app(bridge: Bridge, limits: Limits, *, max_body_bytes: int) -> ASGIApp:
-    """The ASGI application; a `Guard` must stand before it.
+    """The ASGI application; to be wrapped in a `Guard`.
 
     Args:
       bridge: to the service that answers.
@@ -127,7 +127,7 @@ async def certify(request: Request, body: messages.CertifyRequest) -> messages.C
 
 
 async def certify_stream(request: Request, body: messages.CertifyRequest) -> Response:
-    """Certificates as server-sent events, while the draws accumulate; leaving ends the draws."""
+    """Certificates as server-sent events during the draws; disconnecting ends them."""
     pixels, became = await _pixels(request, body)
     stream = await request.app.state.bridge.certify_stream(request, body.message(pixels))
 
@@ -180,7 +180,7 @@ def _file(path: str, name: str, media_type: str) -> Route:
 
 
 def _refusal(request: Request, error: Exception) -> Response:
-    """The answer to what went wrong; what is not the service's own refusal is logged here."""
+    """The answer to an error; all but the service's own refusals are logged here."""
     status, code, message = _described(error)
     answer = _answer(request, code, message)
     if not isinstance(error, RefusedError):
@@ -204,7 +204,7 @@ def _described(error: Exception) -> tuple[int, grpc.StatusCode, str]:
 
 
 def _complaint(found: Any) -> str:
-    """What is wrong with one field, without what was sent: that may be megabytes."""
+    """What is wrong with one field, without the value, which may be megabytes."""
     if found["type"] == "json_invalid":
         return f"the body is not JSON, at character {found['loc'][-1]}"
     if found["type"] in ("missing", "model_attributes_type") and found["loc"] == ("body",):

@@ -1,4 +1,4 @@
-"""Turns an image file that somebody sent into the pixels that are certified."""
+"""Decodes an image file that a caller sent to the pixels that are certified."""
 
 import io
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tfmacer.common.errors import UserError
 
-# Each further decoder is code that strangers' bytes reach.
+# Every further decoder is more code exposed to untrusted bytes.
 FORMATS = ("PNG", "JPEG", "WEBP")
 # Checked against the header, before anything is decoded.
 MAX_PIXELS = 2**22
 # Pillow's name by the number of channels of a model.
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-# What converts to those without a loss that a caller would not expect; 16-bit files do not.
+# What converts to those without unexpected loss; 16-bit files do not.
 _READABLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
@@ -48,7 +48,7 @@ def decode(data: bytes, shape: Sequence[int], *, resize: bool) -> npt.NDArray[np
         raise
     except UnidentifiedImageError as error:
         raise UserError(f"image: not a readable {', '.join(FORMATS)} file") from error
-    except Exception as error:  # parsers of strangers' bytes trip in many ways
+    except Exception as error:  # decoders raise anything on malformed files
         raise UserError(f"image: not readable: {error}") from error
     if flat.size != (width, height):
         if not resize:

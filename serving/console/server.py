@@ -49,7 +49,7 @@ class Console:
         Raises:
           UserError: the address is taken or cannot be used.
         """
-        # Only this user can enter the folder, so whoever speaks through it is this process.
+        # Only this user can enter the folder, so only this process connects through it.
         self._folder = tempfile.TemporaryDirectory(prefix="tfmacer-")
         address = f"unix:{Path(self._folder.name) / 'grpc'}"
         grpc_server.bind(service, address, FLAG)

@@ -27,7 +27,7 @@ from tfmacer.records.locked_file import LockedFile
 logger = logging.getLogger(__name__)
 
 MAX_BYTES = 100 * 2**20
-# Between two log lines that name the newest digest, as long as there are new ones.
+# Between two log lines with the newest digest, if there are new entries.
 HEAD_SECONDS = 60.0
 # How every entry begins, of whatever version.
 _BEGINNING = b'{"certificate_id": "'
@@ -55,10 +55,10 @@ class AuditLog:
         """Locks the file for this process, and continues its chain.
 
         Args:
-          path: the file; a line that a kill interrupted is cut off its end.
+          path: the file; an incomplete last line is removed.
           pixels: whether to keep the images themselves.
           max_bytes: a file that would become larger is renamed, and a new one begun.
-          keep: how many of the renamed files stay, the newest; 0 for all.
+          keep: how many of the newest renamed files are kept; 0 for all.
           on_failure: called when an entry could not be written; the answer has left by then.
 
         Raises:
@@ -97,7 +97,7 @@ class AuditLog:
             self._hand_over(entry)  # it has ended already
 
     def close(self) -> None:
-        """Writes what waits, closes the file and lets others have it; calls should have ended."""
+        """Writes what waits, closes the file and unlocks it; calls should have ended."""
         with self._lock:
             if self._closed:
                 return
@@ -139,7 +139,7 @@ class AuditLog:
                 self._rotate()
             self._append(line, link)
             self.head = link
-        except Exception as error:  # a full disk; whatever it is, the next entry may be written
+        except Exception as error:  # such as a full disk; the next entry may succeed
             self._lost(entry, error)
 
     def _append(self, line: str, link: Link) -> None:
@@ -147,7 +147,7 @@ class AuditLog:
             try:
                 self._file.append(line)
                 return
-            except ValueError as error:  # it may have been moved away, or end in a torn line
+            except ValueError as error:  # it may have been moved, or end in an incomplete line
                 logger.warning("%s; it is opened again", error)
         self._ready = False
         last = self._opened()
@@ -186,7 +186,7 @@ class AuditLog:
     def _opened(self) -> str | None:
         _check_begins(self._path)
         last = self._file.open()
-        # One that was made by another program, too, and never anything but a regular file.
+        # Also of a file that another program made, but only of a regular file.
         file = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             if stat.S_ISREG(os.fstat(file).st_mode):
@@ -209,7 +209,7 @@ class AuditLog:
 
 
 def _check_begins(path: Path) -> None:
-    """Refuses a file of another kind, before a torn end of it would be cut off."""
+    """Refuses a file of another kind, before its incomplete end would be removed."""
     if path.exists() and not _BEGINNING.startswith(start := _start(path)):
         raise UserError(f"{path}: begins with {start!r}, it is no audit log; choose another")
 

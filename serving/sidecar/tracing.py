@@ -1,6 +1,6 @@
 """Traces over OpenTelemetry: a span for each call, each request to the backend, and each bound.
 
-Off unless asked for, and only then the packages of the extra `otel` are imported. Spans carry what
+Off by default; the packages of the extra `otel` are imported only if it is on. Spans carry what
 the log line of a call has; no pixels, no seeds, no votes.
 """
 
@@ -36,7 +36,7 @@ _PACKAGES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tracing:
-    """Where spans are made; by default nowhere.
+    """How spans are made; by default none are.
 
     Attributes:
       interceptors: of the gRPC server; a span for each call, under the caller's own if it sent one.

@@ -1,4 +1,4 @@
-"""Images of a dataset at their places, and whether records are of them."""
+"""Images of a dataset by position, and the check that records are of them."""
 
 import dataclasses
 import functools
@@ -18,13 +18,13 @@ from tfmacer.records.sealing import pixels_digest
 if TYPE_CHECKING:
     from tfmacer.data.splits import Split
 
-# Images of a split read at a time.
+# Images of a split that are read at a time.
 _LOADED = 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:
-    """One image of a dataset, at its place.
+    """One image of a dataset.
 
     Attributes:
       index: position in the split as stored; with the run's seed it names the noise.
@@ -63,7 +63,7 @@ def examples_of(split: "Split", distribution: NoiseDistribution) -> Examples:
 
 
 def check_images(path: Path | str, records: Sequence[Record], examples: Iterable[Example]) -> None:
-    """Makes sure that records are of the images at hand: of their names, pixels and labels.
+    """Checks that records are of the images at hand: their names, pixels and labels.
 
     Args:
       path: of the log or the parts, for the error message.

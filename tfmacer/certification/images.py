@@ -1,4 +1,4 @@
-"""`certify_images`, the one call behind the command, callbacks and anyone's own code."""
+"""`certify_images`: certifies arrays of images with a model, in one call."""
 
 import dataclasses
 import numbers
@@ -24,7 +24,7 @@ from tfmacer.records.runs import UNKNOWN_MODEL, Smoothing
 from tfmacer.records.settings import Selection
 from tfmacer.votes.source import VoteSource
 
-# Of seeds drawn here: every reader of JSON has integers of so many bits.
+# Bits of seeds drawn here: every reader of JSON has exact integers of that size.
 _SEED_BITS = 53
 
 
@@ -62,14 +62,14 @@ def certify_images(
       sigma: scale of the Gaussian noise in units of pixels in [0, 1]. Needed for a bare model;
         a run, an export or a server knows its own, and a different one is refused.
       num_classes: K, of a bare model; None for what it returns.
-      labels: true classes `[N]`, -1 where there is none; only the log needs them.
+      labels: true classes `[N]`, -1 where there is none; used by the log only.
       indices: what each image is known by in the derivation of its noise; default 0 to N - 1.
       seed: of the noise, 0 or more. Where neither it nor `indices` is given, the operating system
         draws one, so that the errors of separate calls are independent; with `indices` it is 0.
-        A log that is there keeps its own.
-      out: a .tsv file to log to, as the command does: a call that was killed goes on where it
-        was, and a finished log of the same images is read instead of drawn again. Not together
-        with `indices`.
+        An existing log keeps its own.
+      out: a .tsv file to log to, as the command does: the same call continues a log that was
+        interrupted, and reads a finished log of the same images instead of drawing again. Not
+        together with `indices`.
       model_digest: what the model is known by in the log: text that no other model has, e.g. the
         SHA-256 of its weights and code. Needed with `out` where nothing else identifies the
         model: a callable, or a Keras model with layers or functions that are not Keras' own.
@@ -154,7 +154,7 @@ def open_votes(
     input_shape: Sequence[int] | None = None,
     model_digest: str | None = None,
 ) -> VoteSource:
-    """Makes a source of votes of whatever can be one; see `certify_images` for the arguments.
+    """Makes a source of votes of a model in any form; see `certify_images` for the arguments.
 
     Raises:
       UserError: `sigma` is missing for a bare model; it or `model_digest` differs from the model's
@@ -248,7 +248,7 @@ def _as_labels(labels: Sequence[int] | None, count: int, num_classes: int) -> li
 
 
 def _as_integers(name: str, values: Sequence[int]) -> list[int]:
-    """The values as Python's integers; nothing is rounded to one."""
+    """The values as Python's integers; floats are refused."""
     array = np.asarray(values)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise UserError(
@@ -258,7 +258,7 @@ def _as_integers(name: str, values: Sequence[int]) -> list[int]:
 
 
 def _as_seed(seed: int | None, indices: Sequence[int] | None, out: Path | None) -> int:
-    """The seed given; that of a log that is there; or a new one, unless `indices` are given."""
+    """The seed given; that of an existing log; or a new one, unless `indices` are given."""
     if seed is not None:
         if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= seed < 2**63:
             raise UserError(f"seed must be an integer of 0 or more, below 2^63, got {seed!r}")

@@ -32,10 +32,10 @@ def preflight(source: VoteSource, images: Sequence[npt.NDArray[np.float32]]) -> 
 
     Raises:
       UserError: equal draws give different votes or scores (dropout or other randomness is
-        active), an image's logits depend on the images beside it (batch statistics are active), or
-        are not finite.
+        active), an image's logits depend on the other images of its batch (batch statistics are
+        active), or are not finite.
     """
-    # Its negative stands beside the first image, in case that there is no other.
+    # With the negative of the first image there are two images, even if only one was given.
     batch = np.stack([*images, 1 - images[0]])
     together = source.logits(batch)
     if not np.isfinite(together).all():

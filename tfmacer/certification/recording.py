@@ -1,4 +1,4 @@
-"""Certifies examples as they come, and writes a row of each log for every one."""
+"""Certifies examples one after another, and writes a row of each log for every one."""
 
 import dataclasses
 import itertools
@@ -15,13 +15,13 @@ from tfmacer.records.logs import LogWriter, Record
 from tfmacer.votes.driver import Progress, Task, draw_certificates
 from tfmacer.votes.source import VoteSource
 
-# Images whose clean class is looked up in one forward pass.
+# Images whose class without noise is computed in one forward pass.
 _CLEAN_BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Certified:
-    """What came of one example.
+    """The outcome for one example.
 
     Attributes:
       example: the image certified.
@@ -68,7 +68,7 @@ def certify_examples(
       rules: sampling plan, bound and stop rule; the first one governs the drawing, the others
         certify from the same draws.
       seed: of the noise; with an example's index it determines the certificate.
-      on_progress: told after each round how far each image has come.
+      on_progress: called after each round with how far each image has come.
 
     Yields:
       Each example with its certificate, in the order in which they finish.
@@ -100,7 +100,7 @@ def certify_examples(
 def prepare_logs(
     source: VoteSource, examples: Examples, writers: Sequence[LogWriter]
 ) -> tuple[list[int], float]:
-    """Checks all that must be right before images are certified into logs.
+    """Checks everything before images are certified into logs.
 
     Args:
       source: where votes come from.
@@ -108,7 +108,7 @@ def prepare_logs(
       writers: the logs.
 
     Returns:
-      What some log still lacks, ascending; and draws per second, 0 where nothing is to be drawn.
+      Indices that some log lacks, ascending; and draws per second, 0 where nothing is to be drawn.
 
     Raises:
       UserError: see `check_images` and `preflight`.
@@ -138,8 +138,8 @@ def record_examples(
       rules: as in `certify_examples`.
       writers: the logs, in the order of the rules.
       seed: of the noise.
-      on_progress: told after each round how far each image has come.
-      on_record: told of each finished image, by the first rule.
+      on_progress: called after each round with how far each image has come.
+      on_record: called with each finished image's record by the first rule.
     """
     missing = [set(writer.missing) for writer in writers]
     for done in certify_examples(source, examples, rules, seed=seed, on_progress=on_progress):

@@ -1,1 +1,1 @@
-"""What every other package uses: errors, text, numbers as they are shown, commands."""
+"""What every other package uses: errors, text, numbers as they are shown, progress, commands."""

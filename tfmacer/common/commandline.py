@@ -20,7 +20,7 @@ from absl import flags
 from tfmacer.common.errors import Notice, UserError
 from tfmacer.common.text import one_line, visible
 
-# For whom gRPC asks no proxy; it reads the lower case alone.
+# The hosts that gRPC reaches without a proxy; it reads the lower-case name only.
 NO_PROXY = "no_grpc_proxy"
 
 
@@ -47,7 +47,7 @@ def command(
       A function of the arguments after the program's name, by default those of `sys.argv`. It
       returns the exit status: 0 when `main` returned, 2 for flags that cannot be parsed or are out
       of range, 1 for any other mistake of the user's (`UserError`), 130 after an interrupt from the
-      keyboard, 141 where whoever read the output has stopped reading, as `head` does.
+      keyboard, 141 after the reader of the output has closed it, as `head` does.
     """
 
     def run(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +55,7 @@ def command(
         try:
             status = _status(main, flag_values, given, name, doc or "", arguments)
             if sys.stdout is not None:
-                sys.stdout.flush()  # what is still to be written may fail, too
+                sys.stdout.flush()  # writing what is buffered may fail as well
         except BrokenPipeError:
             if not _discard_unread_output():
                 raise
@@ -108,10 +108,10 @@ def _check_text(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None
 
 
 def _keep_loopback_direct() -> None:
-    """Tells every gRPC channel of this process and its children to ask no proxy for this machine.
+    """Makes gRPC channels of this process and its children reach this machine without a proxy.
 
-    Our own channels know it (`tfmacer.wire.channel`); TensorFlow's between the hosts of a training
-    and Beam's between a runner and its workers know only the environment.
+    Channels of `tfmacer.wire.channel` do so anyway; TensorFlow's between the hosts of a training
+    and Beam's between a runner and its workers are configured by the environment only.
     """
     mine, general = "localhost,127.0.0.0/8,::1", "no_proxy"
     others = os.environ.get(NO_PROXY) or os.environ.get(general) or ""
@@ -120,12 +120,12 @@ def _keep_loopback_direct() -> None:
 
 
 def say(*lines: object) -> None:
-    """Prints lines on standard output; what they quote cannot add lines or move the cursor."""
+    """Prints lines on standard output, with control characters escaped."""
     _print(sys.stdout, *lines)
 
 
 def note(*lines: object) -> None:
-    """The same on standard error: what is no result, such as warnings."""
+    """Prints lines on standard error: everything that is not a result."""
     _print(sys.stderr, *lines)
 
 
@@ -148,8 +148,8 @@ def define_import(flag_values: flags.FlagValues) -> flags.FlagHolder[list[str]]:
 def load_tensorflow(modules: Sequence[str] = ()) -> None:
     """Imports TensorFlow without the lines that it prints about CPUs and missing CUDA drivers.
 
-    They come before its logging is set up and obey no level, so the process' standard error is
-    held back meanwhile; when the import fails, what was held back is shown.
+    They are printed before its logging is set up and ignore log levels, so standard error is held
+    back meanwhile; if the import fails, it is shown.
 
     Args:
       modules: to import afterwards, as `--import` names them.
@@ -186,7 +186,7 @@ def _discard_unread_output() -> bool:
     Otherwise the interpreter would fail when it flushes its streams at exit.
 
     Returns:
-      Whether standard output or standard error has lost its reader.
+      Whether standard output or standard error had lost its reader.
     """
     unread = []
     for descriptor in (1, 2):

@@ -1,9 +1,9 @@
-"""Numbers as they are shown: rounded to the side on which what is said of them stays true.
+"""Numbers as they are shown: rounded to the side on which a statement about them stays true.
 
-What counts is the exact value of the float, not the text it was once read from: the float nearest
-to 0.3 lies below 0.3, so that four digits of it are 0.2999 rounded down and 0.3000 rounded up.
-Radii and lower bounds are rounded down, upper bounds up; estimates, of which nothing is promised,
-to the nearest. `serving/console/shown.js` does the same on the web page.
+The exact value of the float is rounded, not the text it was read from: the float nearest to 0.3
+lies below 0.3, so with four digits it is 0.2999 rounded down and 0.3000 rounded up. Radii and lower
+bounds are rounded down, upper bounds up, estimates to the nearest. `serving/console/shown.js` does
+the same on the web page.
 """
 
 import math
@@ -27,24 +27,24 @@ class Rounding(Protocol):
 
 
 def down(value: float | Fraction, decimals: int, *, times: int = 1, signed: bool = False) -> str:
-    """The largest number with so many decimals that is not above `times * value`, as text.
+    """The largest number of `decimals` digits that is not above `times * value`, as text.
 
     Args:
       value: any float or fraction; infinities and NaN are written `inf`, `-inf` and `nan`.
       decimals: digits after the point, 0 or more.
       times: 100 for per cent; the product is exact, too.
-      signed: whether a plus stands before numbers above 0.
+      signed: whether numbers above 0 get a plus sign.
     """
     return _text(value, decimals, times, signed, upward=False)
 
 
 def up(value: float | Fraction, decimals: int, *, times: int = 1, signed: bool = False) -> str:
-    """The smallest number with so many decimals that is not below `times * value`; as `down`."""
+    """The smallest number of `decimals` digits that is not below `times * value`; see `down`."""
     return _text(value, decimals, times, signed, upward=True)
 
 
 def nearest(value: float | Fraction, decimals: int, *, times: int = 1, signed: bool = False) -> str:
-    """An estimate with so many decimals; as `down`, but for the side."""
+    """The number of `decimals` digits nearest to `times * value`; see `down`."""
     return f"{float(times * value):{'+' if signed else ''}.{decimals}f}"
 
 

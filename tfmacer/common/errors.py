@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake, and what a user is told besides."""
+"""The exception for a user's mistake, and the warning that commands show."""
 
 from tfmacer.common.text import one_line
 
@@ -17,7 +17,7 @@ class UserError(ValueError):
 
 
 class Notice(UserWarning):
-    """What a user should know of a file or model that is used all the same.
+    """A warning about a file or model that is used nevertheless.
 
     The message is one line, as in `UserError`. Commands print it once on standard error.
     """

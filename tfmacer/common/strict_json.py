@@ -1,4 +1,4 @@
-"""JSON as this project writes it, and nothing looser."""
+"""JSON without repeated keys and without NaN or infinity, as this project writes it."""
 
 import collections
 import json
@@ -10,9 +10,9 @@ from typing import Any
 def loads(text: str | bytes) -> Any:
     """Reads JSON in which no key is given twice and every number is finite.
 
-    Python's own reader takes the last of two equal keys and the words NaN and Infinity, so that a
-    text could say one thing to it and another to its next reader; it makes infinity of 1e400, and
-    ends where brackets are nested by the thousand.
+    Python's own reader takes the last of two equal keys, so that two readers may understand one
+    text differently; it accepts NaN and Infinity, reads 1e400 as infinity, and fails with
+    RecursionError where brackets are nested by the thousand.
 
     Raises:
       ValueError: the text is not such JSON.

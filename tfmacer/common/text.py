@@ -1,12 +1,12 @@
-"""Text that others wrote, made harmless for the place where it is shown.
+"""Makes text from outside harmless for the place where it is shown.
 
-Names of files, classes and datasets, settings of a log, answers of a server: whoever wrote them may
-have put in what a terminal, a page or a spreadsheet obeys. Each place has its function here.
+Names of files, classes and datasets, settings of a log and answers of a server may contain what a
+terminal, a page or a spreadsheet interprets. There is one function for each of these places.
 """
 
 import re
 
-# Of a value quoted in a message, and of a message.
+# Characters of a value quoted in a message, and of a message.
 LONGEST_VALUE = 200
 LONGEST_MESSAGE = 2000
 # As `repr` quotes: apostrophes within a word are none of its quotes.
@@ -22,10 +22,10 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def visible(text: str) -> str:
-    r"""The text with every character that shows nothing, or changes what is shown, spelled out.
+    r"""The text with every character that is invisible, or changes what is shown, escaped.
 
-    Control characters, line breaks, invisible ones and those that turn the direction of writing
-    become Python's escapes, e.g. `\x1b` and `\u202e`.
+    Control characters, line breaks, invisible characters and those that change the direction of
+    writing become Python's escapes, e.g. `\x1b` and `\u202e`.
     """
     if text.isprintable():
         return text

@@ -1,4 +1,4 @@
-"""What a split of a dataset can do: give its images and labels by position."""
+"""Splits of datasets: images and labels by position."""
 
 import abc
 import os
@@ -22,7 +22,7 @@ class Split(abc.ABC):
     """One split of a dataset.
 
     Attributes:
-      dataset: the name it was asked for by.
+      dataset: the name by which it was loaded.
       name: of the split.
       shape: `(H, W, C)` of its images.
       num_classes: K; labels are 0 to K - 1, or -1 where there is no true label.
@@ -59,12 +59,12 @@ class Split(abc.ABC):
         """
 
     def image_name(self, position: int) -> str | None:
-        """What the dataset calls the image at a position; None where it has no name for it."""
+        """The dataset's name of the image at a position; None where it has none."""
         return None
 
 
 class IndexedSplit(Split):
-    """A split whose images can be had in any order, inside a graph."""
+    """A split whose images can be read in any order, inside a graph."""
 
     _labels: tf.Tensor
 
@@ -106,7 +106,7 @@ class ArraySplit(IndexedSplit):
           class_names: see `Split`.
 
         Raises:
-          UserError: labels are others.
+          UserError: labels are out of range.
         """
         if wrong := [label for label in np.unique(labels) if not -1 <= label < num_classes]:
             raise UserError(
@@ -123,7 +123,7 @@ class ArraySplit(IndexedSplit):
             total=len(images),
             class_names=class_names,
         )
-        # As tensors: a graph captures them, where it would copy arrays into itself.
+        # As tensors, which a graph captures; arrays would be copied into it.
         with tf.device("cpu"):
             self._images = tf.constant(images)
             self._labels = tf.constant(labels, tf.int64)
@@ -134,7 +134,7 @@ class ArraySplit(IndexedSplit):
 
 
 class FolderSplit(IndexedSplit):
-    """Image files, decoded when they are asked for; all of one size, none is ever resized."""
+    """Image files of one size, decoded on demand and never resized."""
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ class FolderSplit(IndexedSplit):
         Raises:
           UserError: one cannot be read, or is damaged; it is named.
         """
-        # Of the pixels, or nothing would be decoded.
+        # The maximum needs the pixels; without it nothing would be decoded.
         largest = tf.data.Dataset.from_tensor_slices(self._paths).map(
             lambda path: tf.reduce_max(self._decode(path)), num_parallel_calls=os.cpu_count()
         )
@@ -195,7 +195,7 @@ class FolderSplit(IndexedSplit):
             raise UserError(f"{self.dataset}: {self._names[read]}: {_reason(error)}") from error
 
     def image_name(self, position: int) -> str:
-        """The image's file, from the folder on."""
+        """The image's file, relative to the folder."""
         return self._names[position]
 
     def _decode(self, path: tf.Tensor) -> tf.Tensor:
@@ -205,7 +205,7 @@ class FolderSplit(IndexedSplit):
 
 
 def _reason(error: tf.errors.OpError) -> str:
-    """What is wrong, without where in a graph it was found."""
+    """What is wrong, without TensorFlow's place in a graph."""
     lines = [line for line in error.message.splitlines() if line.strip() and "[[{{" not in line]
     return re.sub(r"\{\{.*?\}\}\s*|Error in user-defined .*?Root::\w+: |\s*\[Op:.*", "", lines[-1])
 
