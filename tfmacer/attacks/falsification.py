@@ -25,7 +25,7 @@ from tfmacer.guarantee.bounds import BOUNDS, ScoreBound, unbiased_variance
 from tfmacer.guarantee.certificate import ABSTAIN, RADIUS_DECIMALS
 from tfmacer.guarantee.prediction import predict
 from tfmacer.guarantee.rule import Rule
-from tfmacer.noise.sampling import training_noise
+from tfmacer.noise.samplers import training_noise
 from tfmacer.records.falsifications import Attacked
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import Smoothing

@@ -1,7 +1,7 @@
 """The families of noise by name.
 
 A family is a folder of this package: `distribution.py` has the theorem (`DISTRIBUTION`, a subclass
-of `NoiseDistribution`), `sampler.py` draws the noise in a graph (`SAMPLER`, see `sampling`). A new
+of `NoiseDistribution`), `sampler.py` draws the noise in a graph (`SAMPLER`, a `Sampler`). A new
 one is a folder and its line here.
 """
 

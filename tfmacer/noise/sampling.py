@@ -1,12 +1,11 @@
-"""How the noise of a family is drawn inside a graph."""
+"""What the sampler of a noise family is given, and what it offers."""
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfmacer.noise import families, random_numbers
+from tfmacer.noise import random_numbers
 
 
 class Draw(NamedTuple):
@@ -42,29 +41,3 @@ class Sampler(NamedTuple):
     def noisy(self, image: tf.Tensor, draw: Draw) -> tf.Tensor:
         """Noisy copies of an image; see `add`."""
         return self.add(image, draw) if self.add else image[tf.newaxis] + self.noise(draw)
-
-
-def sampler(family: str) -> Sampler:
-    """How a family is drawn.
-
-    Raises:
-      UserError: it is not known.
-    """
-    families.check_family(family)
-    found: Sampler = importlib.import_module(f"tfmacer.noise.{family}.sampler").SAMPLER
-    return found
-
-
-def training_noise(
-    family: str,
-) -> Callable[[tf.Tensor, tf.Tensor, float, Mapping[str, float]], tf.Tensor]:
-    """The noise that training and attacks draw: (shape, seed, sigma, params) to noise, see `Draw`.
-
-    No certificate rests on it, so its generator stays as it was when a new one comes: unfinished
-    runs go on bit for bit.
-
-    Raises:
-      UserError: the family is not known.
-    """
-    noise = sampler(family).noise
-    return lambda *drawn: noise(Draw(random_numbers.PHILOX, *drawn))

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.distribution import check_sigma
-from tfmacer.noise.sampling import training_noise
+from tfmacer.noise.samplers import training_noise
 from tfmacer.training import inputs, precision
 from tfmacer.training.objectives import Batch, Losses, Objective
 from tfmacer.training.optimizer import SGD

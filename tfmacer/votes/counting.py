@@ -12,7 +12,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfmacer.noise.random_numbers import GENERATORS
-from tfmacer.noise.sampling import Draw, sampler
+from tfmacer.noise.samplers import sampler
+from tfmacer.noise.sampling import Draw
 from tfmacer.records.runs import Smoothing
 
 # Blocks in flight at once inside one graph call: as many as most machines have cores, and fewer

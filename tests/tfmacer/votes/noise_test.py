@@ -17,7 +17,7 @@ from tfmacer.noise.generators import GENERATORS, LATEST
 from tfmacer.noise.mixed_norm import statistics
 from tfmacer.noise.rounded_gaussian import rounding
 from tfmacer.noise.rounded_gaussian import sampler as rounded
-from tfmacer.noise.sampling import training_noise
+from tfmacer.noise.samplers import training_noise
 from tfmacer.records.logs import read_log
 from tfmacer.records.runs import Smoothing
 from tfmacer.records.sealing import pixels_digest
