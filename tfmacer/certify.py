@@ -28,8 +28,9 @@ from tfmacer.guarantee.bounds import BOUNDS
 from tfmacer.guarantee.certificate import check_reachable
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
-from tfmacer.records.logs import LogWriter
+from tfmacer.records.locked_table import LockedTable
 from tfmacer.records.naming import ImageFlags
+from tfmacer.records.rows import Record
 from tfmacer.records.runs import BLOCK_SIZE, Smoothing
 from tfmacer.records.settings import LogSettings, Selection, parse_shard
 from tfmacer.runner_flags import RunnerFlags
@@ -137,7 +138,7 @@ def _main() -> None:
         return
     with contextlib.ExitStack() as stack:
         writers = [
-            stack.enter_context(LogWriter(path, each))
+            stack.enter_context(LockedTable(path, each))
             for path, each in zip(_paths(out, rules), settings, strict=True)
         ]
         missing, speed = prepare_logs(source, examples, writers)
@@ -285,7 +286,7 @@ def _certify(
     examples: "Iterable[Example]",
     missing: Sequence[int],
     rules: Sequence[Rule],
-    writers: Sequence[LogWriter],
+    writers: Sequence[LockedTable[Record]],
 ) -> None:
     from tfmacer.certification.recording import record_examples
 

@@ -30,13 +30,14 @@ from tfmacer.common.progress import Progress
 from tfmacer.guarantee.rule import check_error_rate
 from tfmacer.records.falsifications import (
     RISK,
+    Attacked,
     AttackSettings,
     Falsification,
-    FalsificationWriter,
     attacked_log,
     falsification_beside,
     read_falsification,
 )
+from tfmacer.records.locked_table import LockedTable
 from tfmacer.records.logs import Log, read_log
 from tfmacer.records.naming import ImageFlags
 from tfmacer.records.rows import Record
@@ -114,7 +115,7 @@ def _main() -> None:
     devices.use_threads(_INTRA_OP.value)
     falsifier, examples = _falsifier(settings, named, log)
     attack = _attack_settings(log, len(considered), chosen)
-    with FalsificationWriter(out, attack) as writer:
+    with LockedTable(out, attack) as writer:
         missing = set(writer.missing)
         todo = [record for record in chosen if record.idx in missing]
         if todo:
@@ -213,7 +214,7 @@ def _attack_all(
     falsifier: "Falsifier",
     examples: "Examples",
     todo: Sequence[Record],
-    writer: FalsificationWriter,
+    writer: LockedTable[Attacked],
     log: Log,
 ) -> None:
     """Attacks the images, as many side by side as there are cores, and writes them in order."""

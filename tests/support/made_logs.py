@@ -13,12 +13,12 @@ from tfmacer.records.falsifications import (
     Attacked,
     AttackSettings,
     Falsification,
-    FalsificationWriter,
     attacked_log,
     falsification_beside,
     read_falsification,
 )
-from tfmacer.records.logs import Log, LogSettings, LogWriter, Record, read_log
+from tfmacer.records.locked_table import LockedTable
+from tfmacer.records.logs import Log, LogSettings, Record, read_log
 from tfmacer.records.runs import SmoothedClassifier, Smoothing
 from tfmacer.records.sealing import pixels_digest
 from tfmacer.records.settings import Selection
@@ -106,7 +106,7 @@ def write(
 ) -> Log:
     """Writes the log's first `images` missing rows, all of them by default."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with LogWriter(path, settings) as log:
+    with LockedTable(path, settings) as log:
         for idx in list(log.missing)[:images]:
             log.append(record(settings, idx, shift=shift))
     return read_log(path)
@@ -122,7 +122,7 @@ def write_attacks(log: Log, path: Path | None = None, *, false: int = 0, **other
     }  # fmt: skip
     settings = AttackSettings(**(attacked_log(log) | plan | others))
     path = path or falsification_beside(log.path)
-    with FalsificationWriter(path, settings) as writer:
+    with LockedTable(path, settings) as writer:
         for place, each in enumerate(certified):
             rng = np.random.default_rng(each.idx)
             factor = 0.8 if place < false else 1 + rng.gamma(2.0, 0.15)

@@ -16,7 +16,8 @@ from PIL import Image
 
 from export import saved_model
 from tfmacer import certify
-from tfmacer.records.logs import LogWriter, read_log, settings_path
+from tfmacer.records.locked_table import LockedTable
+from tfmacer.records.logs import read_log, settings_path
 from tfmacer.records.runs import RunDirectory
 from tfmacer.votes import devices, models
 
@@ -298,7 +299,7 @@ def test_a_log_of_the_first_version_is_not_gone_on_with(tiny_run, photos, tmp_pa
     log = read_log(out)
     for path in (out, settings_path(out)):
         path.unlink()
-    with LogWriter(out, dataclasses.replace(log.settings, format_version=1)) as writer:
+    with LockedTable(out, dataclasses.replace(log.settings, format_version=1)) as writer:
         for record in log.records:
             writer.append(record)
     capsys.readouterr()
@@ -311,14 +312,14 @@ def test_a_log_that_is_removed_meanwhile_is_no_success(
     tiny_run, photos, tmp_path, capsys, monkeypatch, moment
 ):
     out = tmp_path / "log.tsv"
-    append = LogWriter.append
+    append = LockedTable.append
 
     def removing(writer, record):
         append(writer, record)
         if len(writer.rows) == (1 if moment == "first" else 6):
             out.unlink()
 
-    monkeypatch.setattr(LogWriter, "append", removing)
+    monkeypatch.setattr(LockedTable, "append", removing)
     assert run(f"--run_dir={tiny_run}", photos, f"--out={out}", "--n=500") == 1
     captured = capsys.readouterr()
     assert "log.tsv: is gone (No such file or directory)" in captured.err

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from tfmacer import certify, falsify
-from tfmacer.records.falsifications import FalsificationWriter, read_falsification
-from tfmacer.records.logs import LogWriter, read_log, settings_path
+from tfmacer.records.falsifications import read_falsification
+from tfmacer.records.locked_table import LockedTable
+from tfmacer.records.logs import read_log, settings_path
 from tfmacer.records.runs import RunDirectory
 from tfmacer.votes import devices
 
@@ -36,7 +37,7 @@ def log(tiny_run, tmp_path_factory):
 
 def rewritten(log, path, change, **settings):
     """The log with its settings and rows changed and sealed anew."""
-    with LogWriter(path, dataclasses.replace(log.settings, **settings)) as writer:
+    with LockedTable(path, dataclasses.replace(log.settings, **settings)) as writer:
         for record in log.records:
             writer.append(change(record))
     return path
@@ -93,7 +94,7 @@ def test_findings_of_other_radii_are_not_taken_up(tiny_run, log, tmp_path, capsy
     command = [f"--run_dir={tiny_run}", f"--log={log.path}", *FAST, "--num_examples=1"]
     assert run(*command, f"--out={tmp_path / 'mine.tsv'}") == 0
     found = read_falsification(tmp_path / "mine.tsv")
-    with FalsificationWriter(tmp_path / "theirs.tsv", found.settings) as writer:
+    with LockedTable(tmp_path / "theirs.tsv", found.settings) as writer:
         writer.append(dataclasses.replace(found.rows[0], radius=0.001))
     capsys.readouterr()
     assert run(*command, f"--out={tmp_path / 'theirs.tsv'}") == 1
@@ -205,13 +206,13 @@ def test_findings_that_are_removed_meanwhile_are_no_success(
     tiny_run, log, tmp_path, capsys, monkeypatch
 ):
     out = tmp_path / "found.tsv"
-    append = FalsificationWriter.append
+    append = LockedTable.append
 
     def removing(writer, row):
         append(writer, row)
         out.unlink(missing_ok=True)
 
-    monkeypatch.setattr(FalsificationWriter, "append", removing)
+    monkeypatch.setattr(LockedTable, "append", removing)
     flags = [f"--run_dir={tiny_run}", f"--log={log.path}", f"--out={out}", "--num_examples=2"]
     assert run(*flags, *FAST) == 1
     captured = capsys.readouterr()

@@ -11,7 +11,8 @@ from tfmacer import certify, verify
 from tfmacer.data.datasets import load_split
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records import rows
-from tfmacer.records.logs import LogWriter, read_log, settings_path
+from tfmacer.records.locked_table import LockedTable
+from tfmacer.records.logs import read_log, settings_path
 from tfmacer.records.sealing import pixels_digest
 
 RULES = {
@@ -224,7 +225,7 @@ def folder(tmp_path):
     settings = made_logs.settings(total=6, dataset=name, class_names=("a", "b"))
     split = load_split(name, "test")
     images, labels = split.take(range(6))
-    with LogWriter(tmp_path / "log.tsv", settings) as writer:
+    with LockedTable(tmp_path / "log.tsv", settings) as writer:
         for idx, (image, label) in enumerate(zip(images, labels, strict=True)):
             made = made_logs.record(settings, idx, label=int(label))
             pixels, named = pixels_digest(image), split.image_name(idx)
@@ -269,7 +270,7 @@ def test_a_log_is_compared_with_the_names_of_a_dataset(folder, tmp_path, capsys,
     log, name = folder
     known = read_log(log)
     names = {key: value for key, value in altered.items() if key == "class_names"}
-    with LogWriter(tmp_path / "altered.tsv", dataclasses.replace(known.settings, **names)) as new:
+    with LockedTable(tmp_path / "altered.tsv", dataclasses.replace(known.settings, **names)) as new:
         for record in known.records:
             new.append(dataclasses.replace(record, name=altered.get("name", record.name)))
     assert run(tmp_path / "altered.tsv") == 0
@@ -281,7 +282,7 @@ def test_a_log_of_the_first_version_is_compared_by_its_labels(folder, tmp_path, 
     log, name = folder
     known = read_log(log)
     first = dataclasses.replace(known.settings, format_version=1)
-    with LogWriter(tmp_path / "first.tsv", first) as writer:
+    with LockedTable(tmp_path / "first.tsv", first) as writer:
         for record in known.records:
             writer.append(record)
     assert run(tmp_path / "first.tsv", f"--dataset={name}") == 0
@@ -324,7 +325,7 @@ def test_a_record_that_only_drawing_again_can_refute_is_found(certified, tiny_ru
 def resealed(certified, path, **settings):
     """The log with other settings and every digest made to fit, as anyone can."""
     log = read_log(certified)
-    with LogWriter(path, dataclasses.replace(log.settings, **settings)) as writer:
+    with LockedTable(path, dataclasses.replace(log.settings, **settings)) as writer:
         for record in log.records:
             writer.append(record)
     return path
@@ -368,7 +369,7 @@ def test_pixels_that_were_not_those_certified_are_found_though_sealed(
     certified, tiny_run, tmp_path, capsys
 ):
     log = read_log(certified)
-    with LogWriter(tmp_path / "l.tsv", log.settings) as writer:
+    with LockedTable(tmp_path / "l.tsv", log.settings) as writer:
         for record in log.records:
             writer.append(dataclasses.replace(record, pixels_sha256="0" * 64))
     assert run(tmp_path / "l.tsv") == 0

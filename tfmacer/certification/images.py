@@ -18,10 +18,11 @@ from tfmacer.common.errors import UserError
 from tfmacer.guarantee.certificate import Certificate, certify, check_reachable
 from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.guarantee.rule import Rule
-from tfmacer.records.locked_table import read_settings, settings_path
-from tfmacer.records.logs import LogSettings, LogWriter
+from tfmacer.records.locked_table import LockedTable
+from tfmacer.records.logs import LogSettings
 from tfmacer.records.runs import UNKNOWN_MODEL, Smoothing
 from tfmacer.records.settings import Selection
+from tfmacer.records.tables import read_settings, settings_path
 from tfmacer.votes.source import VoteSource
 
 # Bits of seeds drawn here: every reader of JSON has exact integers of that size.
@@ -139,7 +140,7 @@ def _certify_to(
         seed=seed,
         environment=environment(),
     )
-    with LogWriter(path, settings) as writer:
+    with LockedTable(path, settings) as writer:
         missing, _ = prepare_logs(source, lambda some: [examples[idx] for idx in some], [writer])
         record_examples(source, [examples[i] for i in missing], [rule], [writer], seed=seed)
         records = sorted(writer.rows, key=lambda record: record.idx)

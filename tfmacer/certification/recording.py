@@ -11,7 +11,8 @@ from tfmacer.certification.preflight import preflight
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.certificate import Certificate
 from tfmacer.guarantee.rule import Rule
-from tfmacer.records.logs import LogWriter, Record
+from tfmacer.records.locked_table import LockedTable
+from tfmacer.records.logs import Record
 from tfmacer.votes.driver import Progress, Task, draw_certificates
 from tfmacer.votes.source import VoteSource
 
@@ -98,7 +99,7 @@ def certify_examples(
 
 
 def prepare_logs(
-    source: VoteSource, examples: Examples, writers: Sequence[LogWriter]
+    source: VoteSource, examples: Examples, writers: Sequence[LockedTable[Record]]
 ) -> tuple[list[int], float]:
     """Checks everything before images are certified into logs.
 
@@ -124,7 +125,7 @@ def record_examples(
     source: VoteSource,
     examples: Iterable[Example],
     rules: Sequence[Rule],
-    writers: Sequence[LogWriter],
+    writers: Sequence[LockedTable[Record]],
     *,
     seed: int = 0,
     on_progress: Callable[[Progress], None] = lambda progress: None,

@@ -16,15 +16,14 @@ from tfmacer.guarantee.rule import check_error_rate
 from tfmacer.noise.families import DISTRIBUTIONS
 from tfmacer.records import sealing
 from tfmacer.records.cell_text import ABSENT, clock, seconds_of
-from tfmacer.records.locked_table import (
+from tfmacer.records.logs import Log
+from tfmacer.records.tables import (
     Settings,
-    TableWriter,
     check_rows,
     gaps,
     read_rows,
     read_settings,
 )
-from tfmacer.records.logs import Log
 
 COLUMNS = (
     "idx",
@@ -313,7 +312,3 @@ def read_falsification(path: Path) -> Falsification:
     rows = read_rows(path, settings)
     check_rows(path, settings, rows)
     return Falsification(path, rows, settings)
-
-
-class FalsificationWriter(TableWriter[Attacked]):
-    """Appends rows to a table of attacks; see `TableWriter`."""

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from tfmacer.common.errors import UserError
 from tfmacer.records import rows
-from tfmacer.records.locked_table import (
-    TableWriter,
+from tfmacer.records.rows import Record
+from tfmacer.records.runs import read_text
+from tfmacer.records.settings import LogSettings
+from tfmacer.records.tables import (
     altered,
     check_rows,
     gaps,
@@ -20,14 +22,10 @@ from tfmacer.records.locked_table import (
     read_settings,
     settings_path,
 )
-from tfmacer.records.rows import Record
-from tfmacer.records.runs import read_text
-from tfmacer.records.settings import LogSettings
 
 __all__ = [
     "Log",
     "LogSettings",
-    "LogWriter",
     "Record",
     "is_log",
     "read_log",
@@ -106,10 +104,6 @@ def read_log(path: Path) -> Log:
     if classes * text.count("\n") > _MOST_CLASSES:
         raise UserError(f"{path}: its rows with {classes} classes each do not fit into memory")
     return Log(path, read_rows(path, settings), settings)
-
-
-class LogWriter(TableWriter[Record]):
-    """Appends records to a log; see `TableWriter`."""
 
 
 def _published_rows(path: Path, text: str, names: Sequence[str]) -> tuple[Record, ...]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tfmacer.common.errors import UserError
-from tfmacer.records.locked_table import gaps
 from tfmacer.records.logs import Log, read_log, settings_path
 from tfmacer.records.partial_results import PartialResult
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import write_atomically
 from tfmacer.records.settings import LogSettings, parse_shard
+from tfmacer.records.tables import gaps
 from tfmacer.records.verification import verify_log
 
 _ENVIRONMENTS_DIFFER = (

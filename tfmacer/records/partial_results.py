@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfmacer.records import sealing
-from tfmacer.records.locked_table import altered
 from tfmacer.records.rows import Record
 from tfmacer.records.settings import LogSettings
+from tfmacer.records.tables import altered
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from typing import Any
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records import rows, sealing
-from tfmacer.records.locked_table import Settings
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import UNKNOWN_MODEL, SmoothedClassifier, Smoothing
+from tfmacer.records.tables import Settings
 
 NO_PIXELS = (
     "of format version 1, which does not record the pixels: labels alone tell whether the images "

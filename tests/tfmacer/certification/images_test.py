@@ -12,7 +12,8 @@ from export import saved_model
 from tfmacer.certification import images as certification
 from tfmacer.certification.preflight import preflight
 from tfmacer.common.errors import UserError
-from tfmacer.records.logs import LogWriter, read_log
+from tfmacer.records.locked_table import LockedTable
+from tfmacer.records.logs import read_log
 from tfmacer.records.runs import Smoothing
 from tfmacer.votes import local
 
@@ -124,18 +125,18 @@ def test_a_log_is_written_resumed_and_read_instead_of_drawn_again(problem, tmp_p
     plan = {"sigma": SIGMA, "num_classes": 2, "n": 2000, "seed": 4, "model_digest": "linear"}
     reference = certification.certify_images(network, images, **plan)
     out = tmp_path / "log.tsv"
-    append = LogWriter.append
+    append = LockedTable.append
 
     def dies_at_the_sixth(writer, record):
         if len(writer.rows) == 5:
             raise KeyboardInterrupt
         append(writer, record)
 
-    monkeypatch.setattr(LogWriter, "append", dies_at_the_sixth)
+    monkeypatch.setattr(LockedTable, "append", dies_at_the_sixth)
     labels = [1] * 12
     with pytest.raises(KeyboardInterrupt):
         certification.certify_images(network, images, labels=labels, out=out, **plan)
-    monkeypatch.setattr(LogWriter, "append", append)
+    monkeypatch.setattr(LockedTable, "append", append)
     assert len(read_log(out).records) == 5
     found = certification.certify_images(network, images, labels=labels, out=out, **plan)
     assert found == reference

@@ -18,11 +18,11 @@ from tfmacer.records.falsifications import (
     Attacked,
     AttackSettings,
     Falsification,
-    FalsificationWriter,
     falsification_beside,
     log_digest,
     read_falsification,
 )
+from tfmacer.records.locked_table import LockedTable
 from tfmacer.records.logs import is_log, read_log, settings_path
 
 SETTINGS = AttackSettings(
@@ -51,7 +51,7 @@ ROWS = [
 @pytest.fixture
 def table(tmp_path):
     path = tmp_path / "deep" / "log.falsified.tsv"
-    with FalsificationWriter(path, SETTINGS) as writer:
+    with LockedTable(path, SETTINGS) as writer:
         assert list(writer.missing) == [0, 3, 6]
         for each in ROWS[::-1]:
             writer.append(each)
@@ -71,7 +71,7 @@ def test_what_was_written_is_read_in_order(table):
 def test_a_table_is_resumed_after_its_last_whole_line(table):
     whole = table.read_bytes()
     table.write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 9])
-    with FalsificationWriter(table, SETTINGS) as writer:
+    with LockedTable(table, SETTINGS) as writer:
         assert list(writer.missing) == [0]
         assert [each.idx for each in writer.rows] == [3, 6]
         writer.append(ROWS[0])
@@ -79,16 +79,16 @@ def test_a_table_is_resumed_after_its_last_whole_line(table):
 
 
 def test_one_process_at_a_time(table):
-    with FalsificationWriter(table, SETTINGS), pytest.raises(UserError, match="another process"):
-        FalsificationWriter(table, SETTINGS)
+    with LockedTable(table, SETTINGS), pytest.raises(UserError, match="another process"):
+        LockedTable(table, SETTINGS)
 
 
 def test_other_settings_are_refused(table):
     with pytest.raises(UserError, match="other settings: steps is 20, not 40"):
-        FalsificationWriter(table, dataclasses.replace(SETTINGS, steps=40))
+        LockedTable(table, dataclasses.replace(SETTINGS, steps=40))
     settings_path(table).unlink()
     with pytest.raises(UserError, match=r"exists without log\.falsified\.tsv\.json"):
-        FalsificationWriter(table, SETTINGS)
+        LockedTable(table, SETTINGS)
 
 
 @pytest.mark.parametrize("column", ["radius", "flipped_within", "attack_radius", "label"])
@@ -244,7 +244,7 @@ def test_findings_about_other_certificates_are_refused_though_sealed(
     found.check_of(log)
     first = dataclasses.replace(found.rows[0], **row)
     known = dataclasses.replace(found.settings, **settings)
-    with FalsificationWriter(tmp_path / "other.tsv", known) as writer:
+    with LockedTable(tmp_path / "other.tsv", known) as writer:
         for each in (first, *found.rows[1:]):
             writer.append(each)
     with pytest.raises(UserError, match=f"other.tsv: {message}"):

@@ -13,7 +13,8 @@ import pytest
 
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.rule import Rule
-from tfmacer.records.logs import LogWriter, is_log, read_log, settings_path
+from tfmacer.records.locked_table import LockedTable
+from tfmacer.records.logs import is_log, read_log, settings_path
 from tfmacer.records.merging import merge
 
 ROOT = Path(__file__).parents[3]
@@ -33,7 +34,7 @@ def same_rows(path):
 def test_what_is_written_is_read_back_sorted(tmp_path, rule):
     settings = made_logs.settings(rule)
     path = tmp_path / "deep" / "log.tsv"
-    with LogWriter(path, settings) as writer:
+    with LockedTable(path, settings) as writer:
         order = list(writer.missing)
         random.Random(0).shuffle(order)
         for idx in order:
@@ -50,7 +51,7 @@ def test_what_is_written_is_read_back_sorted(tmp_path, rule):
 
 def test_each_row_is_on_disk_when_append_returns(tmp_path):
     settings = made_logs.settings()
-    with LogWriter(tmp_path / "log.tsv", settings) as writer:
+    with LockedTable(tmp_path / "log.tsv", settings) as writer:
         for count, idx in enumerate(list(writer.missing)[:5], 1):
             writer.append(made_logs.record(settings, idx))
             assert len(read_log(writer.path).records) == count
@@ -58,7 +59,7 @@ def test_each_row_is_on_disk_when_append_returns(tmp_path):
 
 def test_a_row_is_appended_once_and_for_a_selected_image(tmp_path):
     settings = made_logs.settings(skip=2)
-    with LogWriter(tmp_path / "log.tsv", settings) as writer:
+    with LockedTable(tmp_path / "log.tsv", settings) as writer:
         writer.append(made_logs.record(settings, 4))
         for idx in (4, 3, 40):
             with pytest.raises(ValueError, match=f"idx {idx}"):
@@ -71,7 +72,7 @@ def test_a_finished_log_opens_with_nothing_missing_and_stays_as_it_is(tmp_path):
     settings = made_logs.settings(total=5)
     made_logs.write(path, settings)
     before = path.read_bytes()
-    with LogWriter(path, settings) as writer:
+    with LockedTable(path, settings) as writer:
         assert not writer.missing
         assert len(writer.rows) == 5
     assert path.read_bytes() == before
@@ -105,10 +106,9 @@ import sys
 sys.path[:0] = sys.argv[2:]
 from pathlib import Path
 import made_logs
-import published_logs
-from tfmacer.records.logs import LogWriter
+from tfmacer.records.locked_table import LockedTable
 settings = made_logs.settings(total=150)
-with LogWriter(Path(sys.argv[1]), settings) as writer:
+with LockedTable(Path(sys.argv[1]), settings) as writer:
     for idx in reversed(list(writer.missing)):
         writer.append(made_logs.record(settings, idx))
 """
@@ -137,13 +137,13 @@ def test_killed_and_resumed_every_image_stands_once(tmp_path):
 def test_a_second_writer_is_refused_and_harms_nothing(tmp_path):
     path = tmp_path / "log.tsv"
     settings = made_logs.settings(total=150)
-    with LogWriter(path, settings) as writer:
+    with LockedTable(path, settings) as writer:
         writer.append(made_logs.record(settings, 7))
         other = subprocess.run(appender(path), capture_output=True, text=True)
         assert other.returncode != 0
         assert f"{path}: another process is writing this file" in other.stderr
         with pytest.raises(UserError, match="another process is writing this file"):
-            LogWriter(path, settings)
+            LockedTable(path, settings)
         writer.append(made_logs.record(settings, 8))
     assert [record.idx for record in read_log(path).records] == [7, 8]
     assert subprocess.run(appender(path)).returncode == 0
@@ -153,8 +153,8 @@ def test_the_lock_is_free_after_a_refusal(tmp_path):
     path = tmp_path / "log.tsv"
     made_logs.write(path, made_logs.settings(total=3))
     with pytest.raises(UserError, match="other settings"):
-        LogWriter(path, made_logs.settings(total=3, seed=9))
-    with LogWriter(path, made_logs.settings(total=3)):
+        LockedTable(path, made_logs.settings(total=3, seed=9))
+    with LockedTable(path, made_logs.settings(total=3)):
         pass
 
 
@@ -163,7 +163,7 @@ def test_other_settings_are_refused_and_named(tmp_path):
     made_logs.write(path, made_logs.settings(), images=3)
     before = path.read_bytes()
     with pytest.raises(UserError) as error:
-        LogWriter(path, made_logs.settings(Rule(n=3000), seed=4, sigma=0.25))
+        LockedTable(path, made_logs.settings(Rule(n=3000), seed=4, sigma=0.25))
     for text in (str(path), "sigma is 0.5, not 0.25", "n is 2000, not 3000", "seed is 3, not 4"):
         assert text in str(error.value)
     assert "\n" not in str(error.value)
@@ -180,7 +180,7 @@ def test_a_file_without_settings_is_not_overwritten(tmp_path):
     path = tmp_path / "log.tsv"
     path.write_text("precious\n")
     with pytest.raises(UserError, match=r"exists without log\.tsv\.json"):
-        LogWriter(path, made_logs.settings())
+        LockedTable(path, made_logs.settings())
     assert path.read_text() == "precious\n"
 
 
@@ -208,7 +208,7 @@ def test_corrupt_complete_lines_are_refused_and_left_alone(tmp_path, what):
     path.write_text("\n".join(corruptions(path.read_text().splitlines())[what]) + "\n")
     before = path.read_bytes()
     with pytest.raises(UserError) as error:
-        LogWriter(path, settings)
+        LockedTable(path, settings)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
     assert path.read_bytes() == before
@@ -220,14 +220,14 @@ def test_a_row_of_another_image_is_refused(tmp_path):
     beside = settings_path(path)
     beside.write_text(made_logs.settings(skip=2).to_json())
     with pytest.raises(UserError, match="idx 1 is corrupt or was altered"):
-        LogWriter(path, made_logs.settings(skip=2))
+        LockedTable(path, made_logs.settings(skip=2))
 
 
 def test_a_full_disk_is_one_clear_line_and_no_part_of_a_row(tmp_path, monkeypatch):
     path = tmp_path / "log.tsv"
     settings = made_logs.settings(total=6)
     write = os.write
-    with LogWriter(path, settings) as writer:
+    with LockedTable(path, settings) as writer:
         writer.append(made_logs.record(settings, 0))
         before = path.read_bytes()
 
@@ -277,14 +277,14 @@ def test_a_path_that_cannot_be_a_log_is_one_clear_line(tmp_path, where):
     (tmp_path / "file").write_text("")
     path = tmp_path / where
     with pytest.raises(UserError, match=str(path)) as error:
-        LogWriter(path, made_logs.settings())
+        LockedTable(path, made_logs.settings())
     assert "\n" not in str(error.value)
 
 
 def test_a_path_with_nul_is_one_clear_line(tmp_path):
     path = tmp_path / "a\0.tsv"
     assert not is_log(path)
-    for use in (read_log, lambda path: LogWriter(path, made_logs.settings())):
+    for use in (read_log, lambda path: LockedTable(path, made_logs.settings())):
         with pytest.raises(UserError, match=r"a\\x00.tsv: cannot be \w+: embedded null"):
             use(path)
     shard = made_logs.write(tmp_path / "0.tsv", made_logs.settings(shard="0/1")).path
@@ -427,7 +427,7 @@ def test_a_log_removed_or_edited_meanwhile_is_not_done(tmp_path, what, message):
     settings = made_logs.settings(total=2)
 
     def write():
-        with LogWriter(path, settings) as writer:
+        with LockedTable(path, settings) as writer:
             for idx in list(writer.missing):
                 writer.append(made_logs.record(settings, idx))
             if what == "edit":
@@ -448,7 +448,7 @@ def test_a_log_of_the_first_version_is_read_and_not_resumed(tmp_path):
     assert '"class_names"' not in settings_path(log.path).read_text()
     before = log.path.read_bytes()
     with pytest.raises(UserError, match="log.tsv: .* only since version 2 do logs record the pix"):
-        LogWriter(log.path, made_logs.settings(total=4))
+        LockedTable(log.path, made_logs.settings(total=4))
     assert log.path.read_bytes() == before
 
 

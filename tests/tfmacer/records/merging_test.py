@@ -6,7 +6,8 @@ import pytest
 from tfmacer import merge as command
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.rule import Rule
-from tfmacer.records.logs import LogWriter, read_log, settings_path
+from tfmacer.records.locked_table import LockedTable
+from tfmacer.records.logs import read_log, settings_path
 from tfmacer.records.merging import merge
 
 RULE = Rule(n=2000, bound="bernstein")
@@ -30,7 +31,7 @@ def test_merged_shards_are_the_log_of_the_undivided_run(tmp_path, parts):
     merged = tmp_path / "out" / "merged.tsv"
     assert merged.read_bytes() == whole.path.read_bytes()
     assert settings_path(merged).read_bytes() == settings_path(whole.path).read_bytes()
-    with LogWriter(merged, made_logs.settings(RULE)) as writer:
+    with LockedTable(merged, made_logs.settings(RULE)) as writer:
         assert not writer.missing
 
 
@@ -104,7 +105,7 @@ def test_a_shard_that_does_not_follow_from_its_votes_is_refused_though_sealed(tm
     paths = shards(tmp_path)
     log = read_log(paths[1])
     other = tmp_path / "other" / paths[1].name
-    with LogWriter(other, log.settings) as writer:
+    with LockedTable(other, log.settings) as writer:
         for record in log.records:
             more = record.radius + (0.5 if record.predict >= 0 else 0.0)
             writer.append(dataclasses.replace(record, radius=round(more, 9)))

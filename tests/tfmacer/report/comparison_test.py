@@ -8,7 +8,8 @@ from scipy import optimize, special, stats
 
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
-from tfmacer.records.logs import Log, LogWriter, Record, read_log, settings_path
+from tfmacer.records.locked_table import LockedTable
+from tfmacer.records.logs import Log, Record, read_log, settings_path
 from tfmacer.report.comparison import (
     name_runs,
     paired_differences,
@@ -267,7 +268,7 @@ def test_a_warning_that_several_runs_share_is_said_once(tmp_path):
 def test_certificates_that_their_votes_do_not_give_are_said_though_sealed(tmp_path):
     log = made_logs.write(tmp_path / "log.tsv", made_logs.settings())
     assert "does not follow" not in told([Run("mine", log)])
-    with LogWriter(tmp_path / "theirs.tsv", log.settings) as writer:
+    with LockedTable(tmp_path / "theirs.tsv", log.settings) as writer:
         for record in log.records:
             radius = 5.0 if record.predict >= 0 else 0.0
             writer.append(dataclasses.replace(record, radius=radius))

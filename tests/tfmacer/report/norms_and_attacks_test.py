@@ -11,7 +11,8 @@ import pytest
 
 from tfmacer.common.errors import UserError
 from tfmacer.noise.mixed_norm import likelihood_ratio
-from tfmacer.records.logs import Log, LogWriter, read_log, settings_path
+from tfmacer.records.locked_table import LockedTable
+from tfmacer.records.logs import Log, read_log, settings_path
 from tfmacer.report import __main__ as report
 from tfmacer.report import plots, tables
 from tfmacer.report.comparison import paired_differences, seed_groups, warnings
@@ -35,7 +36,7 @@ def write_linf(path) -> Log:
         noise_family="mixed_norm", noise_params={"k": 1.0}, model_digest="c" * 64
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with LogWriter(path, settings) as writer:
+    with LockedTable(path, settings) as writer:
         for idx in list(writer.missing):
             record = made_logs.record(gaussian, idx)
             writer.append(dataclasses.replace(record, radius=round(record.radius / 4, 9)))
@@ -154,7 +155,7 @@ def attacked(logs, tmp_path):
     found = {}
     for name, false in (("gaussian", 0), ("macer", 5)):
         log = logs[name]
-        with LogWriter(tmp_path / f"{name}.tsv", log.settings) as writer:
+        with LockedTable(tmp_path / f"{name}.tsv", log.settings) as writer:
             for record in log.records:
                 writer.append(record)
         found[name] = made_logs.write_attacks(read_log(tmp_path / f"{name}.tsv"), false=false)

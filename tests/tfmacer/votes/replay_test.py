@@ -12,7 +12,8 @@ from tfmacer.guarantee.rule import Rule
 from tfmacer.records import chain
 from tfmacer.records.audit import verify_entry
 from tfmacer.records.audit_entries import AuditEntry
-from tfmacer.records.logs import Log, LogWriter, Record, read_log
+from tfmacer.records.locked_table import LockedTable
+from tfmacer.records.logs import Log, Record, read_log
 from tfmacer.records.sealing import pixels_digest
 from tfmacer.records.verification import verify_log
 from tfmacer.votes import replay
@@ -55,7 +56,7 @@ def drawn_log(path, rule, **others):
     """A log certified from `Drawing`, in one piece for each stage."""
     settings = made_logs.settings(rule, total=8, **others)
     source = Drawing()
-    with LogWriter(path, settings) as log:
+    with LockedTable(path, settings) as log:
         for idx in list(log.missing):
             image, label = image_of(idx)
             stages = [
@@ -216,7 +217,7 @@ def test_more_draws_than_a_stream_has_are_not_asked_for(tmp_path, n0, n):
     settings = made_logs.settings(rule, total=1)
     counts = Counts(select_counts=(n0, 0, 0, 0), counts=(n, 0, 0, 0), n0=n0, n=n)
     image, label = image_of(0)
-    with LogWriter(tmp_path / "log.tsv", settings) as log:
+    with LockedTable(tmp_path / "log.tsv", settings) as log:
         log.append(
             Record.of(
                 certify(counts, rule, settings.classifier.distribution),
