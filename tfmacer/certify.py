@@ -77,17 +77,13 @@ _STOP = _string("stop", "fixed", "fixed, decide:RADIUS, precision:REL or budget:
 _REJECT_ALPHA = _float("reject_alpha", 0.001, "Chance of a wrong `cannot be certified`.")
 _SEED = _integer("seed", 0, "Of the noise.", lower_bound=0)
 _INTRA_OP = _integer(
-    "intra_op_threads",
-    1,
-    "Threads inside one operation; part of the votes' identity.",
-    lower_bound=1,
+    "intra_op_threads", 1, "Threads inside one operation; part of the votes' identity.", 1
 )
 _DISTRIBUTION = flags.DEFINE_enum(
     "distribution",
     "auto",
     ["auto", "one_device", "mirrored"],
-    "How --run_dir uses this machine: auto spreads the draws over all GPUs where there are "
-    "several.",
+    "How --run_dir uses this machine: auto spreads the draws over all of several GPUs.",
     flag_values=FLAGS,
 )
 _RUNNER = RunnerFlags(FLAGS)
@@ -109,7 +105,6 @@ def _main() -> None:
     from tfmacer.certification.recording import prepare_logs
 
     source = _SOURCE.open(intra_op_threads=_INTRA_OP.value, distribution=_DISTRIBUTION.value)
-    warnings = _source_warnings(source)
     smoothing = source.smoothing
     _check_sigma(smoothing)
     rules = _rules(stop, smoothing.block_size)
@@ -120,7 +115,7 @@ def _main() -> None:
         raise UserError(
             f"{split.dataset} has {split.num_classes} classes, the model {smoothing.num_classes}"
         )
-    settings = [_settings(smoothing, rule, split, warnings) for rule in rules]
+    settings = [_settings(source, rule, split) for rule in rules]
     for warning in settings[0].warnings:
         commandline.warn(warning)
     examples = examples_of(split, smoothing.distribution)
@@ -191,19 +186,6 @@ def _check_sigma(smoothing: Smoothing) -> None:
         raise UserError(f"--sigma={_SIGMA.value} is not the model's own, {smoothing.sigma}")
 
 
-def _source_warnings(source: "VoteSource") -> list[str]:
-    """What a reader of the results should know of the network."""
-    from tfmacer.votes.local import NetworkVotes
-    from tfmacer.votes.models import leads_with_normalization
-
-    if not isinstance(source, NetworkVotes) or leads_with_normalization(source.network):
-        return []
-    return [
-        "no normalisation layer leads the network: sigma and radii are in units of pixels in "
-        "[0, 1] only if the network was trained on such pixels with the noise added to them"
-    ]
-
-
 def _load_split(smoothing: Smoothing) -> "Split":
     from tfmacer.data.datasets import load_split
 
@@ -222,11 +204,9 @@ def _dataset(smoothing: Smoothing) -> str:
     return _IMAGES().dataset_of(smoothing.dataset, origin=_SOURCE.origin, run=_SOURCE.run)
 
 
-def _settings(
-    smoothing: Smoothing, rule: Rule, split: "Split", warnings: Sequence[str]
-) -> LogSettings:
+def _settings(source: "VoteSource", rule: Rule, split: "Split") -> LogSettings:
     settings = LogSettings.of(
-        smoothing,
+        source.smoothing,
         rule,
         Selection(
             dataset=split.dataset,
@@ -241,7 +221,7 @@ def _settings(
         seed=_SEED.value,
         environment=_environment(),
     )
-    return dataclasses.replace(settings, warnings=(*warnings, *_warnings(settings)))
+    return dataclasses.replace(settings, warnings=tuple(_warnings(source, settings)))
 
 
 def _environment() -> dict[str, Any]:
@@ -254,7 +234,16 @@ def _environment() -> dict[str, Any]:
     return environment(_INTRA_OP.value)
 
 
-def _warnings(settings: LogSettings) -> Iterator[str]:
+def _warnings(source: "VoteSource", settings: LogSettings) -> Iterator[str]:
+    """What a reader of the results should know."""
+    from tfmacer.votes.local import NetworkVotes
+    from tfmacer.votes.models import leads_with_normalization
+
+    if isinstance(source, NetworkVotes) and not leads_with_normalization(source.network):
+        yield (
+            "no normalisation layer leads the network: sigma and radii are in units of pixels in "
+            "[0, 1] only if the network was trained on such pixels with the noise added to them"
+        )
     images = settings.images
     count = len(images.undivided)
     if images.skip == 1 and count < images.total:
@@ -268,8 +257,7 @@ def _warnings(settings: LogSettings) -> Iterator[str]:
 
 
 def _paths(out: Path, rules: Sequence[Rule]) -> list[Path]:
-    further = [out.with_name(f"{out.stem}.{rule.bound}.tsv") for rule in rules[1:]]
-    return [out, *further]
+    return [out, *(out.with_name(f"{out.stem}.{rule.bound}.tsv") for rule in rules[1:])]
 
 
 def _announce(images: int, rule: Rule, speed: float) -> None:
