@@ -1,31 +1,24 @@
 """The families of noise by name.
 
-A family is a folder of this package: `distribution.py` has the theorem (`DISTRIBUTION`, a subclass
-of `NoiseDistribution`), `sampler.py` draws the noise in a graph (`SAMPLER`, a `Sampler`). A new
-one is a folder and its line here.
+A family is a folder of this package, of its name: `distribution.py` has the theorem, a subclass of
+`NoiseDistribution`; `sampler.py` draws the noise in a graph, by its `SAMPLER`. A new one is a
+folder and its class in `DISTRIBUTIONS`.
 """
 
 import dataclasses
-import importlib
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.noise import generators
-
-FAMILIES = (
-    "gaussian",
-    "rounded_gaussian",
-    "generalized_gaussian",
-    "mixed_norm",
-)
+from tfmacer.noise.gaussian.distribution import Gaussian
+from tfmacer.noise.generalized_gaussian.distribution import GeneralizedGaussian
+from tfmacer.noise.mixed_norm.distribution import MixedNorm
+from tfmacer.noise.rounded_gaussian.distribution import RoundedGaussian
 
 DISTRIBUTIONS: Mapping[str, type[NoiseDistribution]] = MappingProxyType(
-    {
-        family: importlib.import_module(f"tfmacer.noise.{family}.distribution").DISTRIBUTION
-        for family in FAMILIES
-    }
+    {known.family: known for known in (Gaussian, RoundedGaussian, GeneralizedGaussian, MixedNorm)}
 )
 
 # More than any image has; the tables of some families are made with floating-point numbers.

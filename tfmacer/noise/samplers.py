@@ -7,13 +7,13 @@ from types import MappingProxyType
 import tensorflow as tf
 
 from tfmacer.noise import random_numbers
-from tfmacer.noise.families import FAMILIES, check_family
+from tfmacer.noise.families import DISTRIBUTIONS, check_family
 from tfmacer.noise.sampling import Draw, Sampler
 
 _SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
     {
         family: importlib.import_module(f"tfmacer.noise.{family}.sampler").SAMPLER
-        for family in FAMILIES
+        for family in DISTRIBUTIONS
     }
 )
 

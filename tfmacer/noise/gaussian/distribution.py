@@ -39,6 +39,3 @@ class Gaussian(NoiseDistribution):
     def left_out(self) -> float:
         """See `generators.left_out`."""
         return generators.left_out(self.generator, self.dimension)
-
-
-DISTRIBUTION = Gaussian

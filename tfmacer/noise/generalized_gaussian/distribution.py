@@ -101,6 +101,3 @@ def _bilateral_index(distribution: GeneralizedGaussian, first: float, second: fl
         back = 2 * back + 1
         index = max(index - back, 0)
     return index
-
-
-DISTRIBUTION = GeneralizedGaussian

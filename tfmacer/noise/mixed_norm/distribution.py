@@ -95,6 +95,3 @@ class MixedNorm(NoiseDistribution):
         if self.generator == generators.PHILOX:
             return math.ldexp(self.dimension, -22)
         return generators.left_out(self.generator, self.dimension)
-
-
-DISTRIBUTION = MixedNorm

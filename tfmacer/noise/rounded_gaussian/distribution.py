@@ -95,6 +95,3 @@ class RoundedGaussian(NoiseDistribution):
             )
         # Without a sign of zero, which would show in a digest.
         return (levels + 0.0).astype(np.float32) / np.float32(rounding.LEVELS)
-
-
-DISTRIBUTION = RoundedGaussian
