@@ -1,4 +1,4 @@
-"""How a server process logs, announces that it is ready, and ends."""
+"""How a server process announces that it is ready, and ends."""
 
 import logging
 import os
@@ -7,34 +7,13 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from tfmacer.common import commandline
-from tfmacer.common.text import visible
 
 # Python runs signal handlers in the main thread only, but a signal that reaches another thread does
 # not wake the main thread: so it polls.
 _LOOK_SECONDS = 0.1
-
-
-class LineFormatter(logging.Formatter):
-    """One line for each record, control characters escaped; tracebacks keep their lines."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        """The line, control characters escaped."""
-        return visible(super().formatMessage(record))
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802
-        """The traceback, likewise."""
-        return "\n".join(map(visible, super().formatException(ei).split("\n")))
-
-
-def log_lines(level: int = logging.INFO) -> None:
-    """Sends every logger's records to standard error, as lines."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
-    # Imported libraries may have installed handlers of their own.
-    logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 def exit_at_once(main: Callable[[], int]) -> NoReturn:

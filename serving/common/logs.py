@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line, on standard error, and the ids that calls have there."""
+"""Logs on standard error, as lines or as JSON objects, and the ids that calls have there."""
 
 import datetime
 import json
@@ -7,6 +7,8 @@ import re
 import sys
 import uuid
 from typing import Any
+
+from tfmacer.common.text import visible
 
 REQUEST_ID = "x-request-id"
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -42,4 +44,24 @@ def log_json(level: int = logging.INFO) -> None:
     """Sends every logger's records to standard error as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+class LineFormatter(logging.Formatter):
+    """One line for each record, control characters escaped; tracebacks keep their lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line, control characters escaped."""
+        return visible(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """The traceback, likewise."""
+        return "\n".join(map(visible, super().formatException(ei).split("\n")))
+
+
+def log_lines(level: int = logging.INFO) -> None:
+    """Sends every logger's records to standard error, as lines."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
+    # Imported libraries may have installed handlers of their own.
     logging.basicConfig(level=level, handlers=[handler], force=True)

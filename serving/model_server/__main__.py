@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from serving.common import grpc_server
-from serving.common.lifecycle import Stop, exit_at_once, log_lines
+from serving.common.lifecycle import Stop, exit_at_once
+from serving.common.logs import log_lines
 from serving.model_server import flags
 from serving.model_server.flags import FLAGS
 from tfmacer.common import commandline

@@ -1,7 +1,7 @@
 import io
 import logging
 
-from serving.common.lifecycle import LineFormatter
+from serving.common.logs import LineFormatter
 
 
 def test_log_lines_show_what_callers_name_and_stay_one_line():
