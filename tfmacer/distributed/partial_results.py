@@ -91,7 +91,8 @@ class PartialResults:
     def remove(self) -> None:
         """Removes the parts, and their directory where nothing else is in it."""
         patterns = [self._job.path(block) + "*" for block in self._job.blocks]
-        patterns.append(FileSystems.join(self.folder, "settings.json*"))
+        settings = FileSystems.join(self.folder, "settings.json")
+        patterns += [settings, f"{settings}.*.tmp"]
         matches = FileSystems.match(patterns)
         FileSystems.delete([each.path for match in matches for each in match.metadata_list])
         # Buckets have no directories.

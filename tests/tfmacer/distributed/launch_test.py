@@ -210,7 +210,8 @@ def test_a_torn_part_is_missing(plain, tmp_path):
 
 def test_only_the_parts_are_removed(plain, tmp_path):
     """The directory may be one that holds other things, too."""
-    others = [tmp_path / "parts" / "thesis.tex", tmp_path / "parts" / "deep" / "00000000-1.json"]
+    names = ("thesis.tex", "settings.json.old", "deep/00000000-1.json")
+    others = [tmp_path / "parts" / name for name in names]
     for other in others:
         other.parent.mkdir(parents=True, exist_ok=True)
         other.write_text("mine")
