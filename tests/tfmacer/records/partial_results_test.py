@@ -92,3 +92,19 @@ def test_workers_that_differ_are_recorded_and_warned_of(logs, tmp_path):
     found = read_log(tmp_path / "out.tsv").settings
     assert found.environment == {"worker 1": logs[0].settings.environment, "worker 2": other}
     assert "different environments" in found.warnings[-1]
+
+
+def test_a_part_that_does_not_follow_from_its_votes_is_not_joined(logs, tmp_path):
+    """Sealed again, as anyone can who may write where the parts are."""
+    made = part(logs, range(40))
+    first, *others = (made.records[0], *made.records[1:])
+    changed = tuple(
+        dataclasses.replace(record, radius=round(record.radius + (record.predict >= 0), 9))
+        for record in first
+    )
+    forged = dataclasses.replace(made, records=(changed, *others))
+    text = forged.to_text(settings())
+    read = PartialResult.from_text(text, tuple(range(40)), settings())
+    with pytest.raises(UserError, match=r"out.tsv: not written: idx \d+: radius is \d"):
+        join([read], 0, settings()[0], tmp_path / "out.tsv")
+    assert list(tmp_path.iterdir()) == []
