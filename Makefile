@@ -8,7 +8,7 @@ PIP := -m pip --disable-pip-version-check
 PYTEST := $(RUN) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint test-slow test-browser test-bazel test-clients benchmarks api \
+.PHONY: help setup demo test lint test-slow test-browser test-bazel test-clients test-cluster benchmarks api \
         format protos constraints clean
 
 help: ## list these targets
@@ -33,7 +33,7 @@ demo: setup ## train, certify, report, export, serve and ask, on real digits, in
 TESTS = $(if $(ROOM),$(or $(wildcard tests/$(ROOM) tests/*/$(ROOM)),$(wildcard $(ROOM)),\
   $(error ROOM=$(ROOM) is neither a package with tests nor a path)))
 
-test: setup ## all tests but those of the four targets below; ROOM=guarantee: of one package
+test: setup ## all tests but those of the five targets below; ROOM=guarantee: of one package
 	$(PYTEST) -n 2 --dist=loadscope $(TESTS)
 
 lint: setup ## ruff and strict mypy
@@ -56,6 +56,9 @@ test-bazel: setup ## BUILD, as Bazel reads it; installs Debian's bazel-bootstrap
 
 test-clients: setup .venv-clients/installed .venv-clients-min/installed ## other people's TensorFlow Serving clients, in environments of their own
 	$(PYTEST) --run=clients -m clients
+
+test-cluster: setup ## certification and training over hosts of which some are lost; needs root and ip
+	$(PYTEST) --run=cluster -m cluster
 
 .venv-clients/installed: Makefile
 	$(PYTHON) -m venv .venv-clients

@@ -15,6 +15,7 @@ TARGETS = {
     "browser": "needs Chromium",
     "bazel": "needs Bazel",
     "clients": "needs an environment of its own",
+    "cluster": "needs root, for network namespaces",
 }
 
 # The same examples in every run, and no deadline: the machine may be busy.

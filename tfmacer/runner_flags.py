@@ -23,7 +23,7 @@ _PATTERN = frozenset("*?[\\")
 
 
 class RunnerFlags:
-    """`--runner`, `--pipeline_option`, `--parts_dir` and `--worker_threads`."""
+    """`--runner`, `--pipeline_option`, `--parts_dir`, `--part_timeout` and `--worker_threads`."""
 
     def __init__(self, flag_values: flags.FlagValues) -> None:
         """Defines them."""
@@ -44,6 +44,15 @@ class RunnerFlags:
         )
         self._parts_dir = string(
             "parts_dir", None, "Where workers write, seen by all of them; default: OUT.parts."
+        )
+        self._part_timeout = flags.DEFINE_float(
+            "part_timeout",
+            None,
+            "Seconds without a finished part of the work (up to 16 images or half a million draws) "
+            "after which --runner is cancelled and what is missing begun again; default: as long "
+            "as the runner waits.",
+            lower_bound=1,
+            flag_values=flag_values,
         )
         self._worker_threads = flags.DEFINE_integer(
             "worker_threads",
@@ -72,7 +81,7 @@ class RunnerFlags:
           UserError: they do not go together, are not accepted, or Beam is not installed.
         """
         if self.runner is None:
-            for flag in (self._options, self._parts_dir, self._worker_threads):
+            for flag in (self._options, self._parts_dir, self._part_timeout, self._worker_threads):
                 if flag.value:
                     raise UserError(f"--{flag.name} goes with --runner")
             return
@@ -104,6 +113,8 @@ class RunnerFlags:
         parse_options(self.runner, self._options.value)
         if self.runner == "direct":
             direct_workers(self._options.value)
+            if self._part_timeout.value is not None:
+                raise UserError("--part_timeout is for other runners: direct notices a lost worker")
 
     def certify(
         self,
@@ -139,7 +150,7 @@ class RunnerFlags:
             parts_dir=self._parts(paths[0]),
             launcher=os.getpid() if direct else None,
         )
-        certify_logs(job, paths, runner, options, examples)
+        certify_logs(job, paths, runner, options, examples, self._part_timeout.value)
 
     def _parts(self, out: Path) -> str:
         return self._parts_dir.value or str(out.absolute().with_name(f"{out.name}.parts"))

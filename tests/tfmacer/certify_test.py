@@ -392,6 +392,11 @@ def test_a_contiguous_part_of_a_split_is_warned_of_and_recorded(tiny_run, tmp_pa
         (["--run_dir=RUN", "--out=x.tsv", "--num_examples=0"], "num_examples"),
         (["--run_dir=RUN", "--out=x.tsv", "--start=1000"], "start is 1000"),
         (["--run_dir=RUN", "--out=x.tsv", "--parts_dir=y"], "--parts_dir goes with --runner"),
+        (["--run_dir=RUN", "--out=x.tsv", "--part_timeout=9"], "--part_timeout goes with --runner"),
+        (
+            ["--run_dir=RUN", "--out=x.tsv", "--runner=direct", "--part_timeout=9"],
+            "--part_timeout is for other runners",
+        ),
         (["--run_dir=RUN", "--out=x.tsv", "--runner=direct", "--shard=0/2"], "leave --shard out"),
         (["--run_dir=RUN", "--out=a[1]/x.tsv", "--runner=direct"], "which Beam takes for patterns"),
         (["--run_dir=RUN", "--out=x.tsv", "--runner=direct", "--parts_dir=a*"], "--parts_dir=a*:"),

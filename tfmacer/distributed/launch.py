@@ -24,7 +24,12 @@ _ATTEMPTS = 4
 
 
 def certify_logs(
-    job: Job, paths: Sequence[Path], runner: str, options: Sequence[str], examples: Examples
+    job: Job,
+    paths: Sequence[Path],
+    runner: str,
+    options: Sequence[str],
+    examples: Examples,
+    part_timeout: float | None = None,
 ) -> None:
     """Certifies through a Beam pipeline; the logs are written when all of it is done.
 
@@ -34,6 +39,7 @@ def certify_logs(
       runner: `direct`, `flink`, `spark`, `dataflow`, or another that Beam knows.
       options: of the pipeline, as `NAME=VALUE` or `NAME`.
       examples: the images as they are here; workers read their own.
+      part_timeout: see `make_parts`.
 
     Raises:
       UserError: a log or the parts were made with other settings or of other images; the pipeline
@@ -57,7 +63,7 @@ def certify_logs(
                 parts.on_part = functools.partial(_show, progress)
                 parts.look()
                 _check_images(parts, examples)
-                make_parts(job, parts, runner, options)
+                make_parts(job, parts, runner, options, part_timeout)
             _check_images(parts, examples)
             for number in unwritten:
                 join(list(parts.found.values()), number, job.settings[number], paths[number])
@@ -67,7 +73,13 @@ def certify_logs(
         parts.remove()
 
 
-def make_parts(job: Job, parts: PartialResults, runner: str, options: Sequence[str]) -> None:
+def make_parts(
+    job: Job,
+    parts: PartialResults,
+    runner: str,
+    options: Sequence[str],
+    part_timeout: float | None = None,
+) -> None:
     """Makes the missing parts of a job.
 
     Args:
@@ -75,16 +87,25 @@ def make_parts(job: Job, parts: PartialResults, runner: str, options: Sequence[s
       parts: of the job.
       runner: `direct`, `flink`, `spark`, `dataflow`, or another that Beam knows.
       options: of the pipeline, as `NAME=VALUE` or `NAME`.
+      part_timeout: seconds in which at least one part must appear, or the pipeline is cancelled
+        and what is missing begun again, by other runners than the direct one; None waits as long
+        as the runner does.
 
     Raises:
       UserError: the pipeline fails, or workers are lost without anything coming of it.
     """
+
+    def lost() -> str | None:
+        if part_timeout is None or parts.idle < part_timeout:
+            return None
+        return f"no part appeared within --part_timeout={part_timeout:g} seconds"
+
     attempts = 0
     while parts.missing:
         before = len(parts.missing)
         try:
             with parts.watched():
-                run_pipeline(job, list(parts.missing), runner, options)
+                run_pipeline(job, list(parts.missing), runner, options, lost)
         except WorkerLostError as error:
             attempts = 1 if len(parts.missing) < before else attempts + 1
             if attempts == _ATTEMPTS:

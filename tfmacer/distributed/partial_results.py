@@ -3,6 +3,7 @@
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from apache_beam.io.filesystem import BeamIOError
@@ -24,6 +25,7 @@ class PartialResults:
       found: those that were read.
       missing: blocks without one.
       on_part: told of each part as it is read.
+      idle: seconds since a part appeared, or since they are watched.
     """
 
     def __init__(self, job: Job) -> None:
@@ -40,6 +42,7 @@ class PartialResults:
         self.on_part: Callable[[PartialResult], None] = lambda part: None
         self.found: dict[Block, PartialResult] = {}
         self.missing = job.blocks
+        self._appeared = time.monotonic()
         beside = FileSystems.join(job.parts_dir, "settings.json")
         try:
             if FileSystems.exists(beside):
@@ -67,13 +70,20 @@ class PartialResults:
         for block in [block for block in self.missing if self._job.path(block) in there]:
             if (part := self._job.read(block)) is not None:
                 self.found[block] = part
+                self._appeared = time.monotonic()
                 self.on_part(part)
         self.missing = [block for block in self.missing if block not in self.found]
+
+    @property
+    def idle(self) -> float:
+        """See the class."""
+        return time.monotonic() - self._appeared
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Looks again and again meanwhile, and a last time afterwards."""
         over = threading.Event()
+        self._appeared = time.monotonic()
 
         def watch() -> None:
             while not over.wait(_LOOK_EVERY):

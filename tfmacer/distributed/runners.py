@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import MappingProxyType
 
 import apache_beam as beam
@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
-from apache_beam.runners.runner import PipelineState, create_runner
+from apache_beam.runners.runner import PipelineResult, PipelineState, create_runner
 
 from tfmacer.common.errors import UserError
 from tfmacer.distributed.job import Block, Job
@@ -29,14 +29,37 @@ _DIRECT_OPTIONS = MappingProxyType(
 _QUIET = "default_sdk_harness_log_level"
 
 
+_LOOK_EVERY = 1.0
+
+
 class WorkerLostError(Exception):
-    """A worker process of the direct runner ended before its work did."""
+    """A worker ended, or is heard of no more, before its work was done."""
 
 
-def run_pipeline(job: Job, blocks: list[Block], runner: str, options: Sequence[str]) -> None:
-    """Runs the pipeline once."""
+def run_pipeline(
+    job: Job,
+    blocks: list[Block],
+    runner: str,
+    options: Sequence[str],
+    lost: Callable[[], str | None],
+) -> None:
+    """Runs the pipeline once.
+
+    Args:
+      job: what is certified.
+      blocks: of the job, those to be certified.
+      runner: see `tfmacer.distributed.launch.certify_logs`.
+      options: of the pipeline.
+      lost: asked again and again by other runners than the direct one, which notices by itself;
+        why the pipeline is to be cancelled, or None.
+
+    Raises:
+      UserError: the pipeline fails.
+      WorkerLostError: a worker of the direct runner ended, or `lost` had an answer.
+    """
     direct = runner == "direct"
     parsed = parse_options(runner, options)
+    losses: list[str] = []
     try:
         with _quiet(), _losses_raised() if direct else contextlib.nullcontext():
             pipeline = beam.Pipeline(
@@ -46,12 +69,17 @@ def run_pipeline(job: Job, blocks: list[Block], runner: str, options: Sequence[s
             created = pipeline | "Blocks" >> beam.Create(blocks) | beam.Reshuffle()
             _ = created | "Certify" >> beam.ParDo(CertifyBlock(job))
             result = pipeline.run()
-            state = result.wait_until_finish()
+            with _cancelled(result, lost, losses):
+                state = result.wait_until_finish()
     except WorkerLostError:
         raise
     except Exception as error:
+        if losses:
+            raise WorkerLostError(losses[0]) from error
         # A runner may raise anything; the last line tells what went wrong.
         raise UserError(f"--runner={runner}: {_last_line(error)}") from error
+    if losses:
+        raise WorkerLostError(losses[0])
     if state not in (PipelineState.DONE, None):
         raise UserError(f"--runner={runner}: the pipeline ended as {state}")
 
@@ -105,6 +133,29 @@ def _direct_runner(options: PipelineOptions) -> fn_runner.FnApiRunner:
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
     info = beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded)
     return fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(info))
+
+
+@contextlib.contextmanager
+def _cancelled(
+    result: PipelineResult, lost: Callable[[], str | None], losses: list[str]
+) -> Iterator[None]:
+    """Cancels a running pipeline when `lost` has an answer, which becomes the entry of `losses`."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_EVERY):
+            if (reason := lost()) is not None:
+                losses.append(reason)
+                result.cancel()
+                return
+
+    thread = threading.Thread(target=watch, name="lost", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextlib.contextmanager
