@@ -33,7 +33,7 @@ from serving.model_server.services import SIGNATURE_DEF, Calls
 from serving.model_server.status import StatusError, invalid
 from tfmacer.common.text import cut
 
-# A body beyond these is read beside one other at most: its values take many times its size.
+# Larger bodies are read two at a time at most: their values take many times their size.
 LARGE_BODY_BYTES = 2**20
 LARGE_BODIES = 2
 _VERSION = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
@@ -49,7 +49,7 @@ def make_app(calls: Calls, *, timeout_ms: int, metrics_path: str | None) -> Star
     Args:
       calls: what the paths do.
       timeout_ms: limit of one run of the graph.
-      metrics_path: where Prometheus metrics are; None for nowhere.
+      metrics_path: of Prometheus metrics; None for none.
     """
     large = anyio.CapacityLimiter(LARGE_BODIES)
 

@@ -52,7 +52,7 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
           calls: opens and ends calls.
           metrics: what is counted.
           limits: on one request.
-          audit: where seeds are recorded; None nowhere.
+          audit: records the seeds; None for no log.
           seed: fixes every request's noise to that of image 0 of a run with this seed. For tests
             only: whoever knows it can look for images on which the noise is lucky.
           tracing: records the time that bounds take.

@@ -53,7 +53,7 @@ def preflight(source: VoteSource, images: Sequence[npt.NDArray[np.float32]]) -> 
         raise random
     if differ(np.concatenate([source.logits(image[np.newaxis]) for image in batch])):
         raise UserError(
-            "the model's logits of an image change with the images beside it: batch "
+            "the model's logits of an image depend on the rest of its batch: batch "
             "statistics are active; certify the model in inference mode"
         )
     block = source.smoothing.block_size

@@ -22,7 +22,7 @@ from tfmacer.records.settings import LogSettings
 MNIST5K_SEED = 0
 MNIST5K_TRAIN_PER_CLASS = 400
 
-# What archives, network drives and desktops leave beside files, in lower case.
+# What archives, network drives and desktops add to folders, in lower case.
 SYSTEM_NAMES = frozenset(
     {
         *("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "__pycache__"),

@@ -216,8 +216,8 @@ def _without_retries() -> Iterator[None]:
     tfds.disable_progress_bar()
     try:
         with (
-            open(os.devnull, "w") as nowhere,
-            contextlib.redirect_stdout(nowhere),
+            open(os.devnull, "w") as devnull,
+            contextlib.redirect_stdout(devnull),
             _errors_only("absl", "urllib3.connectionpool"),
         ):
             yield
