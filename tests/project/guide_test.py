@@ -76,7 +76,7 @@ def test_what_needs_no_tensorflow_runs(tmp_path, monkeypatch, capsys):
             for path, rule in logs.items():
                 plan = Rule(n=2000, bound=rule.bound, stop=rule.stop)
                 made_logs.write(path, made_logs.settings(plan, shard=shard))
-        elif module in WITHOUT_TENSORFLOW and "--redraw" not in arguments:
+        elif module in WITHOUT_TENSORFLOW and "--replay" not in arguments:
             name = module if module != "tfmacer.report" else "tfmacer.report.__main__"
             status = importlib.import_module(name).main(arguments)
             assert status == 0, f"{module} {arguments}: {capsys.readouterr().err}"

@@ -119,7 +119,7 @@ def test_served_certificates_are_drawn_again_from_the_audit_log(
         assert run.wait(60) == 0
     assert verify.main([f"--audit_log={audit}"]) == 0
     source = [f"--server={model_server}", "--model_name=m"]
-    assert verify.main([f"--audit_log={audit}", "--redraw", *source]) == 0
+    assert verify.main([f"--audit_log={audit}", "--replay", *source]) == 0
     assert "2 certificates verified, all votes drawn again" in capsys.readouterr().out
     lines = audit.read_text().splitlines()
     # One vote moved, and all that follows from the votes computed anew: only drawing again tells.
@@ -138,7 +138,7 @@ def test_served_certificates_are_drawn_again_from_the_audit_log(
     line, link = chain.to_line(fields, chain.BEGINNING)
     audit.write_text(line + "\n")
     assert verify.main([f"--audit_log={audit}"]) == 0
-    assert verify.main([f"--audit_log={audit}", "--redraw", *source]) == 1
+    assert verify.main([f"--audit_log={audit}", "--replay", *source]) == 1
     assert "drawn again the votes are" in capsys.readouterr().err
     # Whoever kept the newest digest sees it without drawing, and the second entry does not follow.
     head = json.loads(lines[1])["digest"]

@@ -46,9 +46,9 @@ def test_votes_of_a_server_behind_mutual_tls(server, files, tmp_path, capsys, mo
     plan = [f"--out={log}", "--num_examples=2", "--skip=400", "--n=512"]
     with proxied(monkeypatch) as proxy:
         assert certify.main([*asked, *showing, *plan]) == 0
-        assert verify.main([str(log), "--redraw", *asked, *showing]) == 0
+        assert verify.main([str(log), "--replay", *asked, *showing]) == 0
         assert proxy.asked == []
     assert "2 records verified, all votes drawn again" in capsys.readouterr().out
     # Nobody who does not show a certificate is answered.
-    assert verify.main([str(log), "--redraw", *asked]) == 1
+    assert verify.main([str(log), "--replay", *asked]) == 1
     assert "UNAVAILABLE" in capsys.readouterr().err

@@ -304,7 +304,7 @@ def certified(tiny_run, tmp_path, monkeypatch):
 
 
 def test_votes_are_drawn_again_from_the_run(certified, tiny_run, capsys):
-    assert run(certified, "--redraw", f"--run_dir={tiny_run}") == 0
+    assert run(certified, "--replay", f"--run_dir={tiny_run}") == 0
     assert f"{certified}: 6 records verified, all votes drawn again" in capsys.readouterr().out
 
 
@@ -318,7 +318,7 @@ def test_a_record_that_only_drawing_again_can_refute_is_found(certified, tiny_ru
     lines[lines.index(old)] = log.settings.to_line(sealed)
     certified.write_text("\n".join(lines) + "\n")
     assert run(certified) == 0
-    assert run(certified, "--redraw", f"--run_dir={tiny_run}") == 1
+    assert run(certified, "--replay", f"--run_dir={tiny_run}") == 1
     assert f"{certified}: idx 0: " in capsys.readouterr().err
 
 
@@ -336,7 +336,7 @@ def test_threads_that_no_log_may_ask_for_are_refused(
     certified, tiny_run, tmp_path, capsys, threads
 ):
     path = resealed(certified, tmp_path / "l.tsv", environment={"intra_op_threads": threads})
-    assert run(path, "--redraw", f"--run_dir={tiny_run}") == 1
+    assert run(path, "--replay", f"--run_dir={tiny_run}") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{path}: intra_op_threads is {threads!r}, not 0 to 1024" in line
 
@@ -352,7 +352,7 @@ def test_threads_of_merged_shards_are_those_to_draw_with(
             for i, each in enumerate(threads)
         }
         path = resealed(certified, tmp_path / f"{name}.tsv", environment=shards)
-        assert run(path, "--redraw", f"--run_dir={tiny_run}") == 0
+        assert run(path, "--replay", f"--run_dir={tiny_run}") == 0
     assert asked == [4, 2]
     out = capsys.readouterr().out
     assert "same.tsv: made with TensorFlow 2.0, 2.1, here " in out
@@ -362,7 +362,7 @@ def test_threads_of_merged_shards_are_those_to_draw_with(
 
 def test_versions_that_are_none_stop_nothing(certified, tiny_run, tmp_path):
     path = resealed(certified, tmp_path / "l.tsv", environment={"versions": "2"})
-    assert run(path, "--redraw", f"--run_dir={tiny_run}") == 0
+    assert run(path, "--replay", f"--run_dir={tiny_run}") == 0
 
 
 def test_pixels_that_were_not_those_certified_are_found_though_sealed(
@@ -373,14 +373,14 @@ def test_pixels_that_were_not_those_certified_are_found_though_sealed(
         for record in log.records:
             writer.append(dataclasses.replace(record, pixels_sha256="0" * 64))
     assert run(tmp_path / "l.tsv") == 0
-    assert run(tmp_path / "l.tsv", "--redraw", f"--run_dir={tiny_run}") == 1
+    assert run(tmp_path / "l.tsv", "--replay", f"--run_dir={tiny_run}") == 1
     assert "idx 0: pixels_sha256 is 0000" in capsys.readouterr().err
 
 
 def test_a_log_that_names_no_model_is_not_drawn_again(certified, tiny_run, tmp_path, capsys):
     path = resealed(certified, tmp_path / "l.tsv", model_digest="unknown")
     assert run(path) == 0
-    assert run(path, "--redraw", f"--run_dir={tiny_run}") == 1
+    assert run(path, "--replay", f"--run_dir={tiny_run}") == 1
     assert "model_digest is unknown: the records do not say of which model" in (
         capsys.readouterr().err
     )
@@ -391,18 +391,18 @@ def test_a_log_runs_no_command(certified, tiny_run, tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     path = resealed(certified, tmp_path / "theirs.tsv", dataset="os:system", split="touch theirs")
     capsys.readouterr()
-    assert run(path, "--redraw", f"--run_dir={tiny_run}") == 1
+    assert run(path, "--replay", f"--run_dir={tiny_run}") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{path}: records the dataset 'os:system'" in line
     assert line.endswith("give --dataset")
-    assert run(path, "--redraw", f"--run_dir={tiny_run}", "--dataset=mnist5k") == 1
+    assert run(path, "--replay", f"--run_dir={tiny_run}", "--dataset=mnist5k") == 1
     assert "records the split 'touch theirs', which is no name of one: give --split" in (
         capsys.readouterr().err
     )
     assert not (tmp_path / "theirs").exists()
     images = ["--dataset=mnist5k", "--split=test"]
     # The rows' digests are those of the settings that were edited.
-    assert run(path, "--redraw", f"--run_dir={tiny_run}", *images) == 0
+    assert run(path, "--replay", f"--run_dir={tiny_run}", *images) == 0
     out = capsys.readouterr().out
     assert f"{path}: records 'os:system', 'touch theirs'; read are mnist5k, test" in out
 
@@ -410,14 +410,14 @@ def test_a_log_runs_no_command(certified, tiny_run, tmp_path, monkeypatch, capsy
 def test_a_log_downloads_nothing(certified, tiny_run, tmp_path, downloads, capsys):
     theirs = {"dataset": "cifar10", "split": "test"}
     path = resealed(certified, tmp_path / "theirs.tsv", **theirs)
-    redraw = [path, "--redraw", f"--run_dir={tiny_run}", f"--data_dir={tmp_path}"]
+    replayed = [path, "--replay", f"--run_dir={tiny_run}", f"--data_dir={tmp_path}"]
     capsys.readouterr()
-    assert run(*redraw) == 1
+    assert run(*replayed) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert f"dataset 'cifar10' is not in {tmp_path}" in line
     assert line.endswith("give --data_dir, or --dataset=cifar10 to download it")
     assert not downloads
-    assert run(*redraw, "--dataset=cifar10") == 1
+    assert run(*replayed, "--dataset=cifar10") == 1
     assert downloads == ["cifar10"]
 
 
@@ -430,29 +430,29 @@ def test_a_folder_is_named_on_the_command_line(tiny_run, tmp_path, monkeypatch, 
     folder, path = f"--dataset=folder:{tmp_path / 'photos'}", tmp_path / "log.tsv"
     assert certify.main([f"--run_dir={tiny_run}", folder, f"--out={path}", "--n=500"]) == 0
     capsys.readouterr()
-    assert run(path, "--redraw", f"--run_dir={tiny_run}") == 1
+    assert run(path, "--replay", f"--run_dir={tiny_run}") == 1
     assert "code and places are not: give --dataset" in capsys.readouterr().err
-    assert run(path, "--redraw", f"--run_dir={tiny_run}", folder) == 0
+    assert run(path, "--replay", f"--run_dir={tiny_run}", folder) == 0
     assert "2 records verified, all votes drawn again" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["LOG", "--split=test"], "--split goes with --dataset or --redraw"),
-        (["LOG", "--data_dir=a"], "--data_dir goes with --dataset or --redraw"),
+        (["LOG", "--split=test"], "--split goes with --dataset or --replay"),
+        (["LOG", "--data_dir=a"], "--data_dir goes with --dataset or --replay"),
         (["--audit_log=LOG", "--data_dir=a"], "--data_dir is for logs, an --audit_log keeps its"),
-        (["LOG", "--redraw"], "--redraw needs exactly one of --run_dir, --saved_model and"),
-        (["LOG", "--redraw", "--run_dir=a", "--server=b"], "got --run_dir, --server"),
-        (["LOG", "--run_dir=a"], "--run_dir is for --redraw"),
-        (["LOG", "--redraw", "--server=localhost:1"], "--model_name goes with --server"),
+        (["LOG", "--replay"], "--replay needs exactly one of --run_dir, --saved_model and"),
+        (["LOG", "--replay", "--run_dir=a", "--server=b"], "got --run_dir, --server"),
+        (["LOG", "--run_dir=a"], "--run_dir is for --replay"),
+        (["LOG", "--replay", "--server=localhost:1"], "--model_name goes with --server"),
         (
-            ["LOG", "--redraw", "--server=tf:8500", "--model_name=m"],
+            ["LOG", "--replay", "--server=tf:8500", "--model_name=m"],
             "--server=tf:8500: not a loopback address",
         ),
         (["LOG", "--tls"], "--tls goes with --server"),
-        (["LOG", "--redraw", "--run_dir=nowhere"], "nowhere: not a finished run directory"),
-        (["LOG", "--redraw", "--saved_model=nowhere"], "--saved_model=nowhere: no such directory"),
+        (["LOG", "--replay", "--run_dir=nowhere"], "nowhere: not a finished run directory"),
+        (["LOG", "--replay", "--saved_model=nowhere"], "--saved_model=nowhere: no such directory"),
     ],
 )
 def test_mistakes_about_the_source_are_one_line(path, capsys, arguments, message):

@@ -77,7 +77,7 @@ def test_commands_say_so_in_one_line(tmp_path, monkeypatch, capsys):
     certify_flags = [f"--saved_model={path}", f"--out={log}", "--dataset=mnist5k"]
     audit = tmp_path / "audit.jsonl"
     audit.write_text("")
-    verify_flags = [f"--audit_log={audit}", "--redraw", f"--saved_model={path}"]
+    verify_flags = [f"--audit_log={audit}", "--replay", f"--saved_model={path}"]
     for command, flags in ((certify, certify_flags), (verify, verify_flags)):
         assert command.main(flags) == 1
         (line,) = [text for text in capsys.readouterr().err.splitlines() if "error: " in text]
