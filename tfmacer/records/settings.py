@@ -174,7 +174,7 @@ class LogSettings(Settings[Record]):
 
     def differences(self, other: "LogSettings", *, besides: Sequence[str] = ()) -> list[str]:
         """Names and both values of the fields that differ, warnings apart."""
-        if self.format_version != other.format_version:
+        if self.names_images != other.names_images:
             return [
                 f"format_version is {self.format_version}, not {other.format_version}: only since "
                 "version 2 do logs record the pixels, and can be checked against the images"
