@@ -28,13 +28,12 @@ from tfmacer.common.decimals import down, up
 from tfmacer.common.errors import UserError
 from tfmacer.common.progress import Progress
 from tfmacer.guarantee.rule import check_error_rate
+from tfmacer.records.attack_rows import Attacked, AttackSettings
 from tfmacer.records.falsifications import (
     RISK,
-    Attacked,
-    AttackSettings,
     Falsification,
     attacked_log,
-    falsification_beside,
+    falsification_path,
     read_falsification,
 )
 from tfmacer.records.locked_table import LockedTable
@@ -133,7 +132,7 @@ def _inputs() -> tuple[Log, LogSettings, Path]:
         raise UserError("--log must be given")
     check_error_rate("--alpha", _ALPHA.value)
     path = Path(_LOG.value)
-    out = Path(_OUT.value) if _OUT.value is not None else falsification_beside(path)
+    out = Path(_OUT.value) if _OUT.value is not None else falsification_path(path)
     if out.suffix != ".tsv":
         raise UserError(f"--out={out}: its name ends with .tsv")
     log = read_log(path)

@@ -146,7 +146,7 @@ def test_served_certificates_are_drawn_again_from_the_audit_log(
     assert f"no entry has the digest {head}" in capsys.readouterr().err
     audit.write_text(f"{line}\n{lines[1]}\n")
     assert verify.main([f"--audit_log={audit}"]) == 1
-    assert f"before it stands entry 1, digest {link.digest}" in capsys.readouterr().err
+    assert f"the entry before it is 1, digest {link.digest}" in capsys.readouterr().err
     audit.write_text(lines[0].replace("certificate_id", "identifier") + "\n")
     assert verify.main([f"--audit_log={audit}"]) == 1
     assert "audit.jsonl:1: not an audit entry" in capsys.readouterr().err

@@ -9,12 +9,11 @@ from scipy import special
 from tfmacer.guarantee.certificate import certify, decided
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.rule import Rule
+from tfmacer.records.attack_rows import Attacked, AttackSettings
 from tfmacer.records.falsifications import (
-    Attacked,
-    AttackSettings,
     Falsification,
     attacked_log,
-    falsification_beside,
+    falsification_path,
     read_falsification,
 )
 from tfmacer.records.locked_table import LockedTable
@@ -121,7 +120,7 @@ def write_attacks(log: Log, path: Path | None = None, *, false: int = 0, **other
         "seed": 0,
     }  # fmt: skip
     settings = AttackSettings(**(attacked_log(log) | plan | others))
-    path = path or falsification_beside(log.path)
+    path = path or falsification_path(log.path)
     with LockedTable(path, settings) as writer:
         for place, each in enumerate(certified):
             rng = np.random.default_rng(each.idx)

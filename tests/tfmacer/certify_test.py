@@ -322,7 +322,9 @@ def test_a_log_that_is_removed_meanwhile_is_no_success(
     monkeypatch.setattr(LockedTable, "append", removing)
     assert run(f"--run_dir={tiny_run}", photos, f"--out={out}", "--n=500") == 1
     captured = capsys.readouterr()
-    assert "log.tsv: is gone (No such file or directory)" in captured.err
+    assert (
+        "log.tsv: was removed while it was written to (No such file or directory)" in captured.err
+    )
     assert "done" not in captured.out
 
 

@@ -216,7 +216,7 @@ def test_findings_that_are_removed_meanwhile_are_no_success(
     flags = [f"--run_dir={tiny_run}", f"--log={log.path}", f"--out={out}", "--num_examples=2"]
     assert run(*flags, *FAST) == 1
     captured = capsys.readouterr()
-    assert "found.tsv: is gone" in captured.err
+    assert "found.tsv: was removed" in captured.err
     assert "done" not in captured.out
 
 

@@ -26,7 +26,7 @@ from tfmacer.guarantee.certificate import ABSTAIN, RADIUS_DECIMALS
 from tfmacer.guarantee.prediction import predict
 from tfmacer.guarantee.rule import Rule
 from tfmacer.noise.samplers import training_noise
-from tfmacer.records.falsifications import Attacked
+from tfmacer.records.attack_rows import Attacked
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import Smoothing
 from tfmacer.votes.counting import inference

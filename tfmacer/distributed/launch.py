@@ -136,7 +136,7 @@ def _is_finished(path: Path, settings: LogSettings, examples: Examples) -> bool:
     log = read_log(path)
     if log.settings is None:
         raise UserError(f"{path}: exists and is no log of tfmacer; choose another file")
-    if differing := log.settings.differences(settings, besides=("environment",)):
+    if differing := log.settings.differences(settings, ignoring=("environment",)):
         raise UserError(
             f"{path}: was made with other settings: {'; '.join(differing)}; choose another file"
         )

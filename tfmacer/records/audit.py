@@ -54,7 +54,7 @@ def read_audit_log(path: Path) -> Iterator[AuditEntry]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes, bool]]:
-    """Each line, where it stands, and whether that is the last file."""
+    """Each line, its file and number, and whether the file is the last one."""
     with contextlib.ExitStack() as stack:
         newest = None
         if path.exists() or not chain.rotated(path):
@@ -82,7 +82,7 @@ def _entry(line: bytes, where: str) -> AuditEntry:
 
 
 class Trail:
-    """What the entries of a log say together: one chain, no certificate and no noise twice.
+    """Checks what concerns several entries: one chain, no certificate and no noise twice.
 
     Attributes:
       entries: how many were followed.
@@ -90,7 +90,7 @@ class Trail:
     """
 
     def __init__(self, head: str | None = None) -> None:
-        """Nothing is followed yet.
+        """An empty log.
 
         Args:
           head: the newest digest that is known, see `Chain`.
@@ -101,7 +101,7 @@ class Trail:
         self._seeds: dict[bytes, str] = {}
 
     def follow(self, entry: AuditEntry) -> str | None:
-        """Takes up the next entry; returns what is wrong with its place, None where nothing is."""
+        """Adds the next entry; returns what is wrong with its position, None where nothing is."""
         self.entries += 1
         faults = [self.chain.follow(entry.place)]
         if entry.certificate_id in self._certificates:

@@ -1,7 +1,6 @@
 """One entry of the sidecar's audit log: which noise is behind a served certificate.
 
-Served certificates have no row in a log of ours, so this is the only place from which they can be
-drawn again.
+Served certificates are in no certification log, so their votes can be drawn again from here alone.
 """
 
 import base64
@@ -108,7 +107,7 @@ class AuditEntry:
     place: Place | None = None
 
     def fields(self, *, pixels: bool = True) -> dict[str, Any]:
-        """What stands in the log, as JSON has it.
+        """The fields of the entry, as JSON has them.
 
         Args:
           pixels: whether to keep the image itself (base64 of float32, little-endian, row-major);

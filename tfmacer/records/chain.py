@@ -1,11 +1,11 @@
-"""JSON lines of which none can be changed, taken out or cut off unnoticed: a chain of digests.
+"""JSON lines linked by digests, so that none can be changed or removed unnoticed.
 
-Each line carries its number, the digest of the line before it, and last the SHA-256 of its own text
-up to there. Who knows the newest digest knows the whole chain: whoever writes it again, even from
-its beginning, ends at another one.
+Each line holds its number, the digest of the line before it, and last the SHA-256 of its own text
+up to there. The newest digest covers the whole chain: lines written anew, even from the first on,
+end with another one.
 
-Such a file is rotated by renaming it after the number of its last entry; the chain goes on in the
-next one.
+A file is rotated by renaming it after the number of its last entry; the chain continues in the
+next file.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ class Link:
     """One entry of a chain.
 
     Attributes:
-      number: its own, from 1; 0 stands for what is before the first.
-      digest: its own, 64 hex digits; zeros before the first.
+      number: from 1; 0 before the first entry.
+      digest: 64 hex digits; zeros before the first entry.
     """
 
     number: int
@@ -41,10 +41,10 @@ BEGINNING = Link(0, "0" * 64)
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a line stands in a chain.
+    """The position of a line in a chain.
 
     Attributes:
-      before: the link that it says it follows.
+      before: the link that it claims to follow.
       link: the line itself.
     """
 
@@ -56,7 +56,7 @@ def to_line(fields: Mapping[str, Any], last: Link) -> tuple[str, Link]:
     """The next line of a chain, without its newline.
 
     Args:
-      fields: as JSON knows them; `entry`, `previous` and `digest` are added.
+      fields: as JSON has them; `entry`, `previous` and `digest` are added.
       last: the link that it follows.
 
     Returns:
@@ -92,7 +92,7 @@ def from_line(line: str) -> tuple[dict[str, Any], Place | None]:
 
 
 class Chain:
-    """Follows lines one by one, and tells where they do not follow each other.
+    """Checks line by line that each follows the one before it.
 
     Attributes:
       plain: lines before the first link.
@@ -102,7 +102,7 @@ class Chain:
     """
 
     def __init__(self, head: str | None = None) -> None:
-        """Nothing is followed yet.
+        """An empty chain.
 
         Args:
           head: digest of the newest link that is known; None where none is.
@@ -114,19 +114,19 @@ class Chain:
         self._head = head
 
     def follow(self, place: Place | None) -> str | None:
-        """Takes up the next line; returns what is wrong with its place, None where nothing is."""
+        """Adds the next line; returns what is wrong with its position, None where nothing is."""
         if place is None:
             if self.last is not None:
                 return "it has no digest, but the entry before it has one"
             self.plain += 1
             return None
         if self.first is None or self.last is None:
-            # What an older version wrote stands before the beginning of a chain.
+            # Lines of older versions, which have no digest, precede the first link.
             self.first = self.last = BEGINNING if self.plain else place.before
         if place.before != self.last:
             return (
                 f"it is entry {place.link.number} and follows digest {place.before.digest}, but "
-                f"before it stands entry {self.last.number}, digest {self.last.digest}: entries "
+                f"the entry before it is {self.last.number}, digest {self.last.digest}: entries "
                 "were taken out, added or changed"
             )
         self.last = place.link

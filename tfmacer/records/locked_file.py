@@ -1,4 +1,4 @@
-"""A file that grows by whole lines: locked, whole after a kill, on disk when `append` returns."""
+"""A locked text file to which whole lines are appended, each on disk when `append` returns."""
 
 import contextlib
 import os
@@ -10,28 +10,28 @@ import filelock
 
 from tfmacer.common.errors import UserError
 
-# Read at a time while the last lines of a file are looked for.
+# Bytes read at a time while the last line of a file is looked for.
 _CHUNK = 1 << 16
 
 
 class LockedFile:
     """One text file, held by one process at a time through `NAME.lock`.
 
-    What was appended stays: a line that a kill interrupted is cut off when the file is opened
-    again, and a file that somebody removes, replaces or writes to meanwhile is noticed.
+    Appended lines are kept: a line that a kill interrupted is cut off when the file is opened
+    again, and an error is raised where another program removes, replaces or writes to the file.
     """
 
     def __init__(self, path: Path, *, fsync: bool = True, mode: int = 0o666) -> None:
         """Takes the lock; the file itself is not touched yet.
 
         Args:
-          path: of the file; its folder is made where it is missing.
-          fsync: whether `append` waits until the disk has the line. Without, a line survives the
-            end of this process, but may not survive that of the machine.
-          mode: permissions of a file that is made, before the umask.
+          path: of the file; its folder is created where it is missing.
+          fsync: whether `append` waits until the disk has the line. Otherwise a line survives a
+            crash of this process, but perhaps not one of the machine.
+          mode: permissions of a file that is created, before the umask.
 
         Raises:
-          UserError: another process holds it, it is no regular file, or the disk refuses.
+          UserError: another process holds it, it is not a regular file, or it cannot be written.
         """
         self.path = path
         self._fsync, self._mode = fsync, mode
@@ -40,9 +40,9 @@ class LockedFile:
         self._lock = _locked(path)
 
     def open(self, header: str | None = None) -> str | None:
-        """Opens the file or makes it, and cuts off a line that a kill interrupted.
+        """Opens or creates the file, and cuts off a line that a kill interrupted.
 
-        Once more where it is open: whatever is at the path now is what lines are appended to.
+        A file that is open already is opened again: lines go to what is at the path now.
 
         Args:
           header: first line of a file that was empty; None for one without a header.
@@ -70,8 +70,8 @@ class LockedFile:
         """Appends a line, all of it or nothing.
 
         Raises:
-          UserError: the disk refuses, e.g. because it is full; the file is not the one that was
-            opened any more.
+          UserError: it cannot be written, e.g. because the disk is full; or it is no longer the
+            file that was opened.
         """
         self.check()
         if self._file is None:
@@ -95,20 +95,20 @@ class LockedFile:
 
     @property
     def size(self) -> int:
-        """Bytes of all lines."""
+        """Size of the file in bytes."""
         return self._size
 
     def rotate(self, to: Path) -> None:
-        """Renames the file and goes on in a new one at its path.
+        """Renames the file and opens a new one at its path.
 
         Args:
-          to: its new name, in the same folder, which nothing may have yet.
+          to: its new name, in the same folder; must not exist.
 
         Raises:
-          UserError: something has that name, or the disk refuses.
+          UserError: `to` exists, or the file cannot be renamed.
         """
         if os.path.lexists(to):
-            raise UserError(f"{to}: is there already")
+            raise UserError(f"{to}: exists already")
         try:
             os.rename(self.path, to)
         except OSError as error:
@@ -116,7 +116,7 @@ class LockedFile:
         self.open()
 
     def check(self) -> None:
-        """Makes sure that the path still leads to what was written.
+        """Checks that the file at the path is still the one that was written.
 
         Raises:
           UserError: the file was removed, replaced or written to by another program.
@@ -128,20 +128,20 @@ class LockedFile:
             there = self.path.stat()
         except OSError as error:
             raise UserError(
-                f"{self.path}: is gone ({error.strerror}): it was removed while it was written to"
+                f"{self.path}: was removed while it was written to ({error.strerror})"
             ) from error
         if (there.st_dev, there.st_ino) != (opened.st_dev, opened.st_ino):
-            raise UserError(f"{self.path}: another file took its place while it was written to")
+            raise UserError(f"{self.path}: was replaced by another file while it was written to")
         if opened.st_size != self._size:
             raise UserError(
-                f"{self.path}: another program wrote to it meanwhile: it has "
+                f"{self.path}: was changed by another program: it has "
                 f"{opened.st_size} bytes instead of {self._size}"
             )
 
     def close(self) -> None:
-        """Closes the file and lets others have it."""
+        """Closes the file and releases the lock."""
         self._close_file()
-        # While still held: who waits for the removed file finds it without a link and tries again.
+        # While the lock is held: a process that waits for the removed file notices and tries again.
         Path(self._lock.lock_file).unlink(missing_ok=True)
         self._lock.release()
 
@@ -186,7 +186,7 @@ def _refusal(path: Path, error: OSError | ValueError) -> UserError:
 
 
 def _drop_torn_line(file: int) -> str | None:
-    """Cuts off what stands after the last newline; returns the line before it."""
+    """Cuts off what follows the last newline; returns the line before it."""
     size = os.fstat(file).st_size
     end = _last_newline(file, size) + 1
     if end < size:
@@ -198,7 +198,7 @@ def _drop_torn_line(file: int) -> str | None:
 
 
 def _last_newline(file: int, before: int) -> int:
-    """Place of the last newline before a place; -1 where there is none."""
+    """Offset of the last newline before an offset; -1 where there is none."""
     while before > 0:
         start = max(before - _CHUNK, 0)
         place = os.pread(file, before - start, start).rfind(b"\n")

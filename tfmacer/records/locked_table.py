@@ -1,4 +1,4 @@
-"""A sealed table that grows: one process at a time appends rows, each on disk when it is given."""
+"""A sealed table to which one process at a time appends rows."""
 
 from collections.abc import KeysView
 from pathlib import Path
@@ -43,7 +43,7 @@ class LockedTable(Generic[RowT]):
         self._settings = settings
         self._file = LockedFile(path)
         try:
-            self._take_up_settings()
+            self._write_or_compare_settings()
             fresh = self._file.open("\t".join(settings.columns)) is None
             self.rows = [] if fresh else list(read_rows(path, settings))
             check_rows(path, settings, self.rows)
@@ -77,7 +77,7 @@ class LockedTable(Generic[RowT]):
         del self._missing[row.idx]
 
     def check(self) -> None:
-        """Makes sure that what was written is where it was written to.
+        """Checks that the table and its settings are still the files that were written.
 
         Raises:
           UserError: the table or its settings were removed, replaced or changed meanwhile.
@@ -107,10 +107,10 @@ class LockedTable(Generic[RowT]):
         finally:
             self.close()
 
-    def _take_up_settings(self) -> None:
-        """Writes the settings of a new table beside it, or compares those that are there."""
-        beside = settings_path(self.path)
-        if beside.exists():
+    def _write_or_compare_settings(self) -> None:
+        """Writes the settings of a new table, or compares those of one that exists."""
+        settings = settings_path(self.path)
+        if settings.exists():
             found = read_settings(self.path, type(self._settings))
             if differing := found.differences(self._settings):
                 raise UserError(
@@ -119,9 +119,9 @@ class LockedTable(Generic[RowT]):
                 )
         elif self.path.exists():
             raise UserError(
-                f"{self.path}: exists without {beside.name}, so it cannot be resumed; "
+                f"{self.path}: exists without {settings.name}, so it cannot be resumed; "
                 "choose another file"
             )
         else:
-            write_atomically(beside, self._settings.to_json())
-        self._text = read_text(beside)
+            write_atomically(settings, self._settings.to_json())
+        self._text = read_text(settings)

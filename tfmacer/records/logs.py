@@ -1,7 +1,7 @@
-"""Certification logs: read, opened or resumed, appended.
+"""Certification logs as they are read.
 
 `LOG.tsv` holds one row per image, `LOG.tsv.json` what the rows share. Rows are appended as images
-finish; their order means nothing.
+finish, in any order.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ class Log:
         return None if self.settings is None else altered(self.settings, self.records)
 
     def check(self) -> None:
-        """Refuses a log of ours in which a row was altered; names the first.
+        """Refuses a log in which a row was altered; names the first.
 
         Raises:
           UserError: see `altered`.
@@ -81,9 +81,10 @@ def is_log(path: Path) -> bool:
 
 
 def read_log(path: Path) -> Log:
-    """Reads a log of ours, or one of another project in the published format.
+    """Reads a log of this project, or one of another project in the published format.
 
-    A last line of ours without a newline is a row that was never finished, and is left out.
+    A last line without a newline is a row that was never finished: a log of this project is read
+    without it.
 
     Raises:
       UserError: the file cannot be read or is not such a log; names the line.
@@ -109,7 +110,7 @@ def read_log(path: Path) -> Log:
 def _published_rows(path: Path, text: str, names: Sequence[str]) -> tuple[Record, ...]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{path}:1: the column {twice!r} stands twice")
+        raise UserError(f"{path}:1: the column {twice!r} is there twice")
 
     def read(line: str) -> Record:
         cells = [cell.strip(" ") for cell in line.split("\t")]

@@ -33,7 +33,7 @@ def merge(shards: Iterable[Path], out: Path) -> Log:
 
     Raises:
       UserError: a shard is not ours, not finished or altered, or its rows do not follow from their
-        votes; settings differ; a shard is missing or stands twice; `out` or its settings exist.
+        votes; settings differ; a shard is missing or given twice; `out` or its settings exist.
     """
     for path in (out, settings_path(out)):
         if path.exists():
@@ -63,13 +63,13 @@ def join(parts: Sequence[PartialResult], number: int, settings: LogSettings, out
       out: the log to write.
 
     Raises:
-      UserError: an image is missing or stands twice, or a row does not follow from its votes; the
+      UserError: an image is missing or there twice, or a row does not follow from its votes; the
         disk refuses.
     """
     records = [record for part in parts for record in part.records[number]]
     counted = collections.Counter(record.idx for record in records)
     if doubled := [idx for idx, count in counted.items() if count > 1]:
-        raise UserError(f"{out}: idx {min(doubled)} stands twice among the parts")
+        raise UserError(f"{out}: idx {min(doubled)} is there twice among the parts")
     if missing := gaps(settings.indices, records):
         raise UserError(f"{out}: not finished: {missing}")
     different: list[Mapping[str, Any]] = []
@@ -115,7 +115,7 @@ def _checked(log: Log, first: Log) -> LogSettings:
         raise UserError(f"{log.path}: not a log of tfmacer: {settings_path(log.path)} is missing")
     if log.settings.images.shard is None:
         raise UserError(f"{log.path}: not a shard: it was made without --shard")
-    differing = log.settings.differences(first.settings, besides=("shard", "environment"))
+    differing = log.settings.differences(first.settings, ignoring=("shard", "environment"))
     if differing:
         raise UserError(f"{log.path}: settings differ from {first.path}: {'; '.join(differing)}")
     if missing := log.unfinished:
@@ -125,7 +125,7 @@ def _checked(log: Log, first: Log) -> LogSettings:
 
 
 def _check_numbers(logs: Sequence[Log], settings: Sequence[LogSettings]) -> None:
-    """Refuses shards of different divisions, one that stands twice, and gaps."""
+    """Refuses shards of different divisions, one given twice, and gaps."""
     _, parts = parse_shard(str(settings[0].images.shard))
     by_number: dict[int, Path] = {}
     for log, one in zip(logs, settings, strict=True):

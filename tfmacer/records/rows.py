@@ -201,7 +201,7 @@ def to_cells(record: Record, rule: Rule) -> dict[str, str]:
 
 
 def from_cells(cells: Mapping[str, str], num_classes: int) -> Record:
-    """The record of a row of ours; raises ValueError where a cell cannot be read."""
+    """Reads a row of a log of this project; raises ValueError where a cell cannot be read."""
 
     def votes(name: str) -> tuple[int, ...]:
         return cell_text.dense(name, cells[name], num_classes, cell_text.integer)

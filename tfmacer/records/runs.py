@@ -26,7 +26,7 @@ BLOCK_SIZE = 256
 LARGEST_REQUEST = 1_000_000
 # In one image: indices into tensors are of 32 bits.
 _MOST_NUMBERS = 2**31
-# Every image's votes are kept for each, whoever says how many there are.
+# A vote count is kept for each class of each image, and files from outside say how many.
 _MOST_CLASSES = 2**20
 # Digest of a model that nothing identifies.
 UNKNOWN_MODEL = "unknown"
@@ -144,7 +144,7 @@ class Smoothing(SmoothedClassifier):
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "Smoothing":
-        """A description of its fields as JSON has them, which another seal vouches for.
+        """A description of its fields as JSON has them, without a digest of its own.
 
         Raises:
           ValueError: a field is missing, unknown, of another type or out of range.

@@ -1,7 +1,7 @@
-"""Texts that show when they were altered: digests, sealed JSON, and fields of the declared types.
+"""Digests, JSON with a digest of itself, and dataclasses written as JSON and read from it.
 
-The digests are without a key: they show what was damaged, or edited by hand. Who can write a file
-can seal it again; what is said in it is then checked by computing it again.
+The digests have no key: they reveal damage and edits by hand. Anyone who can write a file can
+compute them anew, so the contents are verified by computing them again.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from tfmacer.common import strict_json
 
 Built = TypeVar("Built")
 
-# Integers of files enter sizes and floating-point formulas.
+# Integers read from files are used as sizes and in floating-point formulas.
 _MOST = 2**63
 
 
@@ -83,8 +83,8 @@ def json_object(text: str | bytes) -> dict[str, Any]:
 def plain(instance: Any) -> dict[str, Any]:
     """The fields of a dataclass as JSON has them.
 
-    Those of a dataclass inside it stand beside its own. A value that its class can `parse`, as a
-    stop rule, is its text.
+    Those of a dataclass inside it are at the same level as its own. A value whose class has
+    `parse`, such as a stop rule, is written as text.
     """
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(instance):
@@ -130,21 +130,21 @@ def names(kind: Any) -> list[str]:
 
 
 def differences(
-    mine: Mapping[str, Any], other: Mapping[str, Any], *, besides: Sequence[str] = ()
+    mine: Mapping[str, Any], other: Mapping[str, Any], *, ignoring: Sequence[str] = ()
 ) -> list[str]:
     """Names and both values of the fields in which two mappings differ.
 
     Args:
       mine: one of them, as `plain` gives it.
       other: the other.
-      besides: fields that may differ.
+      ignoring: fields that may differ.
     """
     # Through JSON, where a tuple and a list are the same.
     ours, others = (_flat(json.loads(json.dumps(each))) for each in (mine, other))
     return [
         f"{name} is {ours.get(name)!r}, not {others.get(name)!r}"
         for name in dict.fromkeys([*ours, *others])
-        if name.split(".")[0] not in besides and ours.get(name) != others.get(name)
+        if name.split(".")[0] not in ignoring and ours.get(name) != others.get(name)
     ]
 
 

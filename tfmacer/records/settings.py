@@ -172,14 +172,14 @@ class LogSettings(Settings[Record]):
         first = {name: fields.pop(name) for name in _ORDER if name in fields}
         return first | fields
 
-    def differences(self, other: "LogSettings", *, besides: Sequence[str] = ()) -> list[str]:
+    def differences(self, other: "LogSettings", *, ignoring: Sequence[str] = ()) -> list[str]:
         """Names and both values of the fields that differ, warnings apart."""
         if self.names_images != other.names_images:
             return [
                 f"format_version is {self.format_version}, not {other.format_version}: only since "
                 "version 2 do logs record the pixels, and can be checked against the images"
             ]
-        return super().differences(other, besides=("warnings", *besides))
+        return super().differences(other, ignoring=("warnings", *ignoring))
 
 
 def rule_of(fields: Mapping[str, Any]) -> Rule:

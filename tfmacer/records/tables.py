@@ -1,7 +1,7 @@
-"""Sealed tables: a file of rows that grows, and beside it the settings that its rows share.
+"""Sealed tables: a file of rows, and a file of the settings that they share.
 
 `FILE.tsv` begins with the names of its columns and holds one row per image, in any order;
-`FILE.tsv.json` what the rows share. Certification logs and what attacks on them found are such
+`FILE.tsv.json` holds what the rows share. Certification logs and tables of attacks on them are such
 tables.
 """
 
@@ -18,7 +18,7 @@ from tfmacer.records import sealing
 from tfmacer.records.cell_text import ABSENT
 from tfmacer.records.runs import read_text
 
-# Of wrong lines, after the first.
+# How many further wrong lines an error names.
 _NAMED = 5
 
 
@@ -51,9 +51,10 @@ class Settings(abc.ABC, Generic[RowT]):
 
     WHOSE: ClassVar[str]
     NEWEST: ClassVar[int]
-    # Fields that the first format version lacks, with the first that has them.
+    # Fields that format version 1 lacks, each with the version that added it.
     SINCE: ClassVar[Mapping[str, int]] = MappingProxyType({})
-    # Fields that say which images and where, not how: they do not enter the digest of a row.
+    # Fields that say which images, and where they were computed, not how: they are left out of the
+    # digest of a row.
     NOT_IDENTITY: ClassVar[tuple[str, ...]]
     format_version: int
 
@@ -84,12 +85,12 @@ class Settings(abc.ABC, Generic[RowT]):
     @functools.cached_property
     def identity(self) -> str:
         """Canonical text of the settings that determine a row."""
-        # Rows of the first version knew of no other.
+        # When rows of version 1 were written, there was no other.
         left_out = (*self.NOT_IDENTITY, *(("format_version",) if self.format_version == 1 else ()))
         return sealing.canonical({k: v for k, v in self.fields().items() if k not in left_out})
 
     def sealed(self, row: RowT) -> RowT:
-        """The row with its digest, of all cells but the time and of the identity."""
+        """The row with its digest, which covers the identity and all cells but the time."""
         cells = self.cells(row)
         text = [cells[name] for name in self.columns if name not in ("time", "digest")]
         digest = sealing.digest("\n".join([self.identity, *text]))
@@ -101,7 +102,7 @@ class Settings(abc.ABC, Generic[RowT]):
         return "\t".join([*(cells[name] for name in self.columns[:-1]), row.digest or ABSENT])
 
     def from_line(self, line: str) -> RowT:
-        """Reads a line; whether its digest is right is for `sealed` to say.
+        """Reads a line; its digest is not compared, see `sealed`.
 
         Raises:
           ValueError: it is not exactly what `to_line` writes.
@@ -114,14 +115,14 @@ class Settings(abc.ABC, Generic[RowT]):
             written = self.to_line(row).split("\t")
         except OverflowError as error:
             raise ValueError(f"a number is out of range: {error}") from error
-        # One spelling for each value: whatever else is altered in a line, its spelling is not.
+        # Each value has one spelling, so that no line can be altered without altering a value.
         for name, mine, right in zip(self.columns, found, written, strict=True):
             if mine != right:
                 raise ValueError(f"{name} is {mine!r}, which would be written as {right!r}")
         return row
 
     def to_json(self) -> str:
-        """The text that stands beside the table."""
+        """The text of `FILE.tsv.json`."""
         return sealing.seal(self.fields())
 
     @classmethod
@@ -145,24 +146,24 @@ class Settings(abc.ABC, Generic[RowT]):
         except ValueError as error:
             raise UserError(f"{origin}: not usable as {cls.WHOSE} settings: {error}") from error
 
-    def differences(self, other: Self, *, besides: Sequence[str] = ()) -> list[str]:
+    def differences(self, other: Self, *, ignoring: Sequence[str] = ()) -> list[str]:
         """Names and both values of the fields that differ."""
-        return sealing.differences(self.fields(), other.fields(), besides=besides)
+        return sealing.differences(self.fields(), other.fields(), ignoring=ignoring)
 
 
 def settings_path(path: Path) -> Path:
-    """Where the settings of a table stand."""
+    """The file of the settings of a table."""
     return path.with_name(path.name + ".json")
 
 
 def read_settings(path: Path, kind: type[SettingsT]) -> SettingsT:
-    """Reads what stands beside the table `path`.
+    """Reads the settings of the table `path`.
 
     Raises:
       UserError: it is missing or cannot be used.
     """
-    beside = settings_path(path)
-    return kind.from_json(read_text(beside), origin=str(beside))
+    settings = settings_path(path)
+    return kind.from_json(read_text(settings), origin=str(settings))
 
 
 def read_rows(path: Path, settings: Settings[RowT]) -> tuple[RowT, ...]:
@@ -202,13 +203,13 @@ def read_lines(
             continue
         before, _ = by_idx.setdefault(row.idx, (number, row))
         if before != number:
-            wrong.append((number, f"idx {row.idx} stands twice, first in line {before}"))
+            wrong.append((number, f"idx {row.idx} is there twice, first in line {before}"))
     if wrong:
         (number, what), *others = wrong
         named = ", ".join(str(other) for other, _ in others[:_NAMED])
         more = f", and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
-        also = f"; wrong as well: line {named}{more}" if others else ""
-        raise UserError(f"{path}:{number}: {what}{also}")
+        as_well = f"; wrong as well: line {named}{more}" if others else ""
+        raise UserError(f"{path}:{number}: {what}{as_well}")
     return tuple(by_idx[idx][1] for idx in sorted(by_idx))
 
 

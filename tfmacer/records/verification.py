@@ -46,7 +46,7 @@ def verify_log(log: Log, replay: Replay | None = None) -> str | None:
     """Computes every record of a log again.
 
     Args:
-      log: one of ours; its settings and the form of its rows were checked in reading.
+      log: of this project; its settings and the form of its rows were checked in reading.
       replay: draws an image's votes again; None trusts the recorded ones.
 
     Returns:

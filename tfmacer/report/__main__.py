@@ -23,7 +23,7 @@ from tfmacer.common.decimals import down, up
 from tfmacer.common.errors import UserError
 from tfmacer.records.falsifications import (
     Falsification,
-    falsification_beside,
+    falsification_path,
     log_digest,
     read_falsification,
 )
@@ -116,7 +116,7 @@ def with_attacks(runs: Sequence[Run], named: Sequence[Path]) -> list[Run]:
     attacked = []
     for run in runs:
         mine = tables_of.pop(log_digest(run.log), [])
-        beside = falsification_beside(run.log.path)
+        beside = falsification_path(run.log.path)
         if not mine and run.settings is not None and beside.exists():
             mine = [read_falsification(beside)]
             if mine[0].settings.log_digest != log_digest(run.log):

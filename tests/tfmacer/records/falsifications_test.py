@@ -13,12 +13,11 @@ from scipy import stats
 
 from tfmacer.common.errors import UserError
 from tfmacer.records import sealing
+from tfmacer.records.attack_rows import Attacked, AttackSettings
 from tfmacer.records.falsifications import (
     RISK,
-    Attacked,
-    AttackSettings,
     Falsification,
-    falsification_beside,
+    falsification_path,
     log_digest,
     read_falsification,
 )
@@ -105,7 +104,7 @@ def test_an_altered_row_is_refused(table, column):
 def test_rows_that_do_not_belong_are_refused(table):
     lines = table.read_text().splitlines()
     table.write_text("\n".join([*lines, lines[1], ""]))
-    with pytest.raises(UserError, match="stands twice"):
+    with pytest.raises(UserError, match="is there twice"):
         read_falsification(table)
     table.write_text("idx\tlabel\n")
     with pytest.raises(UserError, match="falsified.tsv:1: the columns"):
@@ -220,7 +219,7 @@ def test_a_log_is_known_by_its_rows(tmp_path):
     same = made_logs.write(tmp_path / "same.tsv", made_logs.settings(total=5))
     other = made_logs.write(tmp_path / "other.tsv", made_logs.settings(total=5, seed=4))
     assert log_digest(log) == log_digest(same) != log_digest(other)
-    assert falsification_beside(log.path) == tmp_path / "log.falsified.tsv"
+    assert falsification_path(log.path) == tmp_path / "log.falsified.tsv"
 
 
 @pytest.mark.parametrize(

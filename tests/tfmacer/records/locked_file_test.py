@@ -94,11 +94,14 @@ def replaced(path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda path: path.unlink(), r"file: is gone \(No such file or directory\)"),
-        (lambda path: path.rename(path.with_name("aside")), "file: is gone"),
-        (replaced, "file: another file took its place"),
+        (
+            lambda path: path.unlink(),
+            r"file: was removed while it was written to \(No such",
+        ),
+        (lambda path: path.rename(path.with_name("aside")), "file: was removed"),
+        (replaced, "file: was replaced by another file"),
         (lambda path: os.truncate(path, 0), "it has 0 bytes instead of 9"),
-        (lambda path: path.open("a").write("x\n"), "another program wrote to it"),
+        (lambda path: path.open("a").write("x\n"), "was changed by another program"),
     ],
 )
 def test_a_file_that_is_not_there_any_more_is_noticed(tmp_path, change, message):
@@ -127,7 +130,7 @@ def test_a_file_is_rotated_under_its_lock(tmp_path):
         with pytest.raises(UserError, match="another process is writing this file"):
             LockedFile(path)
         file.append("two")
-        with pytest.raises(UserError, match=r"file\.1: is there already"):
+        with pytest.raises(UserError, match=r"file\.1: exists already"):
             file.rotate(aside)
         file.append("three")
     assert (aside.read_text(), path.read_text()) == ("one\n", "two\nthree\n")

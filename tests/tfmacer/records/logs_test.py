@@ -341,9 +341,9 @@ def test_variants_of_the_published_format(tmp_path, text):
         (f"{HEADER}\n# sigma 0.25\n0\t1\t1\t0.5\t1\t1.0\n", "log:2: .*'# sigma 0.25'"),
         (
             f"{HEADER}\n0\t1\t1\t0.5\t1\t1.0\n\n0\t1\t1\t0.5\t1\t1.0\n",
-            "log:4: idx 0 stands twice, first in line 2",
+            "log:4: idx 0 is there twice, first in line 2",
         ),
-        (f"{HEADER}\tradius\n0\t1\t1\t.5\t1\t1\t9\n", "log:1: the column 'radius' stands twice"),
+        (f"{HEADER}\tradius\n0\t1\t1\t.5\t1\t1\t9\n", "log:1: the column 'radius' is there twice"),
     ],
 )
 def test_what_is_no_log_is_refused_with_its_place(tmp_path, text, message):
@@ -417,7 +417,7 @@ def test_our_log_needs_its_settings(tmp_path):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("table", r"log\.tsv: is gone"),
+        ("table", r"log\.tsv: was removed"),
         ("settings", r"log\.tsv\.json: cannot be read: No such file"),
         ("edit", r"log\.tsv\.json: was changed while"),
     ],

@@ -74,7 +74,7 @@ def test_joined_parts_are_the_logs_of_the_undivided_run(logs, tmp_path):
     ("blocks", "message"),
     [
         ([range(10), range(20, 40)], "10 of 40 images have no row, the first is idx 10"),
-        ([range(20), range(19, 40)], "idx 19 stands twice among the parts"),
+        ([range(20), range(19, 40)], "idx 19 is there twice among the parts"),
         ([], "40 of 40 images have no row"),
     ],
 )

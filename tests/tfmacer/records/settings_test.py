@@ -185,7 +185,7 @@ def test_differences_are_named_with_both_values():
         "environment.intra_op_threads is 1, not 2",
         "environment.versions.numpy is '2', not '3'",
     ]
-    assert one.differences(other, besides=("environment", "n")) == ["seed is 3, not 4"]
+    assert one.differences(other, ignoring=("environment", "n")) == ["seed is 3, not 4"]
     # As read back from JSON, where there are no tuples.
     assert one.differences(read(one.to_json())) == []
 
