@@ -28,8 +28,8 @@ from tfmacer.guarantee.bounds import BOUNDS
 from tfmacer.guarantee.certificate import check_reachable
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
+from tfmacer.records.image_flags import ImageFlags
 from tfmacer.records.locked_table import LockedTable
-from tfmacer.records.naming import ImageFlags
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import BLOCK_SIZE, Smoothing
 from tfmacer.records.settings import LogSettings, Selection, parse_shard

@@ -36,9 +36,9 @@ from tfmacer.records.falsifications import (
     falsification_path,
     read_falsification,
 )
+from tfmacer.records.image_flags import ImageFlags
 from tfmacer.records.locked_table import LockedTable
 from tfmacer.records.logs import Log, read_log
-from tfmacer.records.naming import ImageFlags
 from tfmacer.records.rows import Record
 from tfmacer.records.runs import UNKNOWN_MODEL, Smoothing
 from tfmacer.records.settings import NO_PIXELS, LogSettings

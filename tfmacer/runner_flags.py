@@ -11,7 +11,7 @@ from absl import flags
 
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.stopping import StopRule
-from tfmacer.records.naming import ImageFlags
+from tfmacer.records.image_flags import ImageFlags
 from tfmacer.records.settings import LogSettings
 from tfmacer.votes.source_flags import SourceFlags
 

@@ -25,8 +25,8 @@ from absl import flags
 from tfmacer.certification.verifying import LogVerifier, verify_audit_log
 from tfmacer.common import commandline
 from tfmacer.common.errors import UserError
+from tfmacer.records.image_flags import ImageFlags
 from tfmacer.records.logs import Log
-from tfmacer.records.naming import ImageFlags
 from tfmacer.records.settings import LogSettings
 from tfmacer.votes.source_flags import SourceFlags
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tfmacer.common.errors import UserError
 from tfmacer.data.splits import ArraySplit, FolderSplit, Labels, Split
 from tfmacer.data.tfds_splits import tfds_split
-from tfmacer.records.naming import ImageFlags
+from tfmacer.records.image_flags import ImageFlags
 from tfmacer.records.settings import LogSettings
 
 MNIST5K_SEED = 0

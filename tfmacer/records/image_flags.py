@@ -1,8 +1,8 @@
-"""What a record may name: the datasets and splits that are read on its word.
+"""The flags that name images, and which datasets and splits are read without them.
 
-A log, a `smoothing.json` and a server say which images belong to them. Those are somebody's words:
-what would import or call something, or is a place on this machine, is taken from the command line
-alone, and what they name is read where it is on disk, but not downloaded.
+A log, a `smoothing.json` and a server name the images that they are of. Anyone may have written
+that, so nothing that would be imported or called, and no path, is taken from it, and a dataset is
+read only where it is on disk.
 """
 
 import dataclasses
@@ -91,7 +91,7 @@ class ImageFlags:
         if not _DATASET.fullmatch(recorded):
             raise UserError(
                 f"{origin}: records the dataset {recorded!r}; only mnist5k and names of TensorFlow "
-                "Datasets are read on a record's word, code and places are not: give --dataset"
+                "Datasets are taken from a record, no code and no paths: give --dataset"
             )
         place = run.recorded_flag("data_dir") if run is not None else None
         if run is not None and place and self.data_dir is None and recorded != "mnist5k":

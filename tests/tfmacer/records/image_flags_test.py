@@ -1,4 +1,4 @@
-"""A record's word chooses neither code nor places."""
+"""A record chooses neither code nor paths."""
 
 import dataclasses
 
@@ -6,8 +6,8 @@ import made_logs
 import pytest
 
 from tfmacer.common.errors import UserError
+from tfmacer.records.image_flags import ImageFlags
 from tfmacer.records.logs import read_log
-from tfmacer.records.naming import ImageFlags
 from tfmacer.records.runs import RunDirectory
 
 NOTHING = ImageFlags(dataset=None, split=None, data_dir=None)
