@@ -144,7 +144,7 @@ def test_one_false_certificate_is_named_though_alpha_allows_it(tiny_run, log, tm
         ({"model_digest": "unknown"}, "does not say of which model it is"),
         ({"dataset": None}, "records no dataset: give --dataset"),
         ({"dataset": "os:system", "split": "touch theirs"}, "'os:system'; only mnist5k"),
-        ({"dataset": "folder:/"}, "places are not: give --dataset"),
+        ({"dataset": "folder:/"}, "no paths: give --dataset"),
         ({"split": "touch theirs"}, "which is no name of one: give --split"),
         ({"num_examples": 10}, "unfinished: 1 of 10 images have no row"),
     ],

@@ -431,7 +431,7 @@ def test_a_folder_is_named_on_the_command_line(tiny_run, tmp_path, monkeypatch, 
     assert certify.main([f"--run_dir={tiny_run}", folder, f"--out={path}", "--n=500"]) == 0
     capsys.readouterr()
     assert run(path, "--replay", f"--run_dir={tiny_run}") == 1
-    assert "code and places are not: give --dataset" in capsys.readouterr().err
+    assert "no code and no paths: give --dataset" in capsys.readouterr().err
     assert run(path, "--replay", f"--run_dir={tiny_run}", folder) == 0
     assert "2 records verified, all votes drawn again" in capsys.readouterr().out
 
