@@ -18,7 +18,15 @@ from tfmacer.noise.mixed_norm.distribution import MixedNorm
 from tfmacer.noise.rounded_gaussian.distribution import RoundedGaussian
 
 DISTRIBUTIONS: Mapping[str, type[NoiseDistribution]] = MappingProxyType(
-    {known.family: known for known in (Gaussian, RoundedGaussian, GeneralizedGaussian, MixedNorm)}
+    {
+        known.family: known
+        for known in (
+            Gaussian,
+            RoundedGaussian,
+            GeneralizedGaussian,
+            MixedNorm,
+        )
+    }
 )
 
 # More than any image has; the tables of some families are made with floating-point numbers.
