@@ -345,7 +345,9 @@ def test_threads_of_merged_shards_are_those_to_draw_with(
     certified, tiny_run, tmp_path, monkeypatch, capsys
 ):
     asked = []
-    monkeypatch.setattr("tfmacer.votes.devices.use_threads", lambda threads: asked.append(threads))
+    monkeypatch.setattr(
+        "tfmacer.votes.devices.use_threads", lambda threads, *_: asked.append(threads)
+    )
     for name, threads in (("same", (4, 4)), ("other", (2, 4))):
         shards = {
             f"shard {i}/2": {"intra_op_threads": each, "versions": {"tensorflow": f"2.{i}"}}
