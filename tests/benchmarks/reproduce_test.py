@@ -247,8 +247,8 @@ def test_a_row_is_trained_certified_and_copied(job):
     ("damage", "said"),
     [
         (lambda text: text[:-9], "1 of 5 images have no row, the first is idx 4"),
-        (lambda text: text.replace("\t1\t", "\t2\t", 1), "idx 0: "),
-        (lambda text: "", "the columns of such a table"),
+        (lambda text: text.replace("0.", "1.", 1), "idx 0: radius is 1."),
+        (lambda text: "", "not a certification log"),
     ],
 )
 def test_a_result_that_is_not_whole_is_not_done(job, capsys, damage, said):
