@@ -18,6 +18,7 @@ from tfmacer.records.merging import join
 from tfmacer.records.partial_results import PartialResult
 from tfmacer.records.rows import Record
 from tfmacer.records.settings import LogSettings
+from tfmacer.records.tables import read_settings, settings_path
 
 # A block that is lost as often as this is not tried again; Beam's own runners do as much.
 _ATTEMPTS = 4
@@ -131,15 +132,18 @@ def _compare(path: Path | str, records: Sequence[Record], examples: Examples) ->
 
 def _is_finished(path: Path, settings: LogSettings, examples: Examples) -> bool:
     """Whether a log is there; another one, or a part of one, is refused."""
-    if not path.exists():  # settings alone are what a join that was cut short has left
+    log = read_log(path) if path.exists() else None
+    if log is None and not settings_path(path).exists():
         return False
-    log = read_log(path)
-    if log.settings is None:
+    found = read_settings(path, LogSettings) if log is None else log.settings
+    if found is None:
         raise UserError(f"{path}: exists and is no log of tfmacer; choose another file")
-    if differing := log.settings.differences(settings, ignoring=("environment",)):
+    if differing := found.differences(settings, ignoring=("environment",)):
         raise UserError(
             f"{path}: was made with other settings: {'; '.join(differing)}; choose another file"
         )
+    if log is None:  # a join that was cut short has left its settings
+        return False
     if missing := log.unfinished:
         raise UserError(
             f"{path}: was begun without --runner, {missing}; finish it without, or choose another "

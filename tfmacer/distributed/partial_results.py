@@ -51,6 +51,8 @@ class PartialResults:
                 if not FileSystems.exists(job.parts_dir):
                     FileSystems.mkdirs(job.parts_dir)
                 write_file(beside, job.settings[0].to_json())
+        except UserError:
+            raise
         except (OSError, BeamIOError, ValueError) as error:
             raise UserError(f"{job.parts_dir}: cannot be used: {error}") from error
 

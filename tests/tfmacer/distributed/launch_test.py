@@ -1,5 +1,6 @@
 """The same log, however the work is spread, lost and tried again."""
 
+import dataclasses
 import json
 import os
 import re
@@ -249,6 +250,20 @@ def test_workers_end_with_the_command_that_started_them(plain, tmp_path, tiny_ru
     one = job(tmp_path / "parts", plain, str(tiny_run), launcher=process.pid)
     with pytest.raises(UserError, match=r"process \d+, has ended"):
         make_parts(one, PartialResults(one), "direct", ["direct_running_mode=in_memory"])
+
+
+def test_settings_of_another_log_are_not_overwritten(plain, tmp_path, tiny_run, capsys):
+    out = tmp_path / "log.tsv"
+    theirs = dataclasses.replace(read_log(plain).settings, seed=1)
+    for text, message in (
+        ("{}", "log.tsv.json: not usable as a log's settings: its digest is missing"),
+        (theirs.to_json(), "log.tsv: was made with other settings: seed is 1, not 9"),
+    ):
+        Path(f"{out}.json").write_text(text)
+        assert run(f"--run_dir={tiny_run}", f"--out={out}", *PLAN, *HERE) == 1
+        assert message in capsys.readouterr().err
+        assert Path(f"{out}.json").read_text() == text
+    assert not out.exists()
 
 
 def test_a_log_begun_without_a_runner_is_refused(plain, tmp_path, tiny_run, capsys):
