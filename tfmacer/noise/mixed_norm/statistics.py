@@ -89,12 +89,12 @@ def _truncated(low: Array, high: Array, generator: np.random.Generator) -> Array
 
 
 class StatisticsSampler:
-    """Draws the extremes and the sum of z without drawing most of its coordinates.
+    """Draws the largest and smallest coordinate of z and their sum, without drawing most of them.
 
     Given M, the coordinates off the face are of two kinds, those within [-c, c] and those in the
     shell beyond: how many are in the shell is binomial. Only these are drawn; of the others the sum
-    is, from its own distribution. They are drawn one by one where an extreme may be among them: no
-    coordinate of the shell on one side, or M below c. What is drawn differs from the density by
+    is, from its own distribution. They are drawn one by one where the largest or smallest may be
+    among them: no coordinate of the shell on one side, or M below c. What is drawn differs from the density by
     the tables of M and of the sums alone.
 
     Attributes:
