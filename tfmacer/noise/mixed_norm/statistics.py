@@ -94,8 +94,8 @@ class StatisticsSampler:
     Given M, the coordinates off the face are of two kinds, those within [-c, c] and those in the
     shell beyond: how many are in the shell is binomial. Only these are drawn; of the others the sum
     is, from its own distribution. They are drawn one by one where the largest or smallest may be
-    among them: no coordinate of the shell on one side, or M below c. What is drawn differs from the density by
-    the tables of M and of the sums alone.
+    among them: no coordinate of the shell on one side, or M below c. What is drawn differs from the
+    density by the tables of M and of the sums alone.
 
     Attributes:
       total_variation: bound on how far.
@@ -163,7 +163,7 @@ def _with_others(
     Args:
       high: `[n]`, largest absolute value of those added.
       numbers: `[n]`, how many are added to each.
-      known: the extremes and sum of the others.
+      known: the largest, the smallest and the sum of the others.
       generator: draws them.
       low: `[n]`, least absolute value; None for 0.
     """
