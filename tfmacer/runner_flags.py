@@ -31,7 +31,7 @@ class RunnerFlags:
         self._runner = flags.DEFINE_enum(
             "runner",
             None,
-            ["direct", "flink", "spark", "dataflow", "portable", "prism"],
+            ["direct", "dask", "flink", "spark", "dataflow", "portable", "prism"],
             "Apache Beam runner that spreads the work over processes or machines; direct is this "
             "one.",
             flag_values=flag_values,
@@ -108,6 +108,8 @@ class RunnerFlags:
                 raise UserError(f"--pipeline_option={option}: must be NAME=VALUE, as Beam has them")
         if importlib.util.find_spec("apache_beam") is None:
             raise UserError(f"{runner} needs Apache Beam: pip install 'tfmacer[beam]'")
+        if self.runner == "dask" and importlib.util.find_spec("distributed") is None:
+            raise UserError(f"{runner} needs Dask: pip install 'tfmacer[dask]'")
         from tfmacer.distributed.runners import direct_workers, parse_options
 
         parse_options(self.runner, self._options.value)

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import apache_beam as beam
@@ -22,11 +22,17 @@ from tfmacer.common.errors import UserError
 from tfmacer.distributed.job import Block, Job
 from tfmacer.distributed.worker import CertifyBlock
 
-# What the direct runner is told unless the user says otherwise: one process for each core.
-_DIRECT_OPTIONS = MappingProxyType(
-    {"direct_running_mode": "multi_processing", "direct_num_workers": "0"}
+# What runners are told unless the user says otherwise. The direct one: a process for each core.
+# Dask's: each block is a task, or one worker would be given the first 128.
+_DEFAULTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "direct": {"direct_running_mode": "multi_processing", "direct_num_workers": "0"},
+        "dask": {"dask_partition_size": "1"},
+    }
 )
 _QUIET = "default_sdk_harness_log_level"
+# What Beam does not know by a short name.
+_CLASSES = {"dask": "apache_beam.runners.dask.dask_runner.DaskRunner"}
 
 
 _LOOK_EVERY = 1.0
@@ -63,7 +69,10 @@ def run_pipeline(
     try:
         with _quiet(), _losses_raised() if direct else contextlib.nullcontext():
             pipeline = beam.Pipeline(
-                runner=_direct_runner(parsed) if direct else create_runner(runner), options=parsed
+                runner=_direct_runner(parsed)
+                if direct
+                else create_runner(_CLASSES.get(runner, runner)),
+                options=parsed,
             )
             # Reshuffled, or a runner may fuse reading and certifying and use one worker alone.
             created = pipeline | "Blocks" >> beam.Create(blocks) | beam.Reshuffle()
@@ -95,7 +104,9 @@ def parse_options(runner: str, options: Sequence[str]) -> PipelineOptions:
     direct = runner == "direct"
     if direct and (unknown := given - PipelineOptions([]).get_all_options().keys()):
         raise UserError(f"--pipeline_option={min(unknown)}: Beam has no such option")
-    defaults = {_QUIET: "ERROR"} | (dict(_DIRECT_OPTIONS) if direct else {})
+    defaults = {_QUIET: "ERROR", **_DEFAULTS.get(runner, {})}
+    if "dask_npartitions" in given:  # says the same in another way
+        defaults.pop("dask_partition_size", None)
     flags = [f"--{name}={value}" for name, value in defaults.items() if name not in given]
     # Without a value it is a switch. Beam keeps every value of one that takes several.
     flags += [f"--{option.removesuffix('=')}" for option in options]

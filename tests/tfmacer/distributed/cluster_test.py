@@ -31,7 +31,7 @@ ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(ROOT),
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
 }
-POOL_PORT, JOB_PORT, TRAINING_PORT = 50000, 8099, 5000
+POOL_PORT, JOB_PORT, SCHEDULER_PORT, TRAINING_PORT = 50000, 8099, 8786, 5000
 PATIENCE = 400.0
 # Longer than a worker takes to load TensorFlow and to certify its first block.
 TIMEOUT = 60
@@ -118,18 +118,23 @@ def start_pools(made, tmp_path: Path) -> None:
         wait_for(lambda host=host: listens(host.address, POOL_PORT), f"the pool of {host.name}")
 
 
-def certification(run_dir: Path, out: Path, pools: int) -> subprocess.Popen[str]:
+def portable(pools: int) -> list[str]:
+    """How to reach the job service, and by it the worker pools."""
     options = {
         "job_endpoint": f"{HERE}:{JOB_PORT}",
         "environment_type": "EXTERNAL",
         "environment_config": f"{HERE}:{pools}",
     }
     flags = [f"--pipeline_option={name}={value}" for name, value in options.items()]
+    return ["--runner=portable", f"--part_timeout={TIMEOUT}", *flags]
+
+
+def certification(run_dir: Path, out: Path, *flags: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "tfmacer.certify", f"--run_dir={run_dir}", f"--out={out}"),
             *PLAN,
-            *("--runner=portable", f"--part_timeout={TIMEOUT}", "--worker_threads=1", *flags),
+            *("--worker_threads=1", *flags),
         ],
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
@@ -170,7 +175,7 @@ def test_hosts_that_are_lost_change_nothing(pair, tiny_run, alone, tmp_path):
     with job_service(tmp_path / "service.log"):
         start_pools(pair, tmp_path)
         balancer = Balancer([host.address for host in pair])
-        command = certification(tiny_run, out, balancer.port)
+        command = certification(tiny_run, out, *portable(balancer.port))
         wait_for(lambda: len(parts(out)) >= 2, "two parts")
         pair[0].kill()
         before = len(parts(out))
@@ -191,7 +196,7 @@ def test_both_hosts_take_part(pair, tiny_run, alone, tmp_path):
     with job_service(tmp_path / "service.log"):
         start_pools(pair, tmp_path)
         balancer = Balancer([host.address for host in pair])
-        command = certification(tiny_run, out, balancer.port)
+        command = certification(tiny_run, out, *portable(balancer.port))
         while command.poll() is None:
             seen |= workers(out)
             time.sleep(0.1)
@@ -199,6 +204,36 @@ def test_both_hosts_take_part(pair, tiny_run, alone, tmp_path):
         balancer.close()
     assert command.returncode == 0, error[-3000:]
     assert seen == {host.name for host in pair}
+    assert rows(out) == rows(alone)
+
+
+def test_a_killed_worker_of_dask_changes_nothing(pair, tiny_run, alone, tmp_path):
+    out = tmp_path / "log.tsv"
+    address = f"tcp://{HERE}:{SCHEDULER_PORT}"
+    with (tmp_path / "scheduler.log").open("w") as file:
+        command = ["-m", "distributed.cli.dask_scheduler", f"--host={address}", "--no-dashboard"]
+        scheduler = subprocess.Popen(
+            [sys.executable, *command], env=ENVIRONMENT, stdout=file, stderr=file
+        )
+        try:
+            wait_for(lambda: listens(HERE, SCHEDULER_PORT), "the scheduler")
+            for host in pair:
+                host.start(
+                    *("-m", "distributed.cli.dask_worker", address, "--nthreads=1"),
+                    *("--no-dashboard", f"--local-directory={tmp_path}"),
+                    env=ENVIRONMENT,
+                    stdout=file,
+                    stderr=file,
+                )
+            option = f"--pipeline_option=dask_client_address={address}"
+            command = certification(tiny_run, out, "--runner=dask", option)
+            wait_for(lambda: len(workers(out)) == 2, "parts of both workers")
+            pair[0].kill()
+            _, error = command.communicate(timeout=PATIENCE)
+        finally:
+            scheduler.kill()
+            scheduler.wait()
+    assert command.returncode == 0, error[-3000:]
     assert rows(out) == rows(alone)
 
 
