@@ -19,7 +19,7 @@ from tfmacer.records.falsifications import (
 from tfmacer.records.locked_table import LockedTable
 from tfmacer.records.logs import Log, LogSettings, Record, read_log
 from tfmacer.records.runs import SmoothedClassifier, Smoothing
-from tfmacer.records.sealing import pixels_digest
+from tfmacer.records.sealing import pixels_digest, seal
 from tfmacer.records.settings import Selection
 
 CLASSES = 4
@@ -42,6 +42,11 @@ def settings(rule: Rule | None = None, *, total: int = 40, **others) -> LogSetti
     environment = {"device": "CPU", "intra_op_threads": 1, "versions": {"numpy": "2"}}
     defaults = {"seed": 3, "environment": environment}
     return LogSettings.of(smoothing(**known), rule or Rule(n=2000), images, **(defaults | others))
+
+
+def changed(settings: LogSettings, **fields) -> LogSettings:
+    """The same with other values of what stands in the file, by the names that it has there."""
+    return LogSettings.from_json(seal(settings.fields() | fields), origin="changed")
 
 
 def pixels(idx: int) -> np.ndarray:

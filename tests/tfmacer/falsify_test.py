@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import made_logs
 import pytest
 
 from tfmacer import certify, falsify
@@ -37,7 +38,7 @@ def log(tiny_run, tmp_path_factory):
 
 def rewritten(log, path, change, **settings):
     """The log with its settings and rows changed and sealed anew."""
-    with LockedTable(path, dataclasses.replace(log.settings, **settings)) as writer:
+    with LockedTable(path, made_logs.changed(log.settings, **settings)) as writer:
         for record in log.records:
             writer.append(change(record))
     return path

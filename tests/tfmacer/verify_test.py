@@ -142,8 +142,8 @@ def test_altered_settings_are_found_whichever_way(path, field, factor, seal, cap
     beside = settings_path(path)
     if seal:
         settings = read_log(path).settings
-        value = type(getattr(settings, field))(getattr(settings, field) * factor)
-        beside.write_text(dataclasses.replace(settings, **{field: value}).to_json())
+        value = type(settings.fields()[field])(settings.fields()[field] * factor)
+        beside.write_text(made_logs.changed(settings, **{field: value}).to_json())
     else:
         fields = json.loads(beside.read_text())
         beside.write_text(json.dumps(fields | {field: fields[field] * factor}))
@@ -270,7 +270,7 @@ def test_a_log_is_compared_with_the_names_of_a_dataset(folder, tmp_path, capsys,
     log, name = folder
     known = read_log(log)
     names = {key: value for key, value in altered.items() if key == "class_names"}
-    with LockedTable(tmp_path / "altered.tsv", dataclasses.replace(known.settings, **names)) as new:
+    with LockedTable(tmp_path / "altered.tsv", made_logs.changed(known.settings, **names)) as new:
         for record in known.records:
             new.append(dataclasses.replace(record, name=altered.get("name", record.name)))
     assert run(tmp_path / "altered.tsv") == 0
@@ -325,7 +325,7 @@ def test_a_record_that_only_drawing_again_can_refute_is_found(certified, tiny_ru
 def resealed(certified, path, **settings):
     """The log with other settings and every digest made to fit, as anyone can."""
     log = read_log(certified)
-    with LockedTable(path, dataclasses.replace(log.settings, **settings)) as writer:
+    with LockedTable(path, made_logs.changed(log.settings, **settings)) as writer:
         for record in log.records:
             writer.append(record)
     return path
