@@ -191,7 +191,7 @@ def _fsync(path: Path) -> None:
 
 def _next_version(export_dir: Path) -> int:
     names = [child.name for child in export_dir.iterdir()] if export_dir.is_dir() else []
-    return 1 + max((int(name) for name in names if name.isdigit()), default=0)
+    return 1 + max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def load_model(path: Path, sigma: float) -> tuple[Any, Smoothing]:

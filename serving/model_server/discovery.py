@@ -9,7 +9,7 @@ from serving.model_server.configuration import Model
 logger = logging.getLogger(__name__)
 
 # What absl::SimpleAtoi takes for a number: a sign and leading zeros are fine, `v1`, `1.0` are not.
-_NUMBER = re.compile(r"\s*[+-]?\d+\s*")
+_NUMBER = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
 
 
 class Discovery:
@@ -42,9 +42,11 @@ class Discovery:
 def _numbered(children: list[Path], oddities: list[str]) -> dict[int, Path]:
     found: dict[int, Path] = {}
     for child in children:
-        if not _NUMBER.fullmatch(child.name) or int(child.name) < 0 or not child.is_dir():
+        if not _NUMBER.fullmatch(child.name) or not child.is_dir():
             continue
         version = int(child.name)
+        if not 0 <= version < 2**63:
+            continue
         if version in found:
             oddities.append(f"{found[version].name} and {child.name} are both {version}")
         found[version] = child

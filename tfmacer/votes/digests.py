@@ -13,6 +13,9 @@ from tfmacer.records.runs import UNKNOWN_MODEL, model_digest
 # Where a configuration names layers: their own, and those whose outputs they take.
 _NAMING = {"name", "keras_history", "input_layers", "output_layers"}
 
+# Of a `.keras` file. What else it holds is a part of the network that is neither of these.
+_MEMBERS = ("metadata.json", "config.json", "model.weights.h5", "model.weights.npz")
+
 # Layers of Keras that run code from outside of it.
 _FOREIGN_CODE = ("TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
 
@@ -33,14 +36,15 @@ def network_digest(path: Path, network: Any) -> str:
 
     with zipfile.ZipFile(path) as archive:
         config = json.loads(archive.read("config.json"), object_hook=without_addresses)
-        assets = {
-            name: hashlib.sha256(archive.read(name)).hexdigest()
+        # Whatever they are called: "./assets/" is unpacked where "assets/" is.
+        others = [
+            [name, hashlib.sha256(archive.read(name)).hexdigest()]
             for name in archive.namelist()
-            if name.startswith("assets/")
-        }
+            if name not in _MEMBERS
+        ]
     config.pop("compile_config", None)
-    if assets:
-        config["assets"] = assets
+    if others:
+        config["others"] = others
     values = ((variable.name, variable.numpy()) for variable in network.weights)
     return model_digest(json.dumps(config, sort_keys=True), values)
 
@@ -48,8 +52,9 @@ def network_digest(path: Path, network: Any) -> str:
 def weights_digest(model: Any) -> str:
     """A digest of a model that was never saved: a Keras model's weights and configuration.
 
-    For any other callable, and where the code of a layer is not Keras' own or it has a vocabulary,
-    these do not tell what it computes, and the answer is `UNKNOWN_MODEL`. Names that Keras gives
+    For any other callable, and where the code of a layer is not Keras' own, it has a vocabulary or
+    an operation takes functions, these do not tell what it computes, and the answer is
+    `UNKNOWN_MODEL`. Names that Keras gives
     count the layers that the process has made before; they enter as if the model had been the
     first.
     """
@@ -58,9 +63,30 @@ def weights_digest(model: Any) -> str:
     if not isinstance(model, keras.Model) or not _is_stock(model):
         return UNKNOWN_MODEL
     values = ((variable.name, variable.numpy()) for variable in model.weights)
-    whole = {"class_name": type(model).__name__, "config": model.get_config()}
-    config = _numbered_anew(json.dumps(whole, sort_keys=True, default=str))["config"]
-    return model_digest(json.dumps(config, sort_keys=True), values)
+    try:
+        whole = {"class_name": type(model).__name__, "config": model.get_config()}
+    except (TypeError, ValueError, NotImplementedError):  # of code that cannot be described
+        return UNKNOWN_MODEL
+    text = json.dumps(whole, sort_keys=True, default=str)
+    if _names_code(text):
+        return UNKNOWN_MODEL
+    return model_digest(json.dumps(_numbered_anew(text)["config"], sort_keys=True), values)
+
+
+def _names_code(text: str) -> bool:
+    """Whether a configuration has functions as arguments, as that of `keras.ops.map` has.
+
+    It tells their names alone, and whether they are Keras' own it does not tell.
+    """
+    found = []
+
+    def look(entry: dict[str, Any]) -> dict[str, Any]:
+        package = str(entry.get("module") or "keras").split(".")[0]
+        found.append(package != "keras" or entry.get("class_name") == "__lambda__")
+        return entry
+
+    json.loads(text, object_hook=look)
+    return any(found)
 
 
 def _numbered_anew(text: str) -> Any:

@@ -199,7 +199,7 @@ def newest_version(directory: Path) -> Path:
     versions = [
         child
         for child in (directory.iterdir() if directory.is_dir() else ())
-        if child.name.isdigit() and (child / "saved_model.pb").is_file()
+        if child.name.isdecimal() and (child / "saved_model.pb").is_file()
     ]
     if not versions:
         raise UserError(f"{directory}: no SavedModel here, nor in a numbered directory below")

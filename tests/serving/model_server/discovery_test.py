@@ -29,7 +29,7 @@ def _make(base: Path, *names: str) -> Path:
 
 
 def test_only_numbers_are_versions(tmp_path: Path) -> None:
-    _make(tmp_path, "00000123", "v1", "1.0", "1.tmp", ".9.tmp", "-4", "assets")
+    _make(tmp_path, "00000123", "v1", "1.0", "1.tmp", ".9.tmp", "-4", "assets", "²", "٣", "9" * 20)
     (tmp_path / "77").write_text("a file")
     assert aspired_versions(_model(tmp_path, "all {}")) == {123: tmp_path / "00000123"}
 

@@ -1,9 +1,12 @@
 """Digests of networks that were never saved."""
 
+import functools
 import json
+import zipfile
 
 import keras
 import numpy as np
+import pytest
 
 from tfmacer.records.runs import UNKNOWN_MODEL, model_digest
 from tfmacer.votes import digests, models
@@ -61,7 +64,17 @@ def _reading_levels(vocabulary):
     return keras.Sequential([keras.Input(SHAPE), keras.layers.Rescaling(255.0), look_up, *last])
 
 
-def test_a_vocabulary_is_a_part_of_what_a_network_is(tmp_path):
+def _as_if(name, path):
+    """Calls the vocabulary's directory something else that is unpacked as `assets`."""
+    with zipfile.ZipFile(path) as archive:
+        files = {each: archive.read(each) for each in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for each, content in files.items():
+            archive.writestr(each.replace("assets/", name), content)
+
+
+@pytest.mark.parametrize("name", ["assets/", "./assets/", "assets//"])
+def test_a_vocabulary_is_a_part_of_what_a_network_is(tmp_path, name):
     """Two networks of the same weights and configuration."""
     path = tmp_path / "model.keras"
     found, logits = [], []
@@ -69,6 +82,7 @@ def test_a_vocabulary_is_a_part_of_what_a_network_is(tmp_path):
         network = _reading_levels(list(vocabulary))
         assert digests.weights_digest(network) == UNKNOWN_MODEL
         network.save(path)
+        _as_if(name, path)
         loaded = models.load_network(path)
         found.append(digests.network_digest(path, loaded))
         logits.append(models.answers(loaded, SHAPE, what="mine"))
@@ -76,3 +90,25 @@ def test_a_vocabulary_is_a_part_of_what_a_network_is(tmp_path):
         assert found[-1] == digests.network_digest(path, network)
     assert found[0] != found[1]
     assert np.abs(logits[0] - logits[1]).max() > 0.1
+
+
+def _signed(sign):
+    def theirs(x):
+        return sign * x
+
+    return theirs
+
+
+BY_FUNCTIONS = {
+    "a name": lambda x: keras.ops.map(_signed(-1.0), x),
+    "a lambda": lambda x: keras.ops.map(lambda each: -each, x),
+    "a partial": lambda x: keras.ops.map(functools.partial(keras.ops.add, -1.0), x),
+    "one of several": lambda x: keras.ops.switch(0, [keras.ops.relu, _signed(-1.0)], x),
+}
+
+
+@pytest.mark.parametrize("name", BY_FUNCTIONS)
+def test_the_name_of_a_function_is_not_what_it_computes(name):
+    images = keras.Input(SHAPE)
+    network = keras.Model(images, BY_FUNCTIONS[name](images))
+    assert digests.weights_digest(network) == UNKNOWN_MODEL

@@ -254,7 +254,7 @@ def test_an_export_from_before_the_seal_is_loaded_with_a_notice(tmp_path, monkey
 
 
 def test_newest_version_is_chosen_by_number(tmp_path):
-    for name in ("2", "10", "9", "v11"):
+    for name in ("2", "10", "9", "v11", "²"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "saved_model.pb").touch()
     (tmp_path / "12").mkdir()
