@@ -73,7 +73,8 @@ def certify_images(
         together with `indices`.
       model_digest: what the model is known by in the log: text that no other model has, e.g. the
         SHA-256 of its weights and code. Needed with `out` where nothing else identifies the
-        model: a callable, or a Keras model with layers or functions that are not Keras' own.
+        model: a callable, or a Keras model with a vocabulary, with functions as arguments, or
+        with layers that are not Keras' own.
       **plan: fields of `tfmacer.guarantee.certificate.Rule`: `n0`, `n`, `alpha`, `bound`,
         `bilateral`, `stop`, ...
 
