@@ -172,5 +172,7 @@ def subject(certificate: Mapping[str, Any] | None) -> str:
 
 
 def _escaped(value: str) -> str:
+    # Not by `cryptography`, which writes RFC 4514: characters beyond ASCII as they are, and some
+    # attributes by number. The sidecar's callers must be the same over gRPC and HTTP.
     text = re.sub(r'([,+"\\<>;]|^[ #]|(?<!^) $)', r"\\\1", value)
     return "".join(chr(byte) if 32 <= byte < 127 else f"\\{byte:02X}" for byte in text.encode())
