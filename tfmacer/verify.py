@@ -61,7 +61,7 @@ def _main(paths: Sequence[str]) -> None:
     if bool(paths) == (_AUDIT_LOG.value is not None):
         raise UserError("name the logs to verify, LOG.tsv ..., or else an --audit_log")
     _check_flags()
-    open_source = _open_source if _REPLAY.value else None
+    open_source = functools.cache(_open_source) if _REPLAY.value else None
     if _AUDIT_LOG.value is not None:
         verify_audit_log(Path(_AUDIT_LOG.value), head=_AUDIT_HEAD.value, open_source=open_source)
         return

@@ -1,7 +1,6 @@
 """Whole logs verified: by their votes, against their images, or by drawing the votes again."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +56,7 @@ class LogVerifier:
             fault = verify_log(log)
             if fault is None and log.settings is not None:
                 if self.open_source is not None:
-                    fault = self._replayed(log, log.settings)
+                    fault = self._replayed(log, log.settings, self.open_source)
                 elif self.dataset is not None:
                     self._compare(log, log.settings)
         except UserError as error:
@@ -90,9 +89,11 @@ class LogVerifier:
         examples = examples_of(split, settings.classifier.distribution)
         check_images(log.path, log.records, examples([record.idx for record in log.records]))
 
-    def _replayed(self, log: Log, settings: LogSettings) -> str | None:
+    def _replayed(
+        self, log: Log, settings: LogSettings, open_source: Callable[[int], VoteSource]
+    ) -> str | None:
         """Draws the votes of a log again; returns the first fault."""
-        source = self._sources(_threads(log, settings))
+        source = open_source(_threads(log, settings))
         if not isinstance(source, RemoteVotes):
             _note_versions(log, settings)
         examples = examples_of(self.split_of(log, settings), settings.classifier.distribution)
@@ -105,13 +106,6 @@ class LogVerifier:
         replay = replay_from(source, image_of)
         with Progress(len(log.records), "images", name=visible(log.path.name)) as progress:
             return verify_log(log, _counted(replay, progress))
-
-    @functools.cached_property
-    def _sources(self) -> Callable[[int], VoteSource]:
-        """Opens a source once for each number of threads."""
-        if self.open_source is None:
-            raise ValueError("there is no source")
-        return functools.cache(self.open_source)
 
 
 def verify_audit_log(
