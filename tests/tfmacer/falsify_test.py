@@ -139,8 +139,8 @@ def test_one_false_certificate_is_named_though_alpha_allows_it(tiny_run, log, tm
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sigma": 0.5}, "sigma is 0.5, the run's is 0.25"),
-        ({"generator": "philox"}, "generator is philox, the run's is philox-boxmuller"),
+        ({"sigma": 0.5}, "its sigma is 0.5, not 0.25"),
+        ({"generator": "philox"}, "its generator is philox, not philox-boxmuller"),
         ({"model_digest": "f" * 64}, "model_digest is ffff"),
         ({"model_digest": "unknown"}, "does not say of which model it is"),
         ({"dataset": None}, "records no dataset: give --dataset"),

@@ -194,7 +194,7 @@ def test_several_logs_are_all_verified(path, capsys):
     assert run(bad, path) == 1
     captured = capsys.readouterr()
     assert f"{path}: 12 records verified" in captured.out
-    assert f"{bad}: idx 2: clean is 9" in captured.err
+    assert f"{bad}:4: corrupt line: clean is 9, not 0 to 3" in captured.err
 
 
 @pytest.mark.parametrize(

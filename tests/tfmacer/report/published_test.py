@@ -169,7 +169,7 @@ def test_what_the_papers_do_not_report_has_no_rows(tmp_path):
     params = {"rounded_gaussian": {}, "generalized_gaussian": {"k": 1.0}}
     for family, known in (("rounded_gaussian", True), ("generalized_gaussian", False)):
         noise = {"noise_family": family, "noise_params": params[family]}
-        settings = dataclasses.replace(log.settings, split="test", **noise)
+        settings = made_logs.changed(log.settings, split="test", **noise)
         other = dataclasses.replace(log, settings=settings)
         assert (subject_of(Run(family, other)) is not None) == known
     foreign = tmp_path / "foreign.tsv"
