@@ -8,7 +8,7 @@ material of Jeong and Shin, NeurIPS 2020).
 
 They are pure functions that share these arguments:
 
-  network: noisy images `[N, H, W, C]` to logits `[N, K]`. In inference mode: each row's slope is
+  network: noisy images `[N, H, W, C]` to logits `[N, K]`. In inference mode: each row's gradient is
     then its own, and no moving statistic is touched.
   images: float32 `[B, H, W, C]` in [0, 1].
   labels: int `[B]`.
@@ -16,10 +16,10 @@ They are pure functions that share these arguments:
   epsilon: bound on the norm of the change, l2 but where the name says otherwise, in units of
     pixels in [0, 1]; a scalar, 0 or more.
   steps: forward and backward passes of the k copies; a Python integer.
-  seed: int64 `[2]`, of the directions taken where the slope is 0.
-  clip: whether pixels stay in [0, 1], as those of real images do; certificates speak of all.
+  seed: int64 `[2]`, of the directions taken where the gradient is 0.
+  clip: whether pixels stay in [0, 1], as those of real images do; certificates cover all.
 
-They return images `[B, H, W, C]` that no gradient passes.
+They return images `[B, H, W, C]` through which no gradient flows.
 """
 
 import math
@@ -49,20 +49,21 @@ def pgd(
     """Projected gradient descent: `steps` steps of length 2 epsilon / steps, projected after each.
 
     Salman et al.'s first attack. In their code steps are of full length and pixels are clipped
-    before the change is projected (`clip_first`); in Jeong and Shin's steps are `damped`, and
-    pixels are clipped after it.
+    before the change is projected; in Jeong and Shin's steps are damped, and pixels are clipped
+    after it.
 
-    `clip_first`, beside the arguments of all attacks, says which of the two comes first, where
-    there is any clipping. `damped`: the slope of the cross-entropy, meant over the images, is
-    divided by its norm + 1e-8; where the classifier is so sure that the slope is of that size,
-    steps are short. Full steps there follow a slope that the authors' code loses to rounding.
+    `clip_first`: whether pixels are clipped before the change is projected, not after it.
+    `damped`: the gradient of the cross-entropy, averaged over the images, is divided by its
+    norm + 1e-8; where the classifier is so sure that the gradient is of that size, steps are
+    short. Full steps there follow a gradient that the authors' code loses to rounding.
     """
     epsilon = tf.cast(epsilon, images.dtype)
 
     def step(i: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor]:
-        _, slope, factor = _slope(network, x, labels, noise)
+        _, gradient, factor = _input_gradient(network, x, labels, noise)
         factor /= tf.cast(tf.shape(x)[0], x.dtype)
-        x += 2 * epsilon / steps * (_damped(slope, factor) if damped else _unit(slope, seed, i))
+        direction = _damped(gradient, factor) if damped else _unit(gradient, seed, i)
+        x += 2 * epsilon / steps * direction
         if clip_first:
             x = _in_range(x, clip)
         return (project(x, images, epsilon, clip=clip and not clip_first),)
@@ -81,15 +82,15 @@ def pgd_linf(
     seed: tf.Tensor,
     clip: bool = True,
 ) -> tf.Tensor:
-    """`pgd` in the l-infinity norm: steps along the slope's signs, as in Madry et al., ICLR 2018.
+    """`pgd` in the l-infinity norm: steps along the gradient's signs (Madry et al., ICLR 2018).
 
     Their length, 2 epsilon / steps, lets a pixel cross the whole ball, as in `pgd`.
     """
     epsilon = tf.cast(epsilon, images.dtype)
 
     def step(i: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor]:
-        _, slope, _ = _slope(network, x, labels, noise)
-        x += 2 * epsilon / steps * tf.sign(_unit(slope, seed, i))
+        _, gradient, _ = _input_gradient(network, x, labels, noise)
+        x += 2 * epsilon / steps * tf.sign(_unit(gradient, seed, i))
         x = tf.clip_by_value(x, images - epsilon, images + epsilon)
         return (_in_range(x, clip),)
 
@@ -112,7 +113,7 @@ def ddn(
     """Decoupled direction and norm: the closest image that is misclassified, within epsilon.
 
     Rony et al. (CVPR 2019, Algorithm 1), as Salman et al. run it on the smoothed classifier. Each
-    step turns the change of an image along the slope and sets its norm: smaller by the share
+    step turns the change of an image along the gradient and sets its norm: smaller by the share
     `gamma` where the majority of the copies is wrong already, larger where it is not; then rounds
     the pixels to `levels` values, those of 8-bit images (None: not at all). The smallest change
     that fooled the majority is kept, and last projected.
@@ -127,7 +128,7 @@ def ddn(
         farthest = tf.fill(tf.shape(farthest), tf.as_dtype(images.dtype).max)
 
     def step(i: tf.Tensor, x: tf.Tensor, norm: tf.Tensor, best: tf.Tensor, least: tf.Tensor) -> Any:
-        logits, slope, _ = _slope(network, x, labels, noise)
+        logits, gradient, _ = _input_gradient(network, x, labels, noise)
         fooled = tf.reshape(_majority(logits) != tf.cast(labels, tf.int64), tf.shape(norm))
         change = x - images
         better = fooled & (_norm(change) < least)
@@ -136,7 +137,7 @@ def ddn(
         norm = tf.minimum(norm * change_of_norm, farthest)
         # From 1 down to 0.01, which the last step has: the code takes its rate before each step.
         rate = 0.01 + 0.99 * (1 + tf.cos(math.pi / steps * tf.cast(i + 1, x.dtype))) / 2
-        x = images + norm * _unit(change + rate * _unit(slope, seed, i), seed, i)
+        x = images + norm * _unit(change + rate * _unit(gradient, seed, i), seed, i)
         x = x if levels is None else tf.round(x * (levels - 1)) / (levels - 1)
         return _in_range(x, clip), norm, best, least
 
@@ -154,16 +155,16 @@ def ascend(
     step_size: float,
     steps: int,
 ) -> tf.Tensor:
-    """Steps of length `step_size` along the slope, within [0, 1] but as far as they lead.
+    """Steps of length `step_size` along the gradient, within [0, 1] and however far they lead.
 
     SmoothMix's search for an adversary (Jeong et al., NeurIPS 2021, Algorithm 1). As in their code,
-    the slope of each cross-entropy is divided by its norm + 1e-8, so that steps of an image of
+    the gradient of each cross-entropy is divided by its norm + 1e-8, so that steps of an image of
     which the classifier is sure are short.
     """
 
     def step(i: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor]:
-        _, slope, factor = _slope(network, x, labels, noise)
-        return (_in_range(x + step_size * _damped(slope, factor), clip=True),)
+        _, gradient, factor = _input_gradient(network, x, labels, noise)
+        return (_in_range(x + step_size * _damped(gradient, factor), clip=True),)
 
     return tf.stop_gradient(_repeat(step, steps, images)[0])
 
@@ -193,12 +194,12 @@ def _repeat(step: Callable[..., Any], steps: int, *state: tf.Tensor) -> tuple[tf
     return tuple(end)
 
 
-def _slope(
+def _input_gradient(
     network: Network, x: tf.Tensor, labels: tf.Tensor, noise: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Logits `[B, k, K]` of x under noise, a slope in x and the factor to the cross-entropy's.
+    """Logits `[B, k, K]` of x under noise, a gradient in x and the factor to the cross-entropy's.
 
-    The slope is that of the log-odds of 1 - p, which has the cross-entropy's direction: the
+    The gradient is that of the log-odds of 1 - p, which has the cross-entropy's direction: the
     cross-entropy's own, 1 - p times it, is lost to rounding where an image is sure. The factors
     `[B, 1, 1, 1]` are 1 - p, and 0 where p is below 1e-20: the code takes p for 1e-20 there.
     """
@@ -220,18 +221,19 @@ def _majority(logits: tf.Tensor) -> tf.Tensor:
     return tf.argmax(tf.reduce_sum(votes, axis=1), axis=-1)
 
 
-def _unit(slope: tf.Tensor, seed: tf.Tensor, i: tf.Tensor) -> tf.Tensor:
-    """The direction of each image's slope, of norm 1; a random one where it is 0."""
+def _unit(gradient: tf.Tensor, seed: tf.Tensor, i: tf.Tensor) -> tf.Tensor:
+    """The direction of each image's gradient, of norm 1; a random one where it is 0."""
     seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(i, tf.int64), alg="philox")
-    anywhere = tf.random.stateless_normal(tf.shape(slope), seed, dtype=slope.dtype, alg="philox")
-    slope = tf.where(_norm(slope) > 0, slope, anywhere)
-    return slope / _norm(slope)
+    shape, dtype = tf.shape(gradient), gradient.dtype
+    random = tf.random.stateless_normal(shape, seed, dtype=dtype, alg="philox")
+    gradient = tf.where(_norm(gradient) > 0, gradient, random)
+    return gradient / _norm(gradient)
 
 
-def _damped(slope: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """`factor` times each image's slope, divided by its norm + 1e-8: of norm 1 or less."""
-    norm = _norm(slope)
-    return slope * tf.math.divide_no_nan(factor, factor * norm + 1e-8)
+def _damped(gradient: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """`factor` times each image's gradient, divided by its norm + 1e-8: of norm 1 or less."""
+    norm = _norm(gradient)
+    return gradient * tf.math.divide_no_nan(factor, factor * norm + 1e-8)
 
 
 def _norm(x: tf.Tensor) -> tf.Tensor:

@@ -1,6 +1,6 @@
 """Attacks on certified images: does the smoothed classifier change its answer, and how near?
 
-An attack climbs the loss of the soft-smoothed classifier, its slope averaged over noisy copies.
+An attack climbs the loss of the soft-smoothed classifier, its gradient averaged over noisy copies.
 What it finds counts only where PREDICT, with fresh noise of its own, answers another class than
 the certified one at `alpha` over the tests that an image may take. So a flip within the certified
 radius refutes the certificate, and the norm of a flip is an upper bound on the true radius, each
@@ -9,7 +9,6 @@ wrong with probability at most alpha. Not finding one proves nothing.
 Everything depends on the seed and the image alone, one image at a time.
 """
 
-import dataclasses
 import decimal
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from tfmacer.attacks import adversarial
+from tfmacer.attacks.plan import Plan
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.bounds import BOUNDS, ScoreBound, unbiased_variance
 from tfmacer.guarantee.certificate import ABSTAIN, RADIUS_DECIMALS
@@ -43,30 +43,6 @@ MOST_TESTS = 1 + len(_BEYOND) + _BETWEEN + _ALONG
 _WITHIN = 1 - 1e-5
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How an image is attacked, and how a flip is confirmed.
-
-    Attributes:
-      attack: `pgd` or `ddn`; the former follows the norm of the radii, the latter knows l2 only.
-      steps: of the attack, 1 or more.
-      num_noise: noisy copies over which the slope is averaged, 1 or more.
-      n: draws of PREDICT.
-      alpha: probability, for each image, that some confirmation of it is wrong.
-      clip: whether attacked pixels stay in [0, 1]. Certificates speak of all changes; under
-        `rounded_gaussian` noise pixels are of 8 bits in any case.
-      seed: of the noise.
-    """
-
-    attack: str = "pgd"
-    steps: int = 20
-    num_noise: int = 32
-    n: int = 2000
-    alpha: float = 0.001
-    clip: bool = False
-    seed: int = 0
-
-
 class Falsifier:
     """Attacks the certificates of one smoothed classifier."""
 
@@ -78,7 +54,7 @@ class Falsifier:
         norm: str,
         plan: Plan,
     ) -> None:
-        """Traces nothing yet.
+        """Prepares the attack, whose graph is traced when it is first used.
 
         Args:
           network: the base network, images `[B, H, W, C]` to logits `[B, K]`.

@@ -24,8 +24,8 @@ def smoothed_log_probabilities(logits: tf.Tensor, beta: float = 1.0) -> tf.Tenso
 def smoothed_log_odds(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Logarithm of (1 - p) / p, for p the mean over the copies of the softmax at the true class.
 
-    It grows with the cross-entropy -log p and has its slope's direction, but a slope that does not
-    vanish with it as p nears 1: 1 - p is summed from the other classes.
+    It grows with the cross-entropy -log p, and its gradient has the same direction but does not
+    vanish as p nears 1: 1 - p is summed from the other classes.
 
     Args:
       logits: `[B, k, K]`, K >= 2.

@@ -1,4 +1,4 @@
-"""Training batches: a function of the seed and the step, so that a run can be entered anywhere."""
+"""Training batches: a function of the seed and the step, so that a run can resume at any step."""
 
 import dataclasses
 import math
@@ -123,7 +123,7 @@ def epoch_batches(
 def _indexed(
     split: IndexedSplit, batch_size: int, seed: int, start: int, share: Share
 ) -> tf.data.Dataset:
-    """Batches in an order computed index by index, which can be entered anywhere at no cost."""
+    """Batches in an order computed index by index, which can start at any step at no cost."""
     epoch, within = divmod(start, split.total // batch_size)
     key = _fold(_key(seed, ORDER), epoch)
 

@@ -1,7 +1,8 @@
-"""What watches a training run: Keras callbacks, for `tfmacer.train` and for anyone's `fit`."""
+"""Keras callbacks that record a training run, for `tfmacer.train` and for any `fit`."""
 
 import atexit
 import csv
+import math
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from tfmacer.common import commandline, progress
 from tfmacer.common.errors import UserError
 from tfmacer.records.runs import Smoothing, write_atomically
 from tfmacer.training.losses import soft_radius
-from tfmacer.training.objectives import noisy_views
+from tfmacer.training.objective import noisy_views
 from tfmacer.training.trainer import TEST_METRICS, TRAIN_METRICS, SmoothedTrainer
 from tfmacer.votes.local import NetworkVotes
 
@@ -26,6 +27,9 @@ Logs = dict[str, Any] | None
 # Name of the stream of noise that watched images are seen in, and how many are shown.
 WATCH = "watch"
 PICTURES = 8
+
+# Seconds between the losses that the bar shows.
+_NOTE_EVERY = 0.5
 
 # Columns of metrics.csv after epoch and step, as the trainer names them in its logs.
 CERTIFIED = ("certified_accuracy", "acr")
@@ -45,7 +49,7 @@ class MetricsFile(keras.callbacks.Callback):
       path: the file.
 
     Raises:
-      UserError: there is a file, and it cannot be read as one of these.
+      UserError: the file exists and cannot be read, or is another kind of file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +67,7 @@ class MetricsFile(keras.callbacks.Callback):
         write_atomically(self._path, "\n".join([",".join(self._header), *lines]) + "\n")
 
     def _rows(self) -> list[dict[str, str]]:
-        """What there is so far."""
+        """The rows so far."""
         if not self._path.exists():
             return []
         try:
@@ -118,16 +122,21 @@ class TensorBoard(keras.callbacks.Callback):
         self._images, self._labels = tf.constant(images), tf.constant(labels)
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        """Opens the file and the clock, and says what will not be shown."""
+        """Opens the file, starts the clock, and says what will not be shown."""
         if not self._drawable():
             channels = self._images.shape[-1]
             commandline.note(f"TensorBoard: no pictures of {channels} channels")
         self._writer = tf.summary.create_file_writer(str(self._directory))
         self._seen, self._clock = self.model.steps_taken, time.monotonic()
 
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        """Reads how many steps were taken, for which it waits for the device."""
+        self._step = self.model.steps_taken
+
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Writes the epoch's running means, the rates and the speed."""
-        step = self.model.steps_taken
+        self._step += self.model.steps_per_execution
+        step = self._step
         if step % self._every:
             return
         now = time.monotonic()
@@ -233,6 +242,7 @@ class Progress(keras.callbacks.Callback):
         super().__init__()
         self._epochs, self._steps = epochs, steps
         self._file = sys.stderr if file is None else file
+        self._note, self._noted = "", -math.inf
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Starts the bar where training starts."""
@@ -249,7 +259,11 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Moves the bar."""
-        self._shown.advance(_losses(logs) if logs and self._file.isatty() else "")
+        now = time.monotonic()
+        # To show the losses is to wait for the device.
+        if logs and self._file.isatty() and now - self._noted >= _NOTE_EVERY:
+            self._note, self._noted = _losses(logs), now
+        self._shown.advance(self._note)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Writes the epoch's line."""

@@ -1,4 +1,4 @@
-"""The state of a run on disk: what it goes on from, bit for bit."""
+"""The state of a run on disk, from which it resumes bit for bit."""
 
 import re
 import shutil
@@ -20,30 +20,31 @@ _NAME = "{}/{}/.ATTRIBUTES/VARIABLE_VALUE"
 # TensorFlow writes a checkpoint as a table of contents and the tensors, each with a checksum.
 _FILE = re.compile(r"step-(\d+)\.(index|data-\d+-of-\d+)")
 
-# Where one is written, before its files are moved beside this directory.
+# Where one is written, before its files are moved into the directory above.
 _UNFINISHED = ".unfinished"
 
 
 class Checkpoints:
     """The newest states of a run.
 
-    That is the network, the optimizer (its iteration count among the rest, from which noise, data
-    order and schedules follow), float16's scale and the running means of the epoch under way. All
-    replicas hold the same: the first one's is kept. Beside it are the flags of the run, so that
-    no other run goes on from it.
+    A state is the network, the optimizer (its iteration count included, from which noise, data
+    order and schedules follow), float16's scale and the running means of the current epoch. All
+    replicas hold the same values; those of the first are kept. With them are the flags of the run,
+    so that no other run resumes from it.
 
-    What there is, the files themselves say, and no list beside them that could be lost.
+    Which checkpoints there are is read from the names of the files, not from a list that could be
+    lost.
 
     Attributes:
-      damaged: what `restore` has passed over, and why; the newest first.
+      damaged: the checkpoints that `restore` has passed over, and why; the newest first.
     """
 
     def __init__(self, trainer: SmoothedTrainer, directory: Path, *, flags: str = "") -> None:
-        """Looks at nothing yet.
+        """Builds the optimizer's variables; reads no file.
 
         Args:
-          trainer: compiled; of which the state is.
-          directory: where the files are, and appear.
+          trainer: compiled; its state is saved and restored.
+          directory: of the files; made by the first `save`.
           flags: of the run.
         """
         self.damaged: list[str] = []
@@ -67,9 +68,9 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps after which there is one, whole or not, ascending.
+        """The steps after which there is a checkpoint, whole or damaged, ascending.
 
-        Not one that a kill kept from being written.
+        One that a kill interrupted while it was written is none.
         """
         return sorted(_steps(self._directory) - _steps(self._directory / _UNFINISHED))
 
@@ -171,7 +172,7 @@ def _steps(directory: Path) -> set[int]:
 
 
 def state(trainer: SmoothedTrainer) -> dict[str, list[keras.Variable]]:
-    """The variables that a run goes on from."""
+    """The variables from which a run resumes."""
     found = {
         "network": trainer.network.variables,
         "optimizer": trainer.optimizer.variables,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import keras
 import tensorflow as tf
 
 from tfmacer.common.errors import UserError
@@ -35,7 +36,7 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 
 def check_divides(strategy: tf.distribute.Strategy, batch_size: int) -> None:
-    """Refuses a batch that replicas cannot share equally: their mean would not be its mean."""
+    """Refuses a batch that replicas cannot share equally: their mean would not be the batch's."""
     replicas = strategy.num_replicas_in_sync
     if batch_size % replicas:
         raise UserError(f"--batch_size={batch_size} must be divisible by the {replicas} devices")
@@ -66,6 +67,28 @@ def share_batches(
     return strategy.distribute_datasets_from_function(of_worker)
 
 
+def unshared_statistics(
+    strategy: tf.distribute.Strategy, network: keras.Model
+) -> list[keras.Variable]:
+    """What every replica's forward pass changes by itself; none where there is one alone."""
+    if strategy.num_replicas_in_sync == 1:
+        return []
+    return [v for v in network.non_trainable_weights if tf.as_dtype(v.dtype).is_floating]
+
+
+def over_replicas(
+    strategy: tf.distribute.Strategy, parts: list[tf.Tensor], size: tf.Tensor
+) -> tuple[list[tf.Tensor], tf.Tensor]:
+    """Means over all replicas, each counting by the size of its share, and the sum of the sizes."""
+    if strategy.num_replicas_in_sync == 1:
+        return parts, size
+    weighed = [tf.cast(size, part.dtype) * part for part in parts]
+    context = tf.distribute.get_replica_context()
+    *sums, total = context.all_reduce(tf.distribute.ReduceOp.SUM, [*weighed, size])
+    means = [tf.math.divide_no_nan(part, tf.cast(total, part.dtype)) for part in sums]
+    return means, total
+
+
 def check_agreed(strategy: tf.distribute.Strategy, step: int) -> None:
     """Refuses machines that would go on from different steps.
 
@@ -83,8 +106,8 @@ def check_agreed(strategy: tf.distribute.Strategy, step: int) -> None:
         )
 
 
-def anywhere(strategy: tf.distribute.Strategy) -> Callable[[bool], bool]:
-    """Whether something is so on any machine; all must ask at the same time."""
+def on_any_machine(strategy: tf.distribute.Strategy) -> Callable[[bool], bool]:
+    """Tells whether something is true on any machine; all must call it at the same time."""
     if not _of_machines(strategy):
         return bool
     total = _summer(strategy)
@@ -92,8 +115,8 @@ def anywhere(strategy: tf.distribute.Strategy) -> Callable[[bool], bool]:
 
 
 def wait(strategy: tf.distribute.Strategy) -> None:
-    """Until all machines are here: one that leaves early is a failure to the others."""
-    anywhere(strategy)(False)
+    """Waits for all machines: to the others, one that leaves early has failed."""
+    on_any_machine(strategy)(False)
 
 
 def _of_machines(strategy: tf.distribute.Strategy) -> bool:

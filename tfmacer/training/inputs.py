@@ -1,4 +1,4 @@
-"""What a trainer is given, brought to one form; what cannot be meant is refused in one sentence.
+"""Inputs of a trainer, converted to one form; wrong ones are refused in one sentence.
 
 As in Keras, labels may be a column or one-hot and numbers of any type; pixels are float in [0, 1]
 or uint8. Shapes and types are looked at when a step is traced; values in the graph, before
@@ -15,8 +15,9 @@ import tensorflow as tf
 
 from tfmacer.common.errors import UserError
 from tfmacer.data.splits import as_pixels
+from tfmacer.training.objective import Objective
 
-# Around what an assertion says, to find it again in what TensorFlow makes of it.
+# Around the message of an assertion, to find it in that of TensorFlow's error.
 _MARK = "<tfmacer>"
 
 _UNSAVED = (
@@ -25,8 +26,20 @@ _UNSAVED = (
 )
 
 
+@contextlib.contextmanager
+def in_one_line() -> Iterator[None]:
+    """Turns what an assertion of this module raises within into a `UserError`."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        said = re.search(f"{_MARK}(.*?){_MARK}", error.message, re.DOTALL)
+        if said is None:
+            raise
+        raise UserError(said[1]) from None
+
+
 class CheckedModel(keras.Model):
-    """A Keras model whose methods say in one sentence what is wrong with what they are given."""
+    """A Keras model whose methods say in one sentence what is wrong with their inputs."""
 
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """As `keras.Model.fit`."""
@@ -37,30 +50,11 @@ class CheckedModel(keras.Model):
         with in_one_line():
             return super().fit(*args, **kwargs)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`."""
-        with in_one_line():
-            return super().evaluate(*args, **kwargs)
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.predict`."""
-        with in_one_line():
-            return super().predict(*args, **kwargs)
-
-    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.train_on_batch`."""
-        with in_one_line():
-            return super().train_on_batch(*args, **kwargs)
-
-    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.test_on_batch`."""
-        with in_one_line():
-            return super().test_on_batch(*args, **kwargs)
-
-    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.predict_on_batch`."""
-        with in_one_line():
-            return super().predict_on_batch(*args, **kwargs)
+    evaluate = in_one_line()(keras.Model.evaluate)
+    predict = in_one_line()(keras.Model.predict)
+    train_on_batch = in_one_line()(keras.Model.train_on_batch)
+    test_on_batch = in_one_line()(keras.Model.test_on_batch)
+    predict_on_batch = in_one_line()(keras.Model.predict_on_batch)
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Refuses: Keras could not load what is more than layers.
@@ -146,16 +140,44 @@ def pixels(images: Any) -> tf.Tensor:
     return tf.cast(images, tf.float32)
 
 
-@contextlib.contextmanager
-def in_one_line() -> Iterator[None]:
-    """Turns what an assertion of this module raises within into a `UserError`."""
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        said = re.search(f"{_MARK}(.*?){_MARK}", error.message, re.DOTALL)
-        if said is None:
-            raise
-        raise UserError(said[1]) from None
+def check_chunk(noise_chunk: int | None, num_noise: int, objective: Objective) -> None:
+    """Refuses a chunk that does not divide the copies, or an objective that needs all at once."""
+    if noise_chunk is None:
+        return
+    if noise_chunk < 1 or num_noise % noise_chunk:
+        raise UserError(f"noise_chunk must divide num_noise={num_noise}, got {noise_chunk}")
+    if not objective.sees_copies_only:
+        raise UserError(
+            f"noise_chunk={noise_chunk}: {type(objective).__name__} needs all copies at once; "
+            "only gaussian, macer and consistency can be computed a few copies at a time"
+        )
+
+
+def check_sigma(objective: Objective, sigma: float) -> None:
+    """Refuses an objective, or one that it holds, of another sigma than the trainer's."""
+    part: Any = objective
+    while part is not None:
+        found = getattr(part, "sigma", sigma)
+        if found != sigma:
+            raise UserError(f"{type(part).__name__} has sigma={found}, the trainer sigma={sigma}")
+        part = getattr(part, "objective", None)
+
+
+def check_optimizer(optimizer: Any, replicas: int) -> None:
+    """Refuses an optimizer that does what the trainer does, or that replicas cannot share."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise UserError(
+            "optimizer: LossScaleOptimizer would scale losses twice: the trainer scales those of "
+            "networks in float16 itself; give the optimizer within it"
+        )
+    if steps := optimizer.gradient_accumulation_steps:
+        raise UserError(
+            f"optimizer: gradient_accumulation_steps={steps} would draw the same noise {steps} "
+            "times; noise_chunk takes a batch in parts"
+        )
+    for name in ("clipnorm", "clipvalue", "global_clipnorm"):
+        if replicas > 1 and getattr(optimizer, name) is not None:
+            raise UserError(f"optimizer: {name} is for one device; clip_norm is for {replicas}")
 
 
 def _num_classes(network: keras.Model, images: tf.Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Training that can be stopped, or killed, and taken up again at any step."""
+"""Training that can be stopped or killed at any step, and resumed."""
 
 import contextlib
 import math
@@ -16,6 +16,9 @@ from tfmacer.training.checkpoints import Checkpoints
 from tfmacer.training.trainer import SmoothedTrainer
 
 Step = Callable[[Iterator[Any]], dict[str, tf.Tensor]]
+
+# Steps between looks at the loss: to look is to wait for the device.
+LOOK_EVERY = 50
 
 
 def run(
@@ -40,10 +43,10 @@ def run(
       batches: gives a share of the batches from a step to the end of its epoch.
       epochs: to train in all.
       steps: per epoch.
-      kept: where the state is saved.
+      kept: saves the state.
       checkpoint_every: steps between checkpoints; one more is written at the end.
       held_out: batches to evaluate on after each epoch; None for none.
-      callbacks: told of epochs and batches as `fit` would tell them.
+      callbacks: called as `fit` calls them.
       stop: asked after every step; where it is True on any machine, training is saved and left.
 
     Returns:
@@ -56,7 +59,8 @@ def run(
     chief = distribution.is_chief(strategy)
     step = trainer.steps_taken
     distribution.check_agreed(strategy, step)
-    stopped_anywhere = distribution.anywhere(strategy)
+    on_any_machine = distribution.on_any_machine(strategy)
+    losses = _Losses(kept)
     listeners = keras.callbacks.CallbackList(list(callbacks) if chief else [], model=trainer)
     listeners.on_train_begin()
     take_step = step_function(trainer)
@@ -70,13 +74,18 @@ def run(
             with inputs.in_one_line():
                 logs = take_step(iterator)
             step += 1
-            _check_finite(logs, step, kept)
+            losses.add(step, logs)
+            ended, due = step == (epoch + 1) * steps, step % checkpoint_every == 0
+            if ended or due or step % LOOK_EVERY == 0:
+                losses.check()
             listeners.on_train_batch_end(step, logs)
-            if chief and step == (epoch + 1) * steps:
+            if chief and ended:
                 # Before the checkpoint, so that none is ever ahead of what was recorded.
                 listeners.on_epoch_end(epoch, logs | _evaluate(trainer, held_out))
-            stopped = stopped_anywhere(stop())
-            if chief and (stopped or step % checkpoint_every == 0 or step == epochs * steps):
+            stopped = on_any_machine(stop())
+            if stopped:
+                losses.check()
+            if chief and (stopped or due or step == epochs * steps):
                 kept.save(step)
             if stopped:
                 listeners.on_train_end()
@@ -103,7 +112,7 @@ def step_function(trainer: SmoothedTrainer) -> Step:
 
 @contextlib.contextmanager
 def termination() -> Iterator[Callable[[], bool]]:
-    """Says whether SIGTERM has come, which within does not kill the process."""
+    """Keeps SIGTERM from killing the process; yields a function that says whether it has come."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event.is_set  # Python delivers signals to the main thread only.
@@ -115,16 +124,30 @@ def termination() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _check_finite(logs: dict[str, Any], step: int, kept: Checkpoints) -> None:
-    # The logs are running means, where one value that is not finite stays.
-    for name in ("loss", "gradient_norm"):
-        value = float(logs[name])
-        if not math.isfinite(value):
-            last = kept.path(kept.steps[-1]) if kept.steps else "none yet"
-            raise UserError(
-                f"{name} is {value} at step {step}: training stopped; last good checkpoint: "
-                f"{last}; --clip_norm=1 or a smaller --learning_rate may help"
-            )
+class _Losses:
+    """The losses since the last look at them."""
+
+    def __init__(self, kept: Checkpoints) -> None:
+        self._kept = kept
+        self._new: list[tuple[str, int, tf.Tensor]] = []
+
+    def add(self, step: int, logs: dict[str, tf.Tensor]) -> None:
+        """Takes those of a step, without waiting for them."""
+        # The logs are running means, where one value that is not finite stays.
+        self._new += [(name, step, logs[name]) for name in ("loss", "gradient_norm")]
+
+    def check(self) -> None:
+        """Raises UserError where one is not finite."""
+        values = tf.stack([value for _, _, value in self._new]).numpy() if self._new else ()
+        for (name, step, _), value in zip(self._new, values, strict=True):
+            if not math.isfinite(value):
+                steps = self._kept.steps
+                last = self._kept.path(steps[-1]) if steps else "none yet"
+                raise UserError(
+                    f"{name} is {value} at step {step}: training stopped; last good checkpoint: "
+                    f"{last}; --clip_norm=1 or a smaller --learning_rate may help"
+                )
+        self._new.clear()
 
 
 def _evaluate(trainer: SmoothedTrainer, held_out: tf.data.Dataset | None) -> dict[str, float]:

@@ -1,8 +1,8 @@
-"""What logits under noise cost: pure functions of logits `[B, k, K]` and labels `[B]`.
+"""Losses of logits under noise: pure functions of logits `[B, k, K]` and labels `[B]`.
 
-The axes are image, noisy copy and class; each answers `[B]`, what every image costs by itself.
-Everything is computed in float64, which costs nothing beside the network: many of the derivatives
-are small differences of large terms.
+The axes are image, noisy copy and class; each function returns `[B]`, the loss of every image.
+Everything is computed in float64, whose cost is negligible next to the network: many of the
+derivatives are small differences of large terms.
 """
 
 import tensorflow as tf
@@ -64,7 +64,7 @@ def macer_robustness(
     right, rest, runner_up = _tails(logits, labels, beta)
     gap = -_quantile(tf.stop_gradient(rest)) - _quantile(tf.stop_gradient(runner_up))
     # Select before inverting, and again after: where an image is wrong or saturated, Phi^-1 has
-    # an infinite slope, and 0 x inf would reach the tape from under a single select.
+    # an infinite derivative, and with a single select 0 x inf would reach the tape.
     active = right & (gap < gamma)
     half = tf.fill(tf.shape(rest), tf.constant(0.5, rest.dtype))
     gap = -_quantile(tf.where(active, rest, half)) - _quantile(tf.where(active, runner_up, half))
@@ -187,6 +187,15 @@ def mixed_divergence(
     right = tf.argmax(log_p, axis=-1) == tf.cast(labels, tf.int64)
     kept = tf.where(right, divergence, tf.zeros_like(divergence))
     return _like(logits, kept)
+
+
+def accuracy(logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
+    """Share of the copies `[B, k, K]` whose largest logit is the label's, by weights `[B]`."""
+    hits = tf.argmax(logits, axis=-1) == tf.cast(labels, tf.int64)[:, tf.newaxis]
+    if weights is None:
+        return tf.reduce_mean(tf.cast(hits, tf.float32))
+    shares = tf.reduce_mean(tf.cast(hits, tf.float32), axis=1)
+    return tf.math.divide_no_nan(tf.reduce_sum(shares * weights), tf.reduce_sum(weights))
 
 
 def _tails(

@@ -1,13 +1,12 @@
-"""What is minimised: small objects that compose the losses with views of a batch.
+"""The objectives by name: losses composed with views of a batch.
 
-An objective says which views of a batch the network must see (`views`) and what their logits cost
-(`losses`); it is handed the network and never owns one, and it may hold another objective that it
-shows other images to. A new one is one class here and one line in `OBJECTIVES`.
+A new one is one class, a frozen dataclass whose fields are its options, and one line in
+`OBJECTIVES`. A flag of its own is one field of `TrainConfig`.
 """
 
 import dataclasses
 import functools
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar
 
 import tensorflow as tf
 
@@ -24,137 +23,12 @@ from tfmacer.training.losses import (
     smoothed_cross_entropy,
     stability,
 )
+from tfmacer.training.objective import Batch, Losses, Objective, Views, noisy_views
 from tfmacer.training.schedules import Schedule
 
 
-class Batch(NamedTuple):
-    """One training batch, its noise drawn.
-
-    Attributes:
-      images: float32 `[B, H, W, C]` in [0, 1].
-      labels: int `[B]`.
-      noise: float32 `[B, k, H, W, C]`, to be added to the images; None for `losses` where the
-        copies were drawn a few at a time.
-      step: int64 scalar, steps taken so far: the schedules' argument.
-      seed: int64 `[2]`, the step's own, for an objective's further random choices.
-    """
-
-    images: tf.Tensor
-    labels: tf.Tensor
-    noise: tf.Tensor
-    step: tf.Tensor
-    seed: tf.Tensor
-
-
-class Losses(NamedTuple):
-    """What each image of a batch costs; the objective is the mean of the sum of the two terms.
-
-    Attributes:
-      classification: `[B]`.
-      robustness: `[B]`, weighted by lambda.
-      noisy_logits: `[B, k, K]`, those of the views under noise; what noisy accuracy is made of.
-    """
-
-    classification: tf.Tensor
-    robustness: tf.Tensor
-    noisy_logits: tf.Tensor
-
-
-# Groups of views, one at least.
-Views: TypeAlias = tuple[tf.Tensor, ...]
-
-
-class Objective(Protocol):
-    """A training objective.
-
-    Attributes:
-      num_noise: noisy copies of each image in the papers' configurations.
-      sees_copies_only: whether the views are the noisy copies in one group, each a function of its
-        own noise: what can be shown to the network a few copies at a time.
-    """
-
-    num_noise: ClassVar[int]
-    sees_copies_only: ClassVar[bool]
-
-    def views(self, network: Network, batch: Batch) -> Views:
-        """What the network must see of a batch, in groups `[B, v, H, W, C]`.
-
-        Each group is one forward pass, and batch statistics are a group's. Computed outside the
-        gradient tape; `network` (noisy images `[N, H, W, C]` to logits `[N, K]`, in inference
-        mode) is for objectives that look before they choose.
-        """
-        ...
-
-    def losses(self, logits: tf.Tensor, batch: Batch) -> Losses:
-        """What the logits `[B, v, K]` cost; v counts the views of all groups, one after another."""
-        ...
-
-    def weight_at(self, step: tf.Tensor) -> tf.Tensor:
-        """Weight of the robustness term (lambda) after `step` steps."""
-        ...
-
-    def epsilon_at(self, step: tf.Tensor) -> tf.Tensor:
-        """Bound on the attack after `step` steps, in units of pixels in [0, 1]; 0 without one."""
-        ...
-
-
-def noisy_views(batch: Batch) -> tf.Tensor:
-    """Row b, copy j: image b under its j-th noise. `[B, k, H, W, C]`."""
-    shape = tf.shape(batch.noise)
-    # tf.repeat along the batch axis: tiling another axis and reshaping scrambles the pixels.
-    copies = tf.reshape(tf.repeat(batch.images, shape[1], axis=0), shape)
-    return tf.ensure_shape(copies + batch.noise, [None, None, *batch.images.shape[1:]])
-
-
-def _at(value: float | Schedule, step: tf.Tensor) -> tf.Tensor:
-    """A number, or a schedule's value after `step` steps."""
-    return value(step) if callable(value) else tf.constant(value)
-
-
-class _Unattacked:
-    """What the objectives share that look for no adversary."""
-
-    sees_copies_only: ClassVar[bool] = False
-
-    def epsilon_at(self, step: tf.Tensor) -> tf.Tensor:
-        """See `Objective.epsilon_at`."""
-        return tf.zeros(())
-
-
-class _OnNoise(_Unattacked):
-    """What the objectives share that see nothing but the noisy copies."""
-
-    sees_copies_only: ClassVar[bool] = True
-
-    def views(self, network: Network, batch: Batch) -> Views:
-        """The noisy copies."""
-        return (noisy_views(batch),)
-
-
-class _Attacked:
-    """What the objectives share that look for adversaries."""
-
-    sees_copies_only: ClassVar[bool] = False
-
-    epsilon: float | Schedule
-
-    def epsilon_at(self, step: tf.Tensor) -> tf.Tensor:
-        """See `Objective.epsilon_at`."""
-        return _at(self.epsilon, step)
-
-
-class _Weighted:
-    """What the objectives share that have a weight."""
-
-    weight: float | Schedule
-
-    def weight_at(self, step: tf.Tensor) -> tf.Tensor:
-        """See `Objective.weight_at`."""
-        return _at(self.weight, step)
-
-
 @dataclasses.dataclass(frozen=True)
-class Gaussian(_OnNoise):
+class Gaussian(Objective):
     """Cross-entropy under noise (Cohen et al., ICML 2019), averaged over the copies."""
 
     num_noise: ClassVar[int] = 1
@@ -164,13 +38,9 @@ class Gaussian(_OnNoise):
         classification = cross_entropy(logits, batch.labels)
         return Losses(classification, tf.zeros_like(classification), logits)
 
-    def weight_at(self, step: tf.Tensor) -> tf.Tensor:
-        """No robustness term."""
-        return tf.zeros(())
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Macer(_OnNoise, _Weighted):
+class Macer(Objective):
     """MACER (Zhai et al., ICLR 2020, Algorithm 1).
 
     Attributes:
@@ -197,7 +67,7 @@ class Macer(_OnNoise, _Weighted):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stability(_Unattacked, _Weighted):
+class Stability(Objective):
     """Stability training (Li et al., NeurIPS 2019) as Jeong and Shin's code runs it.
 
     Attributes:
@@ -220,7 +90,7 @@ class Stability(_Unattacked, _Weighted):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Consistency(_OnNoise, _Weighted):
+class Consistency(Objective):
     """Consistency regularisation of Gaussian training (Jeong and Shin, NeurIPS 2020).
 
     Attributes:
@@ -246,14 +116,14 @@ class Consistency(_OnNoise, _Weighted):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SmoothAdv(_Attacked):
+class SmoothAdv(Objective):
     """SmoothAdv (Salman et al., NeurIPS 2019): another objective, on attacked images.
 
     The noise that the attack sees is the noise that the objective sees. With `Gaussian` it is
     Salman et al.'s, with `Consistency` that of Jeong and Shin (NeurIPS 2020, section 4).
 
     Attributes:
-      objective: what attacked images cost; one that sees noisy copies.
+      objective: the loss of attacked images; one that sees noisy copies.
       attack: `pgd` or `ddn`.
       code: whose code `pgd` follows: `salman` (Salman et al.) or `jeong` (Jeong and Shin), see
         `adversarial.pgd`. `ddn` is `salman`'s.
@@ -271,7 +141,7 @@ class SmoothAdv(_Attacked):
     epsilon: float | Schedule = 1.0
 
     def __post_init__(self) -> None:
-        """Refuses an attack that nobody's code has."""
+        """Refuses an attack that neither code has."""
         if (self.attack, self.code) not in ATTACKS:
             known = ", ".join(f"{attack} of {code}" for attack, code in ATTACKS)
             raise UserError(f"the attack must be {known}, got {self.attack} of {self.code}")
@@ -285,7 +155,7 @@ class SmoothAdv(_Attacked):
             batch.noise,
             epsilon=self.epsilon_at(batch.step),
             steps=self.steps,
-            # Of its own: the objective may draw from the batch's.
+            # Another one than the batch's, from which the objective may draw.
             seed=tf.random.experimental.stateless_fold_in(batch.seed, 1, alg="philox"),
         )
         return self.objective.views(network, batch._replace(images=found))
@@ -307,7 +177,7 @@ ATTACKS: dict[tuple[str, str], Any] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SmoothMix(_Attacked, _Weighted):
+class SmoothMix(Objective):
     """SmoothMix (Jeong et al., NeurIPS 2021, Algorithm 1).
 
     Attributes:
@@ -350,7 +220,7 @@ def _share(batch: Batch) -> tf.Tensor:
     return tf.random.stateless_uniform(shape, batch.seed, maxval=0.5, alg="philox")
 
 
-# What each name is composed of, outermost first.
+# The parts of each name, outermost first.
 OBJECTIVES: dict[str, tuple[Any, ...]] = {
     "gaussian": (Gaussian,),
     "macer": (Macer,),

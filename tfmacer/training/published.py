@@ -2,8 +2,8 @@
 
 M: Zhai et al., "MACER" (ICLR 2020), sections 5.1 and C. C: Jeong and Shin, "Consistency
 Regularization for Certified Robustness of Smoothed Classifiers" (NeurIPS 2020), sections 4 and
-supplementary A to B. S: Jeong et al., "SmoothMix" (NeurIPS 2021), as the commands beside their
-code have it.
+supplementary A to B. S: Jeong et al., "SmoothMix" (NeurIPS 2021), as the commands published
+with their code have it.
 """
 
 from typing import Any, NamedTuple

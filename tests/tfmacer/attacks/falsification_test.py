@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 
 from tfmacer.attacks import falsification
-from tfmacer.attacks.falsification import MOST_TESTS, Falsifier, Plan
+from tfmacer.attacks.falsification import MOST_TESTS, Falsifier
+from tfmacer.attacks.plan import Plan
 from tfmacer.certification.images import certify_images
 from tfmacer.common.errors import UserError
 from tfmacer.guarantee.rule import Rule

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tfmacer.attacks import adversarial
 from tfmacer.training import losses, networks, objectives, schedules
+from tfmacer.training.objective import Batch
 from tfmacer.training.optimizer import SGD
 from tfmacer.training.trainer import SmoothedTrainer
 
@@ -164,7 +165,7 @@ def test_a_step_of_a_network_with_batch_statistics(name, monkeypatch):
     monkeypatch.setattr(
         SmoothedTrainer,
         "draw",
-        lambda self, images, labels, stream, step: objectives.Batch(
+        lambda self, images, labels, stream, step: Batch(
             images, labels, tf.constant(noise, tf.float32), step, tf.zeros(2, tf.int64)
         ),
     )

@@ -11,6 +11,7 @@ from tfmacer.attacks import adversarial
 from tfmacer.common.errors import UserError
 from tfmacer.training import losses, schedules
 from tfmacer.training import objectives as o
+from tfmacer.training.objective import Batch, noisy_views
 
 SIGMA = 0.5
 
@@ -28,7 +29,7 @@ def _batch(size, *, copies, labels=None, step=0):
     """Images whose pixels all differ, with noise that says image and copy."""
     images = np.arange(size * 12, dtype=np.float32).reshape(size, 2, 3, 2) / 100
     copy = np.arange(size * copies, dtype=np.float32).reshape(size, copies, 1, 1, 1)
-    return o.Batch(
+    return Batch(
         tf.constant(images),
         tf.constant(np.zeros(size, int) if labels is None else labels),
         tf.constant(np.broadcast_to(1000 * (copy + 1), (size, copies, 2, 3, 2))),
@@ -87,7 +88,7 @@ def test_stability_sees_the_clean_image_first_and_apart():
     batch = _batch(2, copies=3)
     clean, noisy = o.Stability().views(None, batch)
     np.testing.assert_array_equal(clean[:, 0], batch.images)
-    np.testing.assert_array_equal(noisy, o.noisy_views(batch))
+    np.testing.assert_array_equal(noisy, noisy_views(batch))
     logits = tf.random.stateless_normal([2, 4, 5], [1, 2])
     found = o.Stability(weight=2.0).losses(logits, batch)
     np.testing.assert_allclose(found.classification, losses.cross_entropy(logits[:, :1], [0, 0]))
@@ -152,7 +153,7 @@ SHAPE, PIXELS = (2, 3, 2), 12
 def _drawn(size=6, copies=3, classes=2, step=0, seed=(1, 2)):
     """A batch away from the ends of the pixels, noise as in training."""
     rng = np.random.default_rng(4)
-    return o.Batch(
+    return Batch(
         tf.constant(rng.uniform(0.4, 0.6, (size, *SHAPE)), tf.float32),
         tf.constant(np.arange(size) % classes),
         tf.constant(rng.normal(0, 0.1, (size, copies, *SHAPE)), tf.float32),
@@ -203,7 +204,7 @@ def test_smoothadv_shows_attacked_images_under_the_noise_of_the_attack(attack, c
     )
     np.testing.assert_allclose(seen[:, 0], expected.numpy().reshape(-1, PIXELS), atol=1e-6)
     attacked, plain = (
-        objective.losses(_logits(network, v), batch) for v in (views, o.noisy_views(batch))
+        objective.losses(_logits(network, v), batch) for v in (views, noisy_views(batch))
     )
     assert np.mean(attacked.classification - plain.classification) > 1e-3
 
@@ -215,7 +216,7 @@ def test_epsilon_follows_its_schedule(step, bound):
     batch = _drawn(step=step)
     objective = o.SmoothAdv(epsilon=schedules.linear(0.4, 10))
     (views,) = objective.views(network, batch)
-    change = _seen(views, batch) - _seen(o.noisy_views(batch), batch)
+    change = _seen(views, batch) - _seen(noisy_views(batch), batch)
     sign = np.where(batch.labels == 0, 1, -1)[:, np.newaxis]
     np.testing.assert_allclose(change[:, 0], bound * sign * direction, atol=1e-6)
 
