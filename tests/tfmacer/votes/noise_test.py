@@ -107,7 +107,7 @@ class TestRoundedGaussian:
         # A step of the grid is 1/64 of sigma: rounding moves the boundary by far less.
         assert (radii <= truth).all()
         assert (radii >= np.minimum(truth, 0.6) - 0.08).all()
-        assert certificates[0].family == "rounded_gaussian"
+        assert certificates[0].distribution.family == "rounded_gaussian"
         assert "whole steps of 1/255" in certificates[0].statement()
 
     def test_refuses_images_off_the_grid(self):
@@ -181,7 +181,10 @@ class TestGeneralizedGaussian:
         radii = np.array([c.radius for c in certificates])
         assert (radii <= truth).all()
         assert (radii >= np.minimum(truth, 0.6) - 0.08).all()
-        assert (certificates[0].family, certificates[0].norm) == ("generalized_gaussian", "l2")
+        assert (certificates[0].distribution.family, certificates[0].norm) == (
+            "generalized_gaussian",
+            "l2",
+        )
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
@@ -217,7 +220,7 @@ class TestMixedNorm:
         radii = np.array([c.radius for c in certificates])
         assert (radii > 0).all()
         assert (radii <= truth).all()
-        assert (certificates[0].family, certificates[0].norm) == ("mixed_norm", "linf")
+        assert (certificates[0].distribution.family, certificates[0].norm) == ("mixed_norm", "linf")
 
 
 def test_an_export_from_before_generators_had_names_draws_what_it_drew(tmp_path):
