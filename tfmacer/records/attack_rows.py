@@ -12,18 +12,9 @@ from tfmacer.records.cell_text import ABSENT, clock, seconds_of
 from tfmacer.records.tables import Settings
 
 COLUMNS = (
-    "idx",
-    "label",
-    "predict",
-    "radius",
-    "flipped_within",
-    "attack_radius",
-    "attack_class",
-    "searched",
-    "tests",
-    "time",
-    "digest",
-)
+    "idx", "label", "predict", "radius", "flipped_within", "attack_radius", "attack_class",
+    "searched", "tests", "time", "digest",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

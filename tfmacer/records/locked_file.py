@@ -51,7 +51,7 @@ class LockedFile:
           The last line that was there, without its newline; None where there was none.
 
         Raises:
-          UserError: the disk refuses.
+          UserError: the file cannot be opened or written.
         """
         self._close_file()
         try:

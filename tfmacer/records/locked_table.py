@@ -37,7 +37,7 @@ class LockedTable(Generic[RowT]):
 
         Raises:
           UserError: another process writes the table, it was made with other settings, a complete
-            line of it is corrupt or was altered, or the disk refuses.
+            line of it is corrupt or was altered, or it cannot be written.
         """
         self.path = path
         self._settings = settings
@@ -65,8 +65,8 @@ class LockedTable(Generic[RowT]):
         """Writes a row and waits until the disk has it.
 
         Raises:
-          UserError: the disk refuses, e.g. because it is full, and the table ends with its last
-            whole row; or the table is not there any more.
+          UserError: it cannot be written, e.g. because the disk is full, and the table ends with
+            its last whole row; or the table was removed or changed.
           ValueError: the image is not one of the selection, or already has a row.
         """
         if row.idx not in self._missing:

@@ -32,8 +32,9 @@ def merge(shards: Iterable[Path], out: Path) -> Log:
       out: the log to write; must not exist.
 
     Raises:
-      UserError: a shard is not ours, not finished or altered, or its rows do not follow from their
-        votes; settings differ; a shard is missing or given twice; `out` or its settings exist.
+      UserError: a shard is not a log of tfmacer, not finished or altered, or its rows do not
+        follow from their votes; settings differ; a shard is missing or given twice; `out` or its
+        settings exist.
     """
     for path in (out, settings_path(out)):
         if path.exists():
@@ -63,8 +64,8 @@ def join(parts: Sequence[PartialResult], number: int, settings: LogSettings, out
       out: the log to write.
 
     Raises:
-      UserError: an image is missing or there twice, or a row does not follow from its votes; the
-        disk refuses.
+      UserError: an image is missing or there twice, or a row does not follow from its votes; it
+        cannot be written.
     """
     records = [record for part in parts for record in part.records[number]]
     counted = collections.Counter(record.idx for record in records)

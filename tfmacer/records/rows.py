@@ -12,17 +12,9 @@ from tfmacer.records.cell_text import ABSENT
 # The columns of the field's published logs come first, so that their readers read ours.
 PUBLISHED_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 HARD_COLUMNS = (
-    *PUBLISHED_COLUMNS,
-    "clean",
-    "n0",
-    "n",
-    "select_counts",
-    "counts",
-    "p_lower",
-    "p_upper_second",
-    "bound",
-    "stopped_early",
-)
+    *PUBLISHED_COLUMNS, "clean", "n0", "n", "select_counts", "counts", "p_lower", "p_upper_second",
+    "bound", "stopped_early",
+)  # fmt: skip
 SOFT_COLUMNS = ("select_sums", "sums", "square_sums")
 # Since format version 2.
 IMAGE_COLUMNS = ("pixels_sha256", "name")
@@ -78,17 +70,7 @@ class Record:
         pixels_sha256: str,
         name: str | None = None,
     ) -> "Record":
-        """The record of a certificate.
-
-        Args:
-          certificate: what was certified.
-          idx: position of the image in the split as stored.
-          label: the true class, -1 where there is none.
-          clean: class of the base network without noise.
-          seconds: time spent on the image.
-          pixels_sha256: of the image, see `tfmacer.records.sealing.pixels_digest`.
-          name: what the dataset calls the image; None where it has no name for it.
-        """
+        """The record of a certificate; the other arguments are as in `Record`, `name` as it is."""
         second = certificate.p_upper_second
         return cls(
             idx=int(idx),
