@@ -175,8 +175,8 @@ def test_a_broken_export_fails_the_start_with_its_reason(tmp_path: Path) -> None
         pass
     text = log.read_text()
     for name in ("grpc_channel_arguments", "flush_filesystem_caches", "num_load_threads"):
-        assert f"--{name} is taken and ignored" in text
-    assert text.count("is taken and ignored") == 3
+        assert f"--{name} is accepted and ignored" in text
+    assert text.count("is accepted and ignored") == 3
     assert text.splitlines()[-1].startswith(
         "error: Failed to start server. Error: UNKNOWN: 1 servable(s) did not become available: "
         "{{name: m version: 1} due to error: "
