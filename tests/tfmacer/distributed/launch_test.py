@@ -80,6 +80,7 @@ def parts(out: Path) -> list[Path]:
     return list(out.with_name(f"{out.name}.parts").glob("*-*.json"))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(plain, tiny_run, tmp_path, capfd):
     out = tmp_path / "log.tsv"
     killed = []

@@ -156,7 +156,6 @@ def outside(plot):
     [
         (1, "{}"),
         (10, "method_{:02d}_lambda_10.0_of_a_name_that_goes_on_and_on/noise_0.50/seed_1"),
-        (40, "method_{:02d}_lambda_10.0"),
         (45, "{:02d}" + "W" * 60),
         (38, "method_{:02d}/" + 30 * "a_long_way/" + "end"),
     ],

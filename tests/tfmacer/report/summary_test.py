@@ -81,7 +81,7 @@ def coverage(values, images, interval, repeats=2000):
     return sum(each.low <= mean <= each.high for each in found) / repeats
 
 
-@pytest.mark.parametrize("images", [10, 20, 50, 200])
+@pytest.mark.parametrize("images", [10, 50])
 @pytest.mark.parametrize("name", RADII)
 def test_intervals_of_the_acr_hold_from_ten_images_on(name, images):
     """On radii of real networks; 95 % less three binomial standard deviations of 0.5 %.
