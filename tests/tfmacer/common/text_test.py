@@ -59,7 +59,7 @@ def test_a_message_ends_somewhere():
 @pytest.mark.parametrize("piece", ["'", "\"'", "' ", "'\\", "\\", "'a\\'", " '\\'a", "'a'b "])
 def test_hostile_messages_are_read_once(piece):
     """Were the work to grow with the square of the length, this would not end."""
-    assert len(one_line(piece * 1_000_000)) == 2000
+    assert len(one_line(piece * 200_000)) == 2000
 
 
 def test_a_user_error_is_one_harmless_line():
