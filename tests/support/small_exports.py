@@ -53,8 +53,12 @@ def small_network() -> keras.Model:
     return keras.Sequential([keras.Input(SHAPE), *layers])
 
 
-def write_small_export(version: Path) -> Path:
-    """Saves it as a version directory, without the checks of an export."""
-    module = SmoothedClassifier(small_network(), small_smoothing(), 100)
+def write_export(version: Path, network: keras.Model, smoothing: Smoothing) -> Path:
+    """Saves a classifier as a version directory, without the checks of an export."""
+    module = SmoothedClassifier(network, smoothing, 100)
     tf.saved_model.save(module, str(version), signatures=module.signatures())
     return version
+
+
+def write_small_export(version: Path) -> Path:
+    return write_export(version, small_network(), small_smoothing())

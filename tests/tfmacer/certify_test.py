@@ -13,8 +13,8 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
+from small_exports import write_export
 
-from export import saved_model
 from tfmacer import certify
 from tfmacer.records.locked_table import LockedTable
 from tfmacer.records.logs import read_log, settings_path
@@ -152,7 +152,7 @@ def test_a_model_calls_nothing_by_its_description(tiny_run, tmp_path, monkeypatc
     smoothing = dataclasses.replace(theirs.read_smoothing(), dataset="shutil:rmtree")
     theirs.smoothing.write_text(smoothing.to_json())
     network = models.load_run(tiny_run)[0]
-    exported = saved_model.export(network, smoothing, tmp_path / "export", version=1)
+    exported = write_export(tmp_path / "export" / "1", network, smoothing)
     monkeypatch.chdir(tmp_path)
     for model in (f"--run_dir={theirs.root}", f"--saved_model={exported}"):
         capsys.readouterr()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from scipy import stats
+from small_exports import write_export
 
 import tfmacer
-from export import saved_model
 from tfmacer.certification import images as certification
 from tfmacer.certification.preflight import preflight
 from tfmacer.common.errors import UserError
@@ -78,10 +78,8 @@ def test_sources_agree_on_equal_seeds(problem, tmp_path):
             keras.layers.Dense(3),
         ]
     )
-    network.save(tmp_path / "m.keras")
-    base = tmp_path / "export"
-    arguments = [f"--model={tmp_path / 'm.keras'}", f"--sigma={SIGMA}", f"--export_dir={base}"]
-    assert saved_model.main(arguments) == 0
+    smoothing = Smoothing(sigma=SIGMA, num_classes=3, input_shape=SHAPE, model_digest="0" * 64)
+    exported = write_export(tmp_path / "1", network, smoothing)
     images = problem[2][:4]
     plan = {"n0": 64, "n": 2000, "alpha": 0.01, "seed": 3}
     first = tfmacer.certify_images(network, images, sigma=SIGMA, **plan)
@@ -91,8 +89,7 @@ def test_sources_agree_on_equal_seeds(problem, tmp_path):
         hidden = np.maximum(x.reshape(-1, 16) @ kernels[0] + kernels[1], 0)
         return hidden @ kernels[2] + kernels[3]
 
-    smoothing = local.SavedModelVotes(base).smoothing
-    for other in (base, local.from_callable(function, smoothing)):
+    for other in (exported, local.from_callable(function, smoothing)):
         found = tfmacer.certify_images(other, images, **plan)
         assert [c.draws.counts for c in found] == [c.draws.counts for c in first]
         assert [c.draws.select_counts for c in found] == [c.draws.select_counts for c in first]
