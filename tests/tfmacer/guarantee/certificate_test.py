@@ -25,6 +25,7 @@ from tfmacer.guarantee.certificate import (
     round_down,
 )
 from tfmacer.guarantee.counts import Counts
+from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.noise.gaussian.distribution import Gaussian
@@ -272,31 +273,28 @@ class TestCertify:
         more = certify(make_counts((hits + 1, 999 - hits)), rule, UNIT)
         assert less.radius <= more.radius
 
-    def test_a_law_is_all_that_another_noise_needs(self):
+    def test_a_distribution_is_all_that_another_noise_needs(self):
         """Laplace noise certifies l1 balls of radius -scale ln(2 (1 - p))."""
 
         @dataclasses.dataclass(frozen=True)
-        class Laplace:
-            sigma: float
-            dimension: int = 784
-            generator: str = "philox"
+        class Laplace(NoiseDistribution):
             family: ClassVar[str] = "laplace"
             norm: ClassVar[str] = "l1"
+            note: ClassVar[str] = "and nothing more"
+            left_out = 0.0
 
-            @classmethod
-            def build(cls, *, sigma, params, dimension, generator):
-                return cls(sigma, dimension, generator)
-
-            def radius(self, p_lower, p_upper_second=None):
+            def _radius(self, p_lower, p_upper_second):
                 return max(-self.sigma * math.log(2 * (1 - p_lower)), 0.0)
 
-            def probability(self, radius):
+            def _probability(self, radius):
                 return 1 - math.exp(-radius / self.sigma) / 2
 
-        certificate = certify(make_counts((950, 50)), Rule(n0=10, n=1000), Laplace(0.5))
+        noise = Laplace(0.5, 784, "philox")
+        certificate = certify(make_counts((950, 50)), Rule(n0=10, n=1000), noise)
         assert (certificate.norm, certificate.distribution.family) == ("l1", "laplace")
         assert certificate.radius == -0.5 * math.log(2 * (1 - certificate.p_lower))
         assert "all pixels at l1 distance" in certificate.statement()
+        assert certificate.statement().endswith("; and nothing more.")
 
 
 class TestSoft:
@@ -327,8 +325,8 @@ class TestSoft:
         counts = make_soft([0.9], (5.5, 4.5))
         hard = certify(counts, Rule(n0=10, n=1000), UNIT)
         soft = certify(counts, Rule(n0=10, n=1000, bound="bernstein"), UNIT)
-        assert (hard.sums, hard.select_sums, hard.square_sums) == (None, None, None)
-        assert soft.sums is not None
+        assert (hard.draws.sums, hard.draws.select_sums, hard.draws.square_sums) == (None,) * 3
+        assert soft.draws.sums is not None
         assert (hard.predict, soft.predict) == (-1, 0)
 
     @pytest.mark.parametrize("missing", ["select_sums", "sums", "square_sums"])
