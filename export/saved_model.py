@@ -22,6 +22,7 @@ from absl import flags
 
 from tfmacer.common import commandline
 from tfmacer.common.errors import UserError
+from tfmacer.common.unfinished import held, remove_leftovers
 from tfmacer.records.runs import BLOCK_SIZE, RunDirectory, Smoothing
 
 FLAGS = flags.FlagValues()
@@ -94,17 +95,19 @@ def export(
     try:
         export_dir.mkdir(parents=True, exist_ok=True)
         # No number, so that a server polling the base path never sees it half written.
+        remove_leftovers(export_dir, ".[0-9]*.tmp")
         scratch = Path(tempfile.mkdtemp(prefix=f".{version}.", suffix=".tmp", dir=export_dir))
     except OSError as error:
         raise UserError(f"export_dir {export_dir}: cannot be written: {error.strerror}") from error
     try:
-        _write(network, smoothing, scratch, num_samples)
-        _verify(network, smoothing, scratch)
-        for path in (*scratch.rglob("*"), scratch):
-            _fsync(path)
-        scratch.chmod(0o755)
-        _appear(scratch, target)
-        _fsync(export_dir)
+        with held(scratch):
+            _write(network, smoothing, scratch, num_samples)
+            _verify(network, smoothing, scratch)
+            for path in (*scratch.rglob("*"), scratch):
+                _fsync(path)
+            scratch.chmod(0o755)
+            _appear(scratch, target)
+            _fsync(export_dir)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target

@@ -359,3 +359,18 @@ def test_lint_finds_nothing_in_a_good_export_and_counts_its_variables(exported, 
     network = keras.models.load_model(keras_file)
     assert lint.lint(exported, len(network.weights)) == []
     assert "the network has 3" in lint.lint(exported, 3)[0]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(keras_file, tmp_path, monkeypatch, capsys):
+    """As does what a killed export has left."""
+    left = tmp_path / "exports" / ".1.killed.tmp"
+    left.mkdir(parents=True)
+
+    def full(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "a; No space left on device [Op:SaveV2]")
+
+    arguments = [f"--model={keras_file}", "--sigma=0.25", f"--export_dir={left.parent}"]
+    monkeypatch.setattr(tf.saved_model, "save", full)
+    assert saved_model.main(arguments) == 1
+    assert "error: a; No space left on device\n" in capsys.readouterr().err
+    assert list(left.parent.iterdir()) == []

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from absl import flags
 
-from tfmacer.common.errors import Notice, UserError
+from tfmacer.common.errors import Notice, UserError, refusal
 from tfmacer.common.text import one_line, visible
 
 # The hosts that gRPC reaches without a proxy; it reads the lower-case name only.
@@ -46,7 +46,8 @@ def command(
     Returns:
       A function of the arguments after the program's name, by default those of `sys.argv`. It
       returns the exit status: 0 when `main` returned, 2 for flags that cannot be parsed or are out
-      of range, 1 for any other mistake of the user's (`UserError`), 130 after an interrupt from the
+      of range, 1 for any other mistake of the user's (`UserError`) and where the system refuses to
+      read or write a file, e.g. because the disk is full, 130 after an interrupt from the
       keyboard, 141 after the reader of the output has closed it, as `head` does.
     """
 
@@ -60,6 +61,10 @@ def command(
             if not _discard_unread_output():
                 raise
             return 128 + signal.SIGPIPE
+        except OSError as error:
+            if refusal(error) is None:
+                raise
+            return _complain_of_output(error)
         return status
 
     return run
@@ -95,7 +100,17 @@ def _status(
         return _complain(error, 1)
     except KeyboardInterrupt:
         return _complain(RuntimeError("interrupted"), 130)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) or (reason := refusal(error)) is None:
+            raise
+        return _complain(RuntimeError(reason), 1)
     return 0
+
+
+def _complain_of_output(error: OSError) -> int:
+    """Standard output cannot be written, and what is buffered never will be."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return _complain(RuntimeError(f"standard output: {error.strerror}"), 1)
 
 
 def _check_text(flag_values: flags.FlagValues, arguments: Sequence[str]) -> None:

@@ -1,6 +1,23 @@
 """The exception for a user's mistake, and the warning that commands show."""
 
+import errno
+import os
+import re
+
 from tfmacer.common.text import one_line
+
+# Refusals to read or write a file that are no fault of the program.
+_REFUSALS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+)
 
 
 class UserError(ValueError):
@@ -21,3 +38,18 @@ class Notice(UserWarning):
 
     The message is one line, as in `UserError`. Commands print it once on standard error.
     """
+
+
+def refusal(error: BaseException) -> str | None:
+    """What the operating system refused, e.g. because a disk is full; None for any other error.
+
+    Libraries in C, those of TensorFlow and of HDF5, raise errors that only quote the system.
+    """
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        return f"{error.filename or 'standard output'}: {error.strerror}"
+    if isinstance(error, OSError) or type(error).__module__.startswith("tensorflow."):
+        # TensorFlow puts the op before and after it.
+        text = re.sub(r"^\{\{.*?\}\} | \[Op:\w+\]", "", str(error))
+        if any(os.strerror(number) in text for number in _REFUSALS):
+            return text
+    return None

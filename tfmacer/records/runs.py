@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import glob
 import hashlib
 import math
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmacer.common.errors import Notice, UserError
+from tfmacer.common.unfinished import held, remove_leftovers
 from tfmacer.guarantee.distribution import NoiseDistribution, check_sigma
 from tfmacer.noise import generators
 from tfmacer.noise.families import noise_distribution
@@ -257,10 +259,14 @@ def read_text(path: Path) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes `text` so that a reader, or a kill, never sees a part of it."""
+    """Writes `text` so that a reader, or a kill, never sees a part of it.
+
+    What an earlier, killed call has left beside `path` is removed.
+    """
+    remove_leftovers(path.parent, f".{glob.escape(path.name)}.*.tmp")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8") as file, held(temporary):
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

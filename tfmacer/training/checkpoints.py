@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from tfmacer.common.errors import UserError
+from tfmacer.common.errors import UserError, refusal
 from tfmacer.training.networks import difference
 from tfmacer.training.trainer import SmoothedTrainer
 
@@ -98,7 +98,8 @@ class Checkpoints:
                 file.replace(self._directory / file.name)
             unfinished.rmdir()
         except (OSError, tf.errors.OpError) as error:
-            raise UserError(f"{self.path(step)}: cannot be written: {_line(error)}") from error
+            reason = refusal(error) or _line(error)
+            raise UserError(f"{self.path(step)}: cannot be written: {reason}") from error
         # Those of later steps were damaged, or training would not be here.
         for other in set(self.steps) - set([s for s in self.steps if s <= step][-KEPT:]):
             self._delete(other)

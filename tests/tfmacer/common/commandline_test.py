@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -212,3 +213,57 @@ def test_other_warnings_are_shown_as_ever():
 
     with pytest.warns(DeprecationWarning, match="of a library"):
         assert run(main, flags.FlagValues(), []) == 0
+
+
+TENSORFLOWS = type("OpError", (Exception,), {"__module__": "tensorflow.python.framework.errors"})
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.tsv"),
+            "a.tsv: No space left on device",
+        ),
+        (OSError("Can't write (errno = 27, message = 'File too large')"), "File too large"),
+        (
+            TENSORFLOWS("{{function_node x}} a/b; No space left on device [Op:SaveV2]"),
+            "a/b; No space",
+        ),
+    ],
+    ids=["Python", "HDF5", "TensorFlow"],
+)
+def test_a_full_disk_is_one_line(error, line, capsys):
+    def main():
+        raise error
+
+    assert run(main, flags.FlagValues(), []) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("error: ")
+    assert line in said
+    assert "function_node" not in said
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EINVAL, "Invalid argument"), TENSORFLOWS("shape")])
+def test_any_other_error_keeps_its_trace(error):
+    def main():
+        raise error
+
+    with pytest.raises(type(error)):
+        run(main, flags.FlagValues(), [])
+
+
+def test_a_full_standard_output_is_one_line():
+    with open("/dev/full", "w") as full:
+        answer = subprocess.run(
+            [sys.executable, "-m", "tfmacer.verify", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            cwd=ROOT,
+        )
+    assert (answer.returncode, answer.stderr) == (
+        1,
+        "error: standard output: No space left on device\n",
+    )
