@@ -155,7 +155,12 @@ class SmoothedTrainer(inputs.CheckedModel):
             self.optimizer.given_sums = True
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Logits of the network, without noise."""
+        """Logits of the network, without noise; uint8 pixels are divided by 255."""
+        dtype = keras.backend.standardize_dtype(images.dtype)
+        if dtype == "uint8":
+            images = keras.ops.cast(images, "float32") / 255
+        elif "float" not in dtype:
+            raise UserError(f"images must be uint8 or floating-point, got {dtype}")
         return self.network(images, training=training)
 
     def train_step(self, data: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:

@@ -294,6 +294,17 @@ def test_a_loss_beside_the_objective_is_refused():
         _trainer().compile("adam", "sparse_categorical_crossentropy")
 
 
+def test_a_call_takes_pixels_of_8_bits_for_what_predict_does():
+    images, _ = _data()
+    levels = (images * 255).round().astype(np.uint8)
+    trainer = _trainer()
+    expected = trainer.predict(levels, **FIT)
+    for given in (images, levels):
+        np.testing.assert_allclose(trainer(given), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="images must be uint8 or floating-point, got int32"):
+        trainer(levels.astype(np.int32))
+
+
 def test_batches_by_hand():
     """As in Keras: the numbers of this batch alone."""
     images, labels = _data()
