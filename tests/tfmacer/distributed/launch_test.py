@@ -302,8 +302,8 @@ def test_the_guides_runners_and_options_are_beams():
     guide = Path("docs/guide.md").read_text()
     section = guide.partition("### Many processes, many machines")[2].partition("\n### ")[0]
     runners = set(re.findall(r"--runner=(\w+)", section))
-    assert runners == {"direct", "flink", "spark", "dataflow", "portable"}
-    for name in runners - {"direct", "dataflow"}:  # the last needs apache-beam[gcp]
+    assert runners == {"direct", "dask", "flink", "spark", "dataflow", "portable"}
+    for name in runners - {"direct", "dask", "dataflow"}:  # the last two need packages of theirs
         assert create_runner(name).__class__.__name__.lower() == f"{name}runner"
     options = set(re.findall(r"--pipeline_option=([a-z_]+)=", section))
     assert {"flink_master", "spark_master_url", "job_endpoint", "environment_type"} <= options
