@@ -171,11 +171,13 @@ class Registry:
         """Applies a configuration; returns what is to be stopped."""
         gone = []
         for name in list(self._versions):
-            if name not in wanted or wanted[name].base_path != self._models[name].base_path:
+            if name not in wanted:
                 gone.append(self._versions.pop(name))
-        for name in wanted:
-            if name not in self._versions:
+        for name, model in wanted.items():
+            if (served := self._versions.get(name)) is None:
                 self._versions[name] = Versions(name, self._policy)
+            elif model.base_path != self._models[name].base_path:
+                self._versions[name] = Versions(name, self._policy, predecessor=served)
         self._models = wanted
         return gone
 
@@ -212,8 +214,7 @@ def _wait(served: list[Versions], timeout: float | None, wanted: Callable[[], bo
     reasons = ", ".join(
         f"{{name: {versions.name} version: {status.version}}} due to error: {status.error}"
         for versions in failed
-        for status in versions.statuses()
-        if status.error is not None
+        for status in versions.failures()
     )
     raise StatusError(
         grpc.StatusCode.UNKNOWN,

@@ -66,9 +66,20 @@ class LoadPolicy:
 class Versions:
     """Keeps one model's versions as they are aspired to, on a thread of its own."""
 
-    def __init__(self, name: str, policy: LoadPolicy) -> None:
+    def __init__(
+        self, name: str, policy: LoadPolicy, predecessor: "Versions | None" = None
+    ) -> None:
+        """Serves nothing yet; see `aspire`.
+
+        Args:
+          name: of the model.
+          policy: how its versions are loaded.
+          predecessor: the same model's at another base path; they answer until the first of these
+            is available, and are then unloaded.
+        """
         self.name = name
         self._policy = policy
+        self._predecessor = predecessor
         self._versions: dict[int, _Version] = {}
         self._aspired: dict[int, Path] = {}
         # Guards all of the above; notified at every change of state, use or aspiration.
@@ -94,17 +105,34 @@ class Versions:
             self._drop_others()
             self._stopping = True
             self._changed.notify_all()
+            predecessor, self._predecessor = self._predecessor, None
         self._thread.join(timeout)
+        if predecessor is not None:
+            predecessor.stop(timeout)
 
     def statuses(self) -> list[VersionStatus]:
-        """Every version ever seen, newest first."""
+        """Every version ever seen, newest first; of two with one number, the one that answers."""
         with self._changed:
-            ordered = sorted(self._versions.values(), key=lambda v: v.number, reverse=True)
-            return [VersionStatus(v.number, v.state, v.error) for v in ordered]
+            found = {status.version: status for status in self._own_statuses()}
+            if self._predecessor is not None:
+                answering = [s for s in self._predecessor.statuses() if s.state is State.AVAILABLE]
+                found |= {status.version: status for status in answering}
+            return [found[number] for number in sorted(found, reverse=True)]
+
+    def failures(self) -> list[VersionStatus]:
+        """Versions whose load failed, newest first; not those of the predecessor."""
+        with self._changed:
+            return [status for status in self._own_statuses() if status.error is not None]
+
+    def _own_statuses(self) -> list[VersionStatus]:
+        ordered = sorted(self._versions.values(), key=lambda v: v.number, reverse=True)
+        return [VersionStatus(v.number, v.state, v.error) for v in ordered]
 
     def available(self, version: int) -> bool:
         """Whether that version answers requests."""
         with self._changed:
+            if self._predecessor is not None:
+                return self._predecessor.available(version)
             return self._serving(version) is not None
 
     def wait_available(self, timeout: float | None = None) -> bool:
@@ -132,17 +160,27 @@ class Versions:
         Raises:
           StatusError: NOT_FOUND, it is not available.
         """
-        with self._changed:
-            held = self._serving(version)
-            if held is None or held.servable is None:
-                raise not_found(self.name, version)
-            held.users += 1
+        owner, held = self._hold(version)
+        if held is None or held.servable is None:
+            raise not_found(self.name, version)
         try:
             yield held.number, held.servable
         finally:
-            with self._changed:
-                held.users -= 1
-                self._changed.notify_all()
+            owner._release(held)
+
+    def _hold(self, number: int | None) -> "tuple[Versions, _Version | None]":
+        """Counts a user of a version, or of the predecessor's while that answers."""
+        with self._changed:
+            if self._predecessor is not None:
+                return self._predecessor._hold(number)
+            if (held := self._serving(number)) is not None:
+                held.users += 1
+            return self, held
+
+    def _release(self, held: _Version) -> None:
+        with self._changed:
+            held.users -= 1
+            self._changed.notify_all()
 
     def _serving(self, number: int | None) -> _Version | None:
         available = [v for v in self._versions.values() if v.state is State.AVAILABLE]
@@ -209,6 +247,7 @@ class Versions:
             else:
                 version.servable = servable
                 self._set(version, State.AVAILABLE)
+                self._retire_predecessor()
                 logger.info("serving %s version %d", self.name, version.number)
                 return
             last = failure.final or attempt == self._policy.retries
@@ -216,6 +255,12 @@ class Versions:
                 break
         version.error = failure
         self._set(version, State.END)
+
+    def _retire_predecessor(self) -> None:
+        with self._changed:
+            predecessor, self._predecessor = self._predecessor, None
+        if predecessor is not None:
+            predecessor.stop(timeout=0)
 
     def _wait_to_retry(self, version: _Version) -> bool:
         """Sleeps; returns False as soon as the version is no longer aspired."""

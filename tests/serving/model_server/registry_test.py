@@ -206,6 +206,45 @@ def test_labels_at_the_start_need_the_flag(registry, tmp_path: Path) -> None:
         registry.configure(_config(f"model_config_list {{ {_entry('m', tmp_path, labels)} }}"))
 
 
+def test_another_base_path_answers_only_once_a_version_of_it_is_loaded(tmp_path: Path) -> None:
+    """No call under load is refused; a path whose version does not load changes nothing."""
+    go_on, base = threading.Event(), {name: tmp_path / name for name in ("old", "bad", "new")}
+
+    class Slow(FakeServable):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            if path.parent == base["new"]:
+                assert go_on.wait(PATIENCE)
+
+    for folder in base.values():
+        (folder / "1").mkdir(parents=True)
+    (base["bad"] / "1" / "broken").touch()
+    registry = Registry(LoadPolicy(Slow, 0, 0.0), poll_seconds=0.02)  # type: ignore[arg-type]
+    registry.configure(single_model("m", str(base["old"])))
+
+    def served() -> Path:
+        with registry.use(_spec("name: 'm'")) as (_, servable):
+            assert isinstance(servable, Slow)
+            return servable.path.parent
+
+    with pytest.raises(StatusError, match="half written"):
+        registry.configure(single_model("m", str(base["bad"])))
+    assert served() == base["old"]
+    swap = threading.Thread(
+        target=registry.configure, args=(single_model("m", str(base["new"])),), daemon=True
+    )
+    swap.start()
+    seen = [served() for _ in range(1000)]
+    (status,) = registry.statuses(_spec("name: 'm'"))
+    assert status.state.name == "AVAILABLE"
+    go_on.set()
+    while swap.is_alive():
+        seen.append(served())
+    assert set(seen) <= {base["old"], base["new"]}
+    assert served() == base["new"]
+    registry.stop()
+
+
 def test_a_configuration_is_the_whole_truth(registry, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name / "1").mkdir(parents=True)
