@@ -21,9 +21,9 @@ from tfmacer.common import commandline
 from tfmacer.common.errors import UserError
 from tfmacer.records.logs import read_log
 from tfmacer.report import formats
+from tfmacer.report.cells import Table
 from tfmacer.report.drawing import Plot
 from tfmacer.report.summary import Run
-from tfmacer.report.tables import Table
 
 FLAGS = flags.FlagValues()
 _TABLE = flags.DEFINE_enum(

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.studies.points import Point, Study
+from tfmacer.report.cells import ABSENT, MINUS, Cell, Table, acr_cell, signed_cell, words_cell
 from tfmacer.report.comparison import paired_differences
 from tfmacer.report.published import PublishedRow
 from tfmacer.report.summary import Estimate, Run
-from tfmacer.report.tables import ABSENT, MINUS, Cell, Table, acr_cell, signed_cell, words_cell
 
 SAME = "same"
 OPPOSITE = "not the same"

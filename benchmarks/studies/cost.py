@@ -6,8 +6,8 @@ from pathlib import Path
 
 from benchmarks.reproduce_rows import TABLES
 from tfmacer.common.errors import UserError
+from tfmacer.report.cells import ABSENT, Cell, Table, words_cell
 from tfmacer.report.published import PublishedRow, published_rows
-from tfmacer.report.tables import ABSENT, Cell, Table, words_cell
 
 _NOTE = (
     "Seconds of the second epoch on MNIST with the LeNet, and peak memory of the whole process, "

@@ -28,18 +28,18 @@ from tfmacer.records.falsifications import (
     read_falsification,
 )
 from tfmacer.records.logs import is_log, read_log
-from tfmacer.report import formats, published, tables
+from tfmacer.report import csv_tables, formats, published, tables
+from tfmacer.report.cautions import warnings
+from tfmacer.report.cells import Table
 from tfmacer.report.comparison import (
     Difference,
     name_runs,
     paired_differences,
     seed_groups,
-    warnings,
 )
 from tfmacer.report.page import page
 from tfmacer.report.plots import draw_all
 from tfmacer.report.summary import NORMS, Run
-from tfmacer.report.tables import Table
 
 FLAGS = flags.FlagValues()
 _OUT_DIR = flags.DEFINE_string(
@@ -171,9 +171,9 @@ def write_report(
         texts = {
             "report.md": formats.document(shown, [p.name for p in plots], cautions),
             "report.tex": "\n".join(formats.latex(table) for table in shown),
-            "results.csv": tables.results_csv(runs, sorted(columns)),
-            "differences.csv": tables.differences_csv(pairs, sorted(columns)),
-            "seeds.csv": tables.groups_csv(seed_groups(runs), sorted(columns)),
+            "results.csv": csv_tables.results_csv(runs, sorted(columns)),
+            "differences.csv": csv_tables.differences_csv(pairs, sorted(columns)),
+            "seeds.csv": csv_tables.groups_csv(seed_groups(runs), sorted(columns)),
             "report.html": page(runs, shown, plots, cautions),
         }
         for name, text in texts.items():

@@ -7,7 +7,7 @@ import rich.table
 import rich.text
 
 from tfmacer.common import text
-from tfmacer.report.tables import DASH, MINUS, Cell, Table
+from tfmacer.report.cells import DASH, MINUS, Cell, Table
 
 # What a name may be broken after; how narrow a column gets, and what is beside its text.
 _NAME_PIECE = re.compile(r"[^ _/-]*(?:[ _/-]+|$)")

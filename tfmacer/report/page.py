@@ -11,9 +11,9 @@ import jinja2
 
 from tfmacer.common.decimals import down, nearest, up
 from tfmacer.common.text import visible
+from tfmacer.report.cells import Table
 from tfmacer.report.drawing import Plot, colour
 from tfmacer.report.summary import NORMS, Run
-from tfmacer.report.tables import Table
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,8 +26,8 @@ from typing import Any
 
 from tfmacer.records.runs import RunDirectory
 from tfmacer.report import tables
+from tfmacer.report.cells import ABSENT, Cell, Table
 from tfmacer.report.summary import Run
-from tfmacer.report.tables import ABSENT, Cell, Table
 
 # The papers' noise; rounding it to 8 bits moves no figure that they print.
 _GAUSSIAN = ("gaussian", "rounded_gaussian")

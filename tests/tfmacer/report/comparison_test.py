@@ -10,12 +10,12 @@ from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.locked_table import LockedTable
 from tfmacer.records.logs import Log, Record, read_log, settings_path
+from tfmacer.report.cautions import warnings
 from tfmacer.report.comparison import (
     name_runs,
     paired_differences,
     paired_shares,
     seed_groups,
-    warnings,
 )
 from tfmacer.report.summary import Run
 

@@ -6,7 +6,8 @@ import pytest
 
 from tfmacer.guarantee.rule import Rule
 from tfmacer.records.logs import read_log, settings_path
-from tfmacer.report.comparison import name_runs, paired_differences, seed_groups, warnings
+from tfmacer.report.cautions import warnings
+from tfmacer.report.comparison import name_runs, paired_differences, seed_groups
 from tfmacer.report.copies import repeated, repetitions
 from tfmacer.report.summary import Run
 

@@ -15,7 +15,8 @@ from tfmacer.records.locked_table import LockedTable
 from tfmacer.records.logs import Log, read_log, settings_path
 from tfmacer.report import __main__ as report
 from tfmacer.report import plots, tables
-from tfmacer.report.comparison import paired_differences, seed_groups, warnings
+from tfmacer.report.cautions import warnings
+from tfmacer.report.comparison import paired_differences, seed_groups
 from tfmacer.report.summary import Run
 
 

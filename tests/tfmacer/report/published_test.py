@@ -11,9 +11,9 @@ from tfmacer.records.logs import read_log
 from tfmacer.records.runs import RunDirectory
 from tfmacer.report import __main__ as report
 from tfmacer.report import published
+from tfmacer.report.cells import DASH
 from tfmacer.report.published import Subject, published_rows, rows_beside, subject_of
 from tfmacer.report.summary import Run
-from tfmacer.report.tables import DASH
 
 ROWS = published_rows()
 # The largest radius, in units of sigma, that 100,000 draws certify at alpha = 0.001.

@@ -9,10 +9,10 @@ import rich.console
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
 from tfmacer.records.logs import Log, Record
-from tfmacer.report import formats, tables
+from tfmacer.report import cells, csv_tables, formats, tables
+from tfmacer.report.cells import DASH, MINUS, Cell, Table
 from tfmacer.report.comparison import Group, name_runs, paired_differences
 from tfmacer.report.summary import Estimate, Run
-from tfmacer.report.tables import DASH, MINUS, Cell, Table
 
 
 def published(name, radii):
@@ -60,7 +60,7 @@ def test_decide_runs_get_no_acr_and_the_table_says_why(tmp_path):
     assert texts(table)[0][5] == f"{100 * decide.certified(0.3).value:.1f}"
     assert "stop=decide answers for one radius alone" in table.note
     assert "stop=decide" not in tables.results(RUNS, [0.0]).note
-    assert "nan" not in tables.results_csv([decide], [0.0])
+    assert "nan" not in csv_tables.results_csv([decide], [0.0])
 
 
 def texts(table):
@@ -85,7 +85,7 @@ def test_radii_with_more_digits_keep_them():
 
 
 def test_csv_has_the_acr_with_five_decimals():
-    lines = list(csv.DictReader(io.StringIO(tables.results_csv(RUNS, [0.0, 0.5]))))
+    lines = list(csv.DictReader(io.StringIO(csv_tables.results_csv(RUNS, [0.0, 0.5]))))
     assert [line["run"] for line in lines] == ["one", "two & a half"]
     assert lines[0]["acr"] == "0.45000"
     assert lines[1]["acr"] == "0.43364"
@@ -100,7 +100,7 @@ def test_differences_and_their_csv():
     pairs = paired_differences(RUNS, [0.0, 1.0])
     table = tables.differences(pairs, [0.0, 1.0])
     assert texts(table) == [["two & a half", "one", "40", f"{MINUS}0.016", f"{MINUS}25.0", "+25.0"]]
-    (line,) = csv.DictReader(io.StringIO(tables.differences_csv(pairs, [0.0, 1.0])))
+    (line,) = csv.DictReader(io.StringIO(csv_tables.differences_csv(pairs, [0.0, 1.0])))
     assert (line["first"], line["second"]) == ("two & a half", "one")
     assert line["acr"] == "-0.01636"
     assert line["certified_1"] == "0.25000"
@@ -110,7 +110,7 @@ def test_groups_have_mean_and_deviation():
     """ACRs 0.45 and 0.43364: mean 0.44182, deviation 0.01636 / sqrt(2) = 0.01157."""
     table = tables.groups([Group("runs", tuple(RUNS))], [1.0])
     assert texts(table) == [["runs", "2", "0.442 ± 0.012", "12.5 ± 17.7"]]
-    text = tables.groups_csv([Group("runs", tuple(RUNS))], [1.0])
+    text = csv_tables.groups_csv([Group("runs", tuple(RUNS))], [1.0])
     (line,) = csv.DictReader(io.StringIO(text))
     assert (line["runs"], line["norm"], line["seeds"]) == ("runs", "l2", "2")
     assert (line["acr_mean"], line["acr_deviation"]) == ("0.44182", "0.01157")
@@ -124,7 +124,7 @@ def test_dataset_bounds_are_of_runs_that_know_alpha(tmp_path):
     assert (name, images, alpha) == ("ours", "40", "0.001")
     # P(Bin(40, 0.001) > 1) is 0.00076: one wrong certificate of 40 is allowed for.
     assert float(bound) == pytest.approx(100 * (ours.certified(0.0).value - 1 / 40), abs=0.05)
-    other, mine = csv.DictReader(io.StringIO(tables.results_csv([RUNS[0], ours], [0.0])))
+    other, mine = csv.DictReader(io.StringIO(csv_tables.results_csv([RUNS[0], ours], [0.0])))
     assert other["dataset_bound_0"] == ""
     assert mine["dataset_bound_0"] == f"{ours.certified(0.0).value - 1 / 40:.5f}"
 
@@ -153,12 +153,12 @@ def test_a_document_opens_with_its_warnings_and_shows_the_plots():
 
 def test_ends_of_intervals_are_rounded_outward_and_estimates_to_the_nearest():
     estimate = Estimate(0.66666, 0.6619999, 0.6621)
-    assert tables.acr_cell(Estimate(0.66666, 0.3, 0.7000001)) == Cell(
+    assert cells.acr_cell(Estimate(0.66666, 0.3, 0.7000001)) == Cell(
         "0.667", f"0.299{DASH}0.701", 0.66666
     )
-    assert tables.signed_cell(estimate, 1, 100) == Cell("+66.7", "+66.1 to +66.3", 0.66666)
+    assert cells.signed_cell(estimate, 1, 100) == Cell("+66.7", "+66.1 to +66.3", 0.66666)
     negative = Estimate(-0.0104, -0.0204, 0.0001)
-    assert tables.signed_cell(negative, 3, 1).interval == f"{MINUS}0.021 to +0.001"
+    assert cells.signed_cell(negative, 3, 1).interval == f"{MINUS}0.021 to +0.001"
 
 
 def test_a_dataset_bound_is_never_printed_above_itself(tmp_path, monkeypatch):
@@ -166,7 +166,7 @@ def test_a_dataset_bound_is_never_printed_above_itself(tmp_path, monkeypatch):
     ours = Run("ours", made_logs.write(tmp_path / "a.tsv", made_logs.settings(total=3)))
     monkeypatch.setattr(Run, "dataset_bound", lambda *_: 397 / 600)
     assert texts(tables.dataset_bounds([ours], [0.0]))[0][3] == "66.1"
-    (line,) = csv.DictReader(io.StringIO(tables.results_csv([ours], [0.0])))
+    (line,) = csv.DictReader(io.StringIO(csv_tables.results_csv([ours], [0.0])))
     assert line["dataset_bound_0"] == "0.66166"
     low, value, high = (float(line[f"abstention{end}"]) for end in ("_low", "", "_high"))
     assert low <= ours.abstention.low <= value <= ours.abstention.high <= high
@@ -186,8 +186,8 @@ def test_names_of_runs_are_shown_and_not_obeyed(tmp_path):
         formats.document([table], [], [f"{run.name}: altered"]),
         formats.latex(table),
         on_terminal(table, 200),
-        tables.results_csv([run], [0.0]),
-        tables.differences_csv([], [0.0]),
+        csv_tables.results_csv([run], [0.0]),
+        csv_tables.differences_csv([], [0.0]),
     ]
     for text in texts:
         assert all(line.isprintable() for line in text.split("\n"))
