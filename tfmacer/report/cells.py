@@ -50,12 +50,14 @@ def words_cell(text: str) -> Cell:
 
 
 def integer_cell(value: float | None) -> Cell:
+    """A count, with commas between thousands."""
     return Cell(ABSENT) if value is None else Cell(f"{value:,.0f}", order=value)
 
 
 def number_cell(
     value: float | None, decimals: int, rounded: Rounding = nearest, *, times: int = 1
 ) -> Cell:
+    """A number, so many times, rounded to so many decimals."""
     if value is None:
         return Cell(ABSENT)
     return Cell(rounded(value, decimals, times=times), order=value)
@@ -78,6 +80,7 @@ def acr_cell(estimate: Estimate | None) -> Cell:
 
 
 def percent_cell(estimate: Estimate | None) -> Cell:
+    """A share and its interval, in percent."""
     return Cell(ABSENT) if estimate is None else _estimate(estimate, 1, times=100)
 
 
@@ -98,6 +101,7 @@ def signed_cell(estimate: Estimate | None, decimals: int, times: int) -> Cell:
 
 
 def spread_cell(values: Sequence[float], decimals: int, scale: int) -> Cell:
+    """Mean and standard deviation of values, each times `scale`; nothing of fewer than two."""
     if len(values) < 2:
         return Cell(ABSENT)
     mean, deviation = scale * np.mean(values), scale * np.std(values, ddof=1)

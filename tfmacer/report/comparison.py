@@ -158,6 +158,7 @@ def _same_images(first: Run, second: Run, common: int) -> bool:
 
 
 def same_split(first: Run, second: Run) -> bool:
+    """Whether both name one split of one dataset, of one size."""
     splits = [
         (run.settings.images.dataset, run.settings.images.split, run.settings.images.total)
         for run in (first, second)
