@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 
 from tfmacer.common import commandline
-from tfmacer.common.errors import UserError
+from tfmacer.common.errors import UserError, naming
 from tfmacer.common.unfinished import held, remove_leftovers
 from tfmacer.records.runs import BLOCK_SIZE, RunDirectory, Smoothing
 
@@ -92,15 +92,25 @@ def export(
     found = check_logits(network, smoothing.input_shape, what="the network")
     if found != smoothing.num_classes:
         raise UserError(f"the network has {found} classes, {smoothing.num_classes} are recorded")
+
+    def unwritable(error: OSError) -> UserError:
+        return UserError(f"export_dir {export_dir}: cannot be written: {error.strerror}")
+
     try:
         export_dir.mkdir(parents=True, exist_ok=True)
         # No number, so that a server polling the base path never sees it half written.
         remove_leftovers(export_dir, ".[0-9]*.tmp")
-        scratch = Path(tempfile.mkdtemp(prefix=f".{version}.", suffix=".tmp", dir=export_dir))
     except OSError as error:
-        raise UserError(f"export_dir {export_dir}: cannot be written: {error.strerror}") from error
-    try:
-        with held(scratch):
+        raise unwritable(error) from error
+
+    def make() -> Path:
+        try:
+            return Path(tempfile.mkdtemp(prefix=f".{version}.", suffix=".tmp", dir=export_dir))
+        except OSError as error:
+            raise unwritable(error) from error
+
+    with naming(export_dir), held(make) as scratch:
+        try:
             _write(network, smoothing, scratch, num_samples)
             _verify(network, smoothing, scratch)
             for path in (*scratch.rglob("*"), scratch):
@@ -108,8 +118,8 @@ def export(
             scratch.chmod(0o755)
             _appear(scratch, target)
             _fsync(export_dir)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 
@@ -194,7 +204,10 @@ def _fsync(path: Path) -> None:
 
 def _next_version(export_dir: Path) -> int:
     names = [child.name for child in export_dir.iterdir()] if export_dir.is_dir() else []
-    return 1 + max((int(name) for name in names if name.isdecimal()), default=0)
+    following = 1 + max((int(name) for name in names if name.isdecimal()), default=0)
+    if following >= 2**63:
+        raise UserError(f"export_dir {export_dir}: holds version {following - 1}: give --version")
+    return following
 
 
 def load_model(path: Path, sigma: float) -> tuple[Any, Smoothing]:

@@ -8,6 +8,7 @@ pixels. With --stream (the default) the certificate is seen growing while sample
 
 import fractions
 import sys
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from absl import flags
 from google.protobuf import json_format
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from serving import certification_pb2 as pb
 from serving.certification_pb2_grpc import CertifierStub
@@ -85,13 +86,17 @@ def read_pixels(path: Path, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
     if channels not in _MODES:
         raise UserError(f"{path}: the model takes {channels} channels, files give 1, 3 or 4")
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            if image.size != (width, height):
+                raise UserError(
+                    f"{path}: is {image.width}x{image.height} pixels, "
+                    f"the model takes {width}x{height}"
+                )
             decoded = image.convert(_MODES[channels])
-    except (OSError, UnidentifiedImageError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise anything on malformed files
         raise UserError(f"{path}: not a readable image: {error}") from error
-    if decoded.size != (width, height):
-        found = "x".join(map(str, decoded.size))
-        raise UserError(f"{path}: is {found} pixels, the model takes {width}x{height}")
     return np.asarray(decoded, np.uint8).reshape(height, width, channels)
 
 

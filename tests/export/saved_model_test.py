@@ -226,6 +226,13 @@ def test_bad_flags_get_one_line(arguments, message, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+def test_no_version_follows_the_last(tmp_path, capsys):
+    (tmp_path / str(2**63 - 1)).mkdir()
+    arguments = ["--model=none.keras", "--sigma=0.25", f"--export_dir={tmp_path}"]
+    assert saved_model.main(arguments) == 1
+    assert f"holds version {2**63 - 1}: give --version" in capsys.readouterr().err
+
+
 def test_an_existing_version_is_refused(exported, keras_file, capsys):
     arguments = [f"--model={keras_file}", "--sigma=1", f"--export_dir={exported.parent}"]
     assert saved_model.main([*arguments, "--version=1"]) == 1

@@ -179,7 +179,15 @@ def test_files_that_are_no_image_of_the_models_size(start, tmp_path: Path, capsy
     Image.new("L", (5, 4)).save(large)
     text = tmp_path / "text.png"
     text.write_text("hello")
+    damaged = tmp_path / "damaged.png"
+    Image.new("L", (4, 4)).save(damaged)
+    # The kind of the second chunk is no text.
+    damaged.write_bytes(damaged.read_bytes().replace(b"IDAT", b"\x83\x16\xdc\xff", 1))
+    vast = tmp_path / "vast.ppm"
+    vast.write_bytes(b"P6 99999 99999 255\n")
     for path, reason in (
+        (damaged, "not a readable image"),
+        (vast, "not a readable image"),
         (large, "is 5x4 pixels, the model takes 4x4"),
         (text, "not a readable image"),
         (tmp_path / "missing.png", "there is no such file"),

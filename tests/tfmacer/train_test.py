@@ -335,7 +335,19 @@ DAMAGED_RUNS = {
     "metrics of another kind": (lambda run: run.metrics.write_text("a,b\n1,2\n"), "'step'"),
     "a step that is none": (
         lambda run: run.metrics.write_text(run.metrics.read_text().replace(",4,", ",4x,", 1)),
-        "a step is '4x'",
+        "step is '4x', not a whole number",
+    ),
+    "a step beyond all": (
+        lambda run: run.metrics.write_text(run.metrics.read_text().replace(",8,", f",{8:09000},")),
+        "metrics.csv: cannot be read: ValueError(\"step is '0000",
+    ),
+    "flags without a value": (
+        lambda run: run.flags.write_text(run.flags.read_text() + "--nodeterministic=3\n"),
+        "flags.txt: cannot be read: --nodeterministic=3",
+    ),
+    "flags beyond all": (
+        lambda run: run.flags.write_text(run.flags.read_text() + f"--lr_decay_epochs={9:09000}\n"),
+        "flags.txt: cannot be read: --lr_decay_epochs must be",
     ),
 }
 

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from absl import flags
 
-from tfmacer.common.errors import Notice, UserError, refusal
+from tfmacer.common.errors import Notice, UserError, naming, refusal
 from tfmacer.common.text import one_line, visible
 
 # The hosts that gRPC reaches without a proxy; it reads the lower-case name only.
@@ -91,7 +91,10 @@ def _status(
         _check_text(flag_values, rest)
     except (flags.Error, OSError) as error:
         return _complain(error, 2)
-    except ValueError as error:  # a path or text that no file has
+    except ValueError as error:
+        if str(error).startswith("--"):  # of absl: a flag that takes no value
+            return _complain(error, 2)
+        # A path or text that no file has.
         return _complain(ValueError(f"--flagfile: cannot be read: {error}"), 2)
     try:
         with _notices_shown():
@@ -136,7 +139,8 @@ def _keep_loopback_direct() -> None:
 
 def say(*lines: object) -> None:
     """Prints lines on standard output, with control characters escaped."""
-    _print(sys.stdout, *lines)
+    with naming("standard output"):
+        _print(sys.stdout, *lines)
 
 
 def note(*lines: object) -> None:

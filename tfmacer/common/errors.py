@@ -1,8 +1,10 @@
 """The exception for a user's mistake, and the warning that commands show."""
 
+import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterator
 
 from tfmacer.common.text import one_line
 
@@ -17,6 +19,10 @@ _REFUSALS = (
     errno.EIO,
     errno.EMFILE,
     errno.ENFILE,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EISDIR,
+    errno.ENOTDIR,
 )
 
 
@@ -40,13 +46,23 @@ class Notice(UserWarning):
     """
 
 
+@contextlib.contextmanager
+def naming(file: object) -> Iterator[None]:
+    """Gives an error of the system that names no file, as those of writing, this one's name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
+
+
 def refusal(error: BaseException) -> str | None:
     """What the operating system refused, e.g. because a disk is full; None for any other error.
 
     Libraries in C, those of TensorFlow and of HDF5, raise errors that only quote the system.
     """
     if isinstance(error, OSError) and error.errno in _REFUSALS:
-        return f"{error.filename or 'standard output'}: {error.strerror}"
+        return ": ".join(filter(None, (str(error.filename or ""), error.strerror)))
     if isinstance(error, OSError) or type(error).__module__.startswith("tensorflow."):
         # TensorFlow puts the op before and after it.
         text = re.sub(r"^\{\{.*?\}\} | \[Op:\w+\]", "", str(error))

@@ -11,7 +11,7 @@ from tfmacer.common.errors import UserError
 from tfmacer.records.logs import Log, read_log, settings_path
 from tfmacer.records.partial_results import PartialResult
 from tfmacer.records.rows import Record
-from tfmacer.records.runs import write_atomically
+from tfmacer.records.runs import read_text, write_atomically
 from tfmacer.records.settings import LogSettings, parse_shard
 from tfmacer.records.tables import gaps
 from tfmacer.records.verification import verify_log
@@ -33,12 +33,10 @@ def merge(shards: Iterable[Path], out: Path) -> Log:
 
     Raises:
       UserError: a shard is not a log of tfmacer, not finished or altered, or its rows do not
-        follow from their votes; settings differ; a shard is missing or given twice; `out` or its
-        settings exist.
+        follow from their votes; settings differ; a shard is missing or given twice; `out` exists,
+        or other settings beside it than a merge of the same shards, cut short, has left.
     """
-    for path in (out, settings_path(out)):
-        if path.exists():
-            raise UserError(f"{path}: exists; choose another file or remove it")
+    _refuse_existing(out)
     logs = [read_log(path) for path in shards]
     if not logs:
         raise UserError("name the shards to merge, LOG.tsv of each")
@@ -51,7 +49,16 @@ def merge(shards: Iterable[Path], out: Path) -> Log:
         warnings=tuple(dict.fromkeys(warnings)),
     )
     environments = {f"shard {one.images.shard}": one.environment for one in settings}
-    return _write(out, (r for log in logs for r in log.records), whole, environments)
+    whole = _made_in(environments, whole)
+    beside = settings_path(out)
+    if beside.exists() and read_text(beside) != whole.to_json():
+        _refuse_existing(beside)
+    return _write(out, (record for log in logs for record in log.records), whole)
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise UserError(f"{path}: exists; choose another file or remove it")
 
 
 def join(parts: Sequence[PartialResult], number: int, settings: LogSettings, out: Path) -> Log:
@@ -78,31 +85,30 @@ def join(parts: Sequence[PartialResult], number: int, settings: LogSettings, out
         if part.environment not in different:
             different.append(part.environment)
     environments = {f"worker {i}": each for i, each in enumerate(different, 1)}
-    return _write(out, records, settings, environments)
+    return _write(out, records, _made_in(environments, settings))
 
 
-def _write(
-    out: Path,
-    records: Iterable[Record],
-    settings: LogSettings,
-    environments: Mapping[str, Mapping[str, Any]],
-) -> Log:
-    """Writes a log whose rows were made in these environments, sorted by idx."""
+def _made_in(environments: Mapping[str, Mapping[str, Any]], settings: LogSettings) -> LogSettings:
+    """The settings of a log whose rows were made in these environments."""
     environment: Mapping[str, Any] = next(iter(environments.values()))
     warnings = settings.warnings
     if any(other != environment for other in environments.values()):
         environment = {name: dict(each) for name, each in environments.items()}
         warnings = (*warnings, _ENVIRONMENTS_DIFFER)
-    whole = dataclasses.replace(settings, environment=environment, warnings=warnings)
+    return dataclasses.replace(settings, environment=environment, warnings=warnings)
+
+
+def _write(out: Path, records: Iterable[Record], settings: LogSettings) -> Log:
+    """Writes a log, sorted by idx."""
     records = sorted(records, key=lambda record: record.idx)
-    log = Log(out, tuple(records), whole)
+    log = Log(out, tuple(records), settings)
     if (wrong := verify_log(log)) is not None:
         raise UserError(f"{out}: not written: {wrong}")
-    lines = [whole.to_line(record) for record in records]
-    text = "\n".join(["\t".join(whole.columns), *lines]) + "\n"
+    lines = [settings.to_line(record) for record in records]
+    text = "\n".join(["\t".join(settings.columns), *lines]) + "\n"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(settings_path(out), whole.to_json())
+        write_atomically(settings_path(out), settings.to_json())
         write_atomically(out, text)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfmacer.common.errors import Notice, UserError
+from tfmacer.common.errors import Notice, UserError, naming
 from tfmacer.common.unfinished import held, remove_leftovers
 from tfmacer.guarantee.distribution import NoiseDistribution, check_sigma
 from tfmacer.noise import generators
@@ -265,12 +265,18 @@ def write_atomically(path: Path, text: str) -> None:
     """
     remove_leftovers(path.parent, f".{glob.escape(path.name)}.*.tmp")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file, held(temporary):
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+    def make() -> Path:
+        temporary.touch()
+        return temporary
+
+    with naming(path), held(make):
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise

@@ -11,6 +11,7 @@ log, or is named.
 """
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,13 +94,13 @@ def find_logs(paths: Sequence[Path]) -> list[Path]:
     """
     if not paths:
         raise UserError("name the logs to report on: LOG.tsv ..., or directories of them")
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     for path in paths:
         inside = sorted(file for file in path.rglob("*") if file.is_file() and is_log(file))
         if path.is_dir() and not inside:
             raise UserError(f"{path}: no certification log in this directory")
         for file in inside if path.is_dir() else [path]:
-            found.setdefault(file.resolve(), file)
+            found.setdefault(os.path.realpath(file), file)
     return list(found.values())
 
 

@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from tfmacer.certification.images import certify_images
 from tfmacer.common import commandline, progress
-from tfmacer.common.errors import UserError
+from tfmacer.common.errors import UserError, naming
+from tfmacer.records.cell_text import integer
 from tfmacer.records.runs import Smoothing, write_atomically
 from tfmacer.training.losses import soft_radius
 from tfmacer.training.objective import noisy_views
@@ -62,7 +63,7 @@ class MetricsFile(keras.callbacks.Callback):
     def on_train_begin(self, logs: Logs = None) -> None:
         """Keeps the rows up to the step that training goes on from."""
         step = self.model.steps_taken
-        kept = [row for row in self._rows() if int(row["step"]) <= step] if step else []
+        kept = [row for row in self._rows() if integer("step", row["step"]) <= step] if step else []
         lines = [",".join(row.get(name) or "" for name in self._header) for row in kept]
         write_atomically(self._path, "\n".join([",".join(self._header), *lines]) + "\n")
 
@@ -74,8 +75,8 @@ class MetricsFile(keras.callbacks.Callback):
             with open(self._path, newline="", encoding="utf-8") as file:
                 # A kill may have torn the last row; no checkpoint is as late as that.
                 rows = [row for row in csv.DictReader(file) if None not in row.values()]
-            if wrong := [row for row in rows if not row["step"].isdecimal()]:
-                raise ValueError(f"a step is {wrong[0]['step']!r}")
+            for row in rows:
+                integer("step", row["step"])
         except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError) as error:
             raise UserError(
                 f"{self._path}: cannot be read: {error!r}; move it away to go on without its rows"
@@ -91,7 +92,7 @@ class MetricsFile(keras.callbacks.Callback):
         values: dict[str, Any] = {"epoch": epoch + 1, "step": self.model.steps_taken}
         values |= {name: float(value) for name, value in (logs or {}).items()}
         values["seconds"] = round(time.monotonic() - self._started, 3)
-        with open(self._path, "a", newline="") as file:
+        with naming(self._path), open(self._path, "a", newline="") as file:
             file.write(",".join(str(values.get(name, "")) for name in self._header) + "\n")
 
 

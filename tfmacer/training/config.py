@@ -200,7 +200,7 @@ class TrainConfig:
         """
         try:
             return cls.from_flags(parse(cls, arguments_in(text)))
-        except (flags.Error, UserError) as error:
+        except (flags.Error, ValueError) as error:  # the latter for a value that a flag has not
             raise UserError(f"{origin}: cannot be read: {error}") from error
 
     def as_flags(self) -> flags.FlagValues:
@@ -223,5 +223,5 @@ class TrainConfig:
         values = self.as_flags()
         try:
             return RunDirectory(Path(self.run_dir.format_map({n: values[n].value for n in values})))
-        except (KeyError, IndexError, ValueError) as error:
+        except (LookupError, AttributeError, TypeError, ValueError) as error:
             raise UserError(f"--run_dir={self.run_dir}: {error} is no flag") from error

@@ -114,7 +114,7 @@ def _value(field: Field, value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name} must be finite, got {value}")
     if field.kind == tuple[int, ...]:
-        if not all(text.isdecimal() and int(text) for text in value):
+        if not all(text.isdecimal() and len(text) < 19 and int(text) for text in value):
             raise UserError(f"{name} must be positive integers, got {','.join(value)!r}")
         return tuple(map(int, value))
     if field.kind == Mapping[str, float]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import filelock
 
 from tfmacer.common import commandline
-from tfmacer.common.errors import UserError
+from tfmacer.common.errors import UserError, naming
 from tfmacer.noise.families import noise_distribution
 from tfmacer.records.runs import RunDirectory, Smoothing, read_text, write_atomically
 from tfmacer.training.cluster import find_cluster
@@ -184,7 +184,8 @@ def _finish(run: RunDirectory, network: "keras.Model", smoothing: Smoothing) -> 
     from tfmacer.votes.digests import network_digest
 
     temporary = run.root / ".model.keras"
-    network.save(temporary)
+    with naming(run.model):
+        network.save(temporary)
     digest = network_digest(temporary, keras.models.load_model(temporary, compile=False))
     temporary.replace(run.model)
     described = dataclasses.replace(smoothing, model_digest=digest)

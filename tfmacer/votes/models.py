@@ -1,5 +1,6 @@
 """Keras networks on disk: loaded, and checked."""
 
+import contextlib
 import json
 import tempfile
 import warnings
@@ -38,6 +39,9 @@ def load_network(path: Path) -> Any:
     if path.suffix != ".keras" or not zipfile.is_zipfile(path):
         raise UserError(f"model {path}: not a .keras file")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} in it is damaged")
         with warnings.catch_warnings():
             # Else Keras would leave weights that the file does not have as they were drawn.
             warnings.filterwarnings("error", message="Skipping nested container")
@@ -51,7 +55,9 @@ def load_network(path: Path) -> Any:
             ) from error
         # Keras quotes the model's whole configuration before and after the reason.
         reason = str(error).rsplit("Exception encountered: ")[-1].split(" Full object config")[0]
-        raise UserError(f"model {path}: cannot be loaded: {reason.splitlines()[0]}") from error
+        raise UserError(
+            f"model {path}: cannot be loaded: {(reason.splitlines() or [type(error).__name__])[0]}"
+        ) from error
 
 
 def _unregistered(path: Path) -> str:
@@ -68,7 +74,8 @@ def _unregistered(path: Path) -> str:
                 found.append(f"{name!r} of the module {module!r}")
         return entry
 
-    with zipfile.ZipFile(path) as archive:
+    # What cannot be read is refused for that, by the caller.
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:
         json.loads(archive.read("config.json"), object_hook=look)
     return ", ".join(dict.fromkeys(found))
 

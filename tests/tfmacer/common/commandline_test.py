@@ -225,13 +225,15 @@ TENSORFLOWS = type("OpError", (Exception,), {"__module__": "tensorflow.python.fr
             OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.tsv"),
             "a.tsv: No space left on device",
         ),
+        (OSError(errno.EISDIR, os.strerror(errno.EISDIR), "model.keras"), "model.keras: Is a"),
+        (OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), "xyz"), "xyz: File name too"),
         (OSError("Can't write (errno = 27, message = 'File too large')"), "File too large"),
         (
             TENSORFLOWS("{{function_node x}} a/b; No space left on device [Op:SaveV2]"),
             "a/b; No space",
         ),
     ],
-    ids=["Python", "HDF5", "TensorFlow"],
+    ids=["Python", "directory", "long", "HDF5", "TensorFlow"],
 )
 def test_a_full_disk_is_one_line(error, line, capsys):
     def main():

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import made_logs
 import pytest
@@ -153,6 +154,17 @@ def test_the_command(tmp_path, capsys):
     assert f"{out}: 40 images from 3 shards" in capsys.readouterr().out
     assert command.main([f"--out={out}", *paths]) == 1
     assert "exists" in capsys.readouterr().err
+
+
+def test_a_merge_that_was_cut_short_is_made_again(tmp_path):
+    """Its settings are written first; those of other shards are left alone."""
+    out, paths = tmp_path / "out.tsv", shards(tmp_path)
+    whole = merge(paths, tmp_path / "whole.tsv")
+    shutil.copy(settings_path(whole.path), settings_path(out))
+    others = [shard(tmp_path / "others", i, seed=9) for i in range(3)]
+    refused(others, out, "out.tsv.json: exists")
+    merge(paths, out)
+    assert out.read_bytes() == whole.path.read_bytes()
 
 
 @pytest.mark.parametrize(

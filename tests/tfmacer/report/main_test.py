@@ -84,6 +84,13 @@ def test_directories_hold_logs_without_an_ending(tmp_path):
     assert report.find_logs([tmp_path]) == [folder / "sigma_0.25"]
 
 
+def test_a_link_to_itself_is_one_line(tmp_path, capsys):
+    (tmp_path / "log.tsv").symlink_to("log.tsv")
+    assert run(tmp_path / "log.tsv", f"--out_dir={tmp_path / 'out'}") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "log.tsv: cannot be read: Too many levels of symbolic links" in line
+
+
 def test_published_logs_give_their_means(tmp_path):
     for name in published_logs.LOGS:
         published_logs.write(tmp_path, name)

@@ -95,6 +95,9 @@ def test_run_directories_are_named_by_flags():
     assert str(config.run_directory().root) == "runs/mnist5k_macer_0.5"
     with pytest.raises(UserError, match="'sigmas' is no flag"):
         dataclasses.replace(config, run_dir="{sigmas}").run_directory()
+    for run_dir in ("{sigma.other}", "{sigma[0]}"):
+        with pytest.raises(UserError, match="--run_dir=.* is no flag"):
+            dataclasses.replace(config, run_dir=run_dir).run_directory()
 
 
 def test_training_from_python_is_that_of_the_command(tmp_path, monkeypatch):

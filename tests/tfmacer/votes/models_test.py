@@ -78,6 +78,26 @@ def test_a_network_that_carries_code_is_refused_in_one_line(theirs):
     assert os.listdir() == ["model.keras"]
 
 
+@pytest.mark.parametrize("config", [b"\xff\x00", b"[" * 100_000, None], ids=["bin", "deep", "none"])
+def test_a_network_without_a_configuration_is_one_line(tmp_path, config):
+    path = tmp_path / "model.keras"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("metadata.json", "{}")
+        if config is not None:
+            archive.writestr("config.json", config)
+    with pytest.raises(UserError, match=r"model\.keras: cannot be loaded: ") as caught:
+        models.load_network(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_part_of_a_network_is_named(theirs):
+    content = bytearray(theirs.read_bytes())
+    content[content.index(b'"class_name"')] ^= 1
+    theirs.write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot be loaded: config\.json in it is damaged"):
+        models.load_network(theirs)
+
+
 def test_every_command_loads_networks_so(theirs, tiny_run, capsys):
     run = RunDirectory(theirs.parent)
     run.smoothing.write_text(RunDirectory(tiny_run).read_smoothing().to_json())
