@@ -50,9 +50,10 @@ TLS_SUBJECT = "tls_subject"
 
 
 class _Connection(H11Protocol):
-    """A connection that is closed when it sends no request.
+    """A connection that is closed when it sends no request, or takes nothing of its answer.
 
-    uvicorn has no time limit for a first request, nor for the rest of one that has begun.
+    uvicorn has no time limit for a first request, nor for the rest of one that has begun, nor for
+    an answer.
     """
 
     head_seconds: float
@@ -85,6 +86,12 @@ class _Connection(H11Protocol):
         elif self._waiting is None:
             self._wait_for_a_head()
 
+    def on_response_complete(self) -> None:
+        """Waits for the next request, and where there will be none until the answer has left."""
+        super().on_response_complete()
+        if self.transport.is_closing() and self._waiting is None:
+            self._wait_for_a_head()
+
     def _from_there(self) -> int:
         """Connections from this one's address, itself included; 0 for UNIX sockets."""
         if self.client is None:
@@ -93,7 +100,14 @@ class _Connection(H11Protocol):
         return sum(peer is not None and peer[0] == self.client[0] for peer in peers)
 
     def _wait_for_a_head(self) -> None:
-        self._waiting = self.loop.call_later(self.head_seconds, self.transport.abort)
+        unsent = self.transport.get_write_buffer_size()
+        self._waiting = self.loop.call_later(self.head_seconds, self._waited, unsent)
+
+    def _waited(self, unsent: int) -> None:
+        if self.transport.get_write_buffer_size() < unsent:  # a large answer, over a slow line
+            self._wait_for_a_head()
+        else:
+            self.transport.abort()
 
     def _stop_waiting(self) -> None:
         if self._waiting is not None:

@@ -6,6 +6,7 @@ Prints `ready` once every configured model can answer. SIGTERM drains: calls und
 ones are refused.
 """
 
+import functools
 import logging
 import os
 import threading
@@ -190,10 +191,16 @@ def _poll_config(registry: "Registry", stopped: threading.Event) -> None:
     """Reads the configuration file again and again, where asked to."""
     from serving.model_server.status import StatusError
 
+    def asked_for(config: Any) -> bool:
+        return not stopped.is_set() and bool(_config() == config)
+
     def poll() -> None:
         while not stopped.wait(flags.CONFIG_POLL.value):
             try:
-                registry.configure(_config())
+                config = _config()
+                # Waits for versions only as long as the file asks for them: its next text may mend
+                # what this one got wrong.
+                registry.configure(config, wanted=functools.partial(asked_for, config))
             except (StatusError, OSError) as error:
                 logger.error("%s not taken over: %s", flags.CONFIG_FILE.value, error)
 

@@ -94,7 +94,10 @@ def _leaf(value: Any, dtype: Any) -> Any:
     if dtype == tf.string:
         if not isinstance(value, str):
             raise _type_error(value, dtype)
-        return value.encode()
+        try:
+            return value.encode()
+        except UnicodeEncodeError as error:  # half of a pair of surrogates, as an escape
+            raise invalid(f"JSON Value: {quoted(value)} is no Unicode text") from error
     raise StatusError(
         grpc.StatusCode.UNIMPLEMENTED,
         f"Conversion of JSON Value: {quoted(value)} to type: {_name(dtype)}",

@@ -67,15 +67,17 @@ class Metrics:
     def request(self, model: str, api: str, entrypoint: str) -> Iterator[None]:
         """Counts one request by its status; times it where it succeeds.
 
-        A model that is not served is counted under an empty name: whoever asks for made-up names
-        must not fill the memory of whoever collects.
+        Args:
+          model: its name; empty for one that is not served, or whoever asks for made-up names
+            would fill the memory of this process and of whoever collects.
+          api: such as `Predict`.
+          entrypoint: `GRPC` or `REST`.
         """
         started = time.perf_counter()
         try:
             yield
         except StatusError as error:
-            known = "Servable not found" not in error.message
-            self._requests.add(model if known else "", error.code.name)
+            self._requests.add(model, error.code.name)
             raise
         self._requests.add(model, "OK")
         micros = 1e6 * (time.perf_counter() - started)

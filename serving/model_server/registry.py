@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import grpc
@@ -69,8 +69,8 @@ class Registry:
 
         Args:
           config: the configuration.
-          timeout: seconds to wait until each model has a version available; None for as long
-            as it takes a version to appear on disk.
+          timeout: seconds to wait until the models that go are unloaded and each other has a
+            version available; None for as long as it takes a version to appear on disk.
           wanted: polled while waiting; once it returns False, the wait ends.
 
         Raises:
@@ -82,10 +82,10 @@ class Registry:
             self._check_labels(listed)
             gone = self._replace(listed)
             served = [self._versions[name] for name in listed]
-        for versions in gone:
-            versions.stop()
+        limit = math.inf if timeout is None else time.monotonic() + timeout
+        _end(gone, limit, wanted)
         self._look()
-        _wait(served, timeout, wanted)
+        _wait(served, limit, wanted)
 
     def stop(self, timeout: float | None = None) -> None:
         """Unloads everything, after the calls under way.
@@ -111,13 +111,20 @@ class Registry:
         """
         if not model_spec.name:
             raise invalid("ModelSpec has no name specified.")
-        with self._lock:
-            versions = self._versions.get(model_spec.name)
-            number = self._number(model_spec)
-        if versions is None:
-            raise not_found(model_spec.name, number)
-        with versions.use(number) as held:
+        with ExitStack() as stack:
+            # Held before another configuration can replace them.
+            with self._lock:
+                versions = self._versions.get(model_spec.name)
+                number = self._number(model_spec)
+                if versions is None:
+                    raise not_found(model_spec.name, number)
+                held = stack.enter_context(versions.use(number))
             yield held
+
+    def serves(self, name: str) -> bool:
+        """Whether a model of this name is configured."""
+        with self._lock:
+            return name in self._versions
 
     def statuses(self, model_spec: Any) -> list[VersionStatus]:
         """All versions of a model, or the one that the spec names by number; labels do not count.
@@ -128,7 +135,7 @@ class Registry:
         name = cut(model_spec.name)
         with self._lock:
             versions = self._versions.get(model_spec.name)
-        found = versions.statuses() if versions is not None else []
+            found = versions.statuses() if versions is not None else []
         if model_spec.HasField("version"):
             number = model_spec.version.value
             found = [status for status in found if status.version == number]
@@ -177,7 +184,7 @@ class Registry:
             if (served := self._versions.get(name)) is None:
                 self._versions[name] = Versions(name, self._policy)
             elif model.base_path != self._models[name].base_path:
-                self._versions[name] = Versions(name, self._policy, predecessor=served)
+                self._versions[name] = Versions(name, self._policy, predecessor=served.give_way())
         self._models = wanted
         return gone
 
@@ -197,9 +204,18 @@ class Registry:
                     self._versions[model.name].aspire(found)
 
 
-def _wait(served: list[Versions], timeout: float | None, wanted: Callable[[], bool]) -> None:
+def _end(gone: list[Versions], limit: float, wanted: Callable[[], bool]) -> None:
+    """Unloads; what a load or a call holds longer than somebody waits ends by itself."""
+    for versions in gone:
+        versions.stop(timeout=0)
+    for versions in gone:
+        while wanted() and (remaining := limit - time.monotonic()) > 0:
+            if versions.stop(min(remaining, _LOOK_SECONDS)):
+                break
+
+
+def _wait(served: list[Versions], limit: float, wanted: Callable[[], bool]) -> None:
     """Returns when each has a version; the time limit is for all of them together."""
-    limit = math.inf if timeout is None else time.monotonic() + timeout
     failed = []
     for versions in served:
         available = False

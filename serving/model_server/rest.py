@@ -1,6 +1,5 @@
 """The REST paths of TensorFlow Serving: predict, status, metadata, metrics."""
 
-import functools
 import json
 import re
 import zlib
@@ -58,11 +57,14 @@ def make_app(calls: Calls, *, timeout_ms: int, metrics_path: str | None) -> Star
         return Response(calls.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def models(request: Request) -> Response:
-        body = _inflated(await request.body(), request.headers.get("content-encoding", ""))
+        body, encoding = await request.body(), request.headers.get("content-encoding", "")
         path = request.scope["raw_path"].decode("ascii", errors="replace")
+
+        def answer() -> tuple[int, str]:
+            return _process(calls, timeout_ms, request.method, path, _inflated(body, encoding))
+
         status, text = await anyio.to_thread.run_sync(
-            functools.partial(_process, calls, timeout_ms, request.method, path, body),
-            limiter=large if len(body) > LARGE_BODY_BYTES else None,
+            answer, limiter=large if _is_large(body, encoding) else None
         )
         return Response(text, status, media_type="application/json")
 
@@ -71,6 +73,17 @@ def make_app(calls: Calls, *, timeout_ms: int, metrics_path: str | None) -> Star
         routes.insert(0, Route(metrics_path, metrics))
     handlers = {HTTPException: _http_error, ClientDisconnect: _gone}
     return Starlette(routes=routes, exception_handlers=handlers)
+
+
+def _is_large(body: bytes, encoding: str) -> bool:
+    """Whether a body, inflated where it is compressed, has more than `LARGE_BODY_BYTES`."""
+    if len(body) > LARGE_BODY_BYTES or not encoding:
+        return len(body) > LARGE_BODY_BYTES
+    try:
+        begun = zlib.decompressobj(wbits=31).decompress(body, LARGE_BODY_BYTES + 1)
+    except zlib.error:  # which `_inflated` says
+        return False
+    return len(begun) > LARGE_BODY_BYTES
 
 
 def _inflated(body: bytes, encoding: str) -> bytes:
@@ -136,7 +149,7 @@ def _post(calls: Calls, timeout_ms: int, match: re.Match[str], body: bytes) -> s
             grpc.StatusCode.UNIMPLEMENTED, f"{match['method']} is not supported, only predict"
         )
     spec = _model_spec(match)
-    with calls.metrics.request(spec.name, "Predict", "REST"):
+    with calls.measured(spec.name, "Predict", "REST"):
         return _predict(calls, timeout_ms, spec, body)
 
 
@@ -179,9 +192,9 @@ def _get(calls: Calls, match: re.Match[str]) -> str:
 def _model_spec(match: re.Match[str]) -> Any:
     spec = model_pb2.ModelSpec(name=unquote(match["name"]))
     if match["version"]:
-        version = int(match["version"])
-        if version >= 2**63:
-            raise invalid(f"Failed to convert version: {match['version']} to numeric.")
+        digits = match["version"].lstrip("0") or "0"  # Python reads no more than some thousand
+        if len(digits) > 19 or (version := int(digits)) >= 2**63:
+            raise invalid(f"Failed to convert version: {cut(match['version'])} to numeric.")
         spec.version.value = version
     if match["label"]:
         spec.version_label = unquote(match["label"])

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import grpc
@@ -39,6 +40,11 @@ class Calls:
         self.metrics = metrics
         self._tensor_content = tensor_content
         self._reloading = threading.Lock()
+
+    def measured(self, model: str, api: str, entrypoint: str) -> AbstractContextManager[None]:
+        """Counts what its body does as one request; see `Metrics.request`."""
+        known = model if self.registry.serves(model) else ""
+        return self.metrics.request(known, api, entrypoint)
 
     def predict(self, request: Any, *, timeout_ms: int) -> Any:
         """PredictResponse to a PredictRequest; the run is aborted after `timeout_ms` (0 never)."""
@@ -128,7 +134,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
         remaining = _remaining(context) if self._enforce_timeout else None
         timeout_ms = 0 if remaining is None else max(1, int(1000 * remaining))
         return _measured(
-            self._calls.metrics,
+            self._calls,
             request.model_spec.name,
             "Predict",
             context,
@@ -177,10 +183,10 @@ def _answer(context: grpc.ServicerContext, call: Callable[[], Any]) -> Any:
 
 
 def _measured(
-    metrics: Metrics, model: str, api: str, context: grpc.ServicerContext, call: Callable[[], Any]
+    calls: Calls, model: str, api: str, context: grpc.ServicerContext, call: Callable[[], Any]
 ) -> Any:
     try:
-        with metrics.request(model, api, "GRPC"):
+        with calls.measured(model, api, "GRPC"):
             return call()
     except StatusError as error:
         abort(context, error)

@@ -98,8 +98,24 @@ class Versions:
                 self._pending = True
                 self._changed.notify_all()
 
-    def stop(self, timeout: float | None = None) -> None:
-        """Unloads everything once the calls under way have ended; waits up to `timeout` seconds."""
+    def give_way(self) -> "Versions":
+        """Returns those that answer: these, or the predecessor's, and then these are stopped.
+
+        So that no chain grows where one configuration after the other finds no version.
+        """
+        with self._changed:
+            predecessor, self._predecessor = self._predecessor, None
+        if predecessor is None:
+            return self
+        self.stop(timeout=0)
+        return predecessor
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """Unloads everything once the calls under way have ended; waits up to `timeout` seconds.
+
+        Returns:
+          Whether everything is unloaded.
+        """
         with self._changed:
             self._aspired = {}
             self._drop_others()
@@ -107,8 +123,8 @@ class Versions:
             self._changed.notify_all()
             predecessor, self._predecessor = self._predecessor, None
         self._thread.join(timeout)
-        if predecessor is not None:
-            predecessor.stop(timeout)
+        ended = not self._thread.is_alive()
+        return ended if predecessor is None else predecessor.stop(timeout) and ended
 
     def statuses(self) -> list[VersionStatus]:
         """Every version ever seen, newest first; of two with one number, the one that answers."""
@@ -229,6 +245,9 @@ class Versions:
                 version.dropped = True
 
     def _load(self, version: _Version) -> None:
+        if version.dropped:  # while another one was loaded
+            self._set(version, State.END)
+            return
         for attempt in range(1 + self._policy.retries):
             self._set(version, State.LOADING)
             logger.info("loading %s version %d", self.name, version.number)

@@ -35,9 +35,9 @@ def served():
     """Starts servers and says on which port."""
     with contextlib.ExitStack() as stack:
 
-        def make(**options):
+        def make(app=_app, **options):
             port = portpicker.pick_unused_port()
-            server = HttpServer(_app, "127.0.0.1", port, "http_port", **options)
+            server = HttpServer(app, "127.0.0.1", port, "http_port", **options)
             server.start()
             stack.callback(server.stop, 1)
             return port
@@ -101,6 +101,36 @@ def test_a_body_that_nobody_waits_for_holds_no_connection(served) -> None:
         assert line.recv(4096).startswith(b"HTTP/1.1 200")
         line.sendall(b"2")
         assert _is_closed(line)
+
+
+LARGE = 64 * 2**20
+
+
+async def _large_app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": bytes(LARGE)})
+
+
+def test_a_large_answer_may_take_longer_than_a_head(served) -> None:
+    with _connect(served(app=_large_app, head_seconds=0.2)) as line:
+        line.sendall(REQUEST)
+        size, limit = 0, time.monotonic() + PATIENCE
+        while size < LARGE and time.monotonic() < limit:
+            size += len(line.recv(2**20))
+            time.sleep(0.01)
+        assert size >= LARGE
+
+
+@pytest.mark.parametrize("more", [b"", b"connection: close\r\n"])
+def test_who_does_not_take_an_answer_is_cut_off(served, more) -> None:
+    with _connect(served(app=_large_app, head_seconds=0.2)) as line:
+        line.sendall(REQUEST[:-2] + more + b"\r\n")
+        time.sleep(2)
+        size = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := line.recv(2**20):
+                size += len(part)
+        assert size < LARGE
 
 
 def test_who_keeps_asking_stays(served) -> None:

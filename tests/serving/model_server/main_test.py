@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -19,6 +20,7 @@ import requests
 from processes import ROOT, serving
 
 from serving.model_server import __main__ as model_server
+from serving.model_server import flags
 from tfmacer.wire import PREDICT, serving_pb2, tensors
 
 
@@ -162,6 +164,38 @@ def test_a_signal_while_a_version_loads_ends_it_at_once(exports, tmp_path: Path)
         time.sleep(1.0)
         process.terminate()
         assert process.wait(30) == 0
+
+
+def test_a_configuration_file_can_be_mended_while_it_waits(tmp_path, monkeypatch) -> None:
+    read: list[str] = []
+    path, stopped = tmp_path / "models.config", threading.Event()
+    text = 'model_config_list {{ config {{ name: "{}" base_path: "/m" model_type: TENSORFLOW }} }}'
+
+    class Waiting:
+        def configure(self, config, *, timeout=None, wanted=lambda: True) -> None:
+            read.append(config.model_config_list.config[0].name)
+            while wanted() and not stopped.is_set():
+                time.sleep(0.01)
+
+    def eventually_last(name: str) -> None:
+        limit = time.monotonic() + 30
+        while read[-1:] != [name]:
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+
+    path.write_text(text.format("typo"))
+    monkeypatch.setattr(flags, "CONFIG_FILE", SimpleNamespace(value=str(path)))
+    monkeypatch.setattr(flags, "CONFIG_POLL", SimpleNamespace(value=0.05))
+    with contextlib.ExitStack() as stack:
+        stack.callback(stopped.set)
+        model_server._poll_config(Waiting(), stopped)  # type: ignore[arg-type]
+        eventually_last("typo")
+        (tmp_path / "new").write_text(text.format("mended"))
+        (tmp_path / "new").rename(path)
+        eventually_last("mended")
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "config"]
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 def test_a_broken_export_fails_the_start_with_its_reason(tmp_path: Path) -> None:

@@ -245,6 +245,29 @@ def test_another_base_path_answers_only_once_a_version_of_it_is_loaded(tmp_path:
     registry.stop()
 
 
+def test_configurations_without_versions_pile_nothing_up(registry, tmp_path: Path) -> None:
+    (tmp_path / "good" / "1").mkdir(parents=True)
+    registry.configure(single_model("m", str(tmp_path / "good")))
+    for number in range(50):
+        with pytest.raises(StatusError, match="did not become available"):
+            registry.configure(single_model("m", str(tmp_path / f"{number}")), timeout=0.0)
+        assert _version(registry, "name: 'm'") == 1
+    _eventually(lambda: sum(t.name == "versions-m" for t in threading.enumerate()) == 2)
+
+
+def test_no_configuration_waits_longer_than_its_caller_for_calls_of_a_model_that_goes(
+    registry, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "1").mkdir(parents=True)
+    registry.configure(single_model("a", str(tmp_path / "a")))
+    with registry.use(_spec("name: 'a'")):
+        with pytest.raises(StatusError, match="did not become available"):
+            registry.configure(single_model("b", str(tmp_path / "b")), timeout=0.0)
+        assert registry._versions["b"].wait_available(PATIENCE)
+        assert _version(registry, "name: 'b'") == 1
+
+
 def test_a_configuration_is_the_whole_truth(registry, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name / "1").mkdir(parents=True)

@@ -5,6 +5,9 @@ import gzip
 import http.client
 import json
 import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import portpicker
@@ -16,6 +19,7 @@ from serving.common.http_server import MAX_BODY_BYTES, HttpServer
 from serving.model_server import rest
 from serving.model_server.services import Calls
 from tfmacer.common.errors import UserError
+from tfmacer.common.text import LONGEST_VALUE
 
 METRICS = "/monitoring/prometheus/metrics"
 
@@ -119,6 +123,20 @@ def test_predict_by_signature(url: str) -> None:
             400,
             f"Failed to convert version: {2**63} to numeric.",
         ),
+        (
+            "GET",
+            f"/v1/models/halves/versions/{'9' * 5000}",
+            None,
+            400,
+            f"Failed to convert version: {'9' * (LONGEST_VALUE - 1)}… to numeric.",
+        ),
+        (
+            "POST",
+            "/v1/models/halves:predict",
+            {"signature_name": "text", "inputs": ["\ud800"]},
+            400,
+            'JSON Value: "\\ud800" is no Unicode text',
+        ),
     ],
 )
 def test_refusals(url: str, method, path, body, status, text) -> None:
@@ -208,6 +226,11 @@ def test_metrics_tell_rest_from_grpc(url: str) -> None:
     assert ':tensorflow:serving:request_latency_count{API="Predict",entrypoint="REST"' in text
 
 
+def test_made_up_names_are_not_counted(url: str) -> None:
+    assert requests.post(f"{url}/v1/models/invented:predict", b"{", timeout=30).status_code == 400
+    assert "invented" not in requests.get(url + METRICS, timeout=30).text
+
+
 def test_a_port_in_use_is_named(url: str, calls: Calls) -> None:
     app = rest.make_app(calls, timeout_ms=500, metrics_path=None)
     with pytest.raises(UserError, match=r"--rest_api_port=\d+: cannot listen"):
@@ -241,6 +264,27 @@ def test_bodies_that_cannot_be_unpacked(url: str, body, encoding, status, text) 
     assert answer.status_code == status
     assert text in answer.json()["error"]
     assert len(answer.text) < 400
+
+
+def test_bodies_that_inflate_are_inflated_two_at_a_time(url: str, monkeypatch) -> None:
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def slow(body: bytes, encoding: str) -> bytes:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.1)
+        with lock:
+            inside -= 1
+        return b"{}"
+
+    monkeypatch.setattr(rest, "_inflated", slow)
+    body = gzip.compress(b" " * (2 * rest.LARGE_BODY_BYTES))
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: _post(url, body, "gzip"), range(6)))
+    assert {answer.status_code for answer in answers} == {400}
+    assert most == rest.LARGE_BODIES
 
 
 def test_errors_quote_a_part_of_the_body(url: str) -> None:

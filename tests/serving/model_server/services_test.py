@@ -179,7 +179,11 @@ def test_requests_are_counted_by_status_under_tensorflow_servings_names(predicti
     assert ":tensorflow:serving:request_latency_bucket" in names
     assert ":tensorflow:serving:runtime_latency_count" in names
     assert any('request_count{model_name="halves",status="OK"}' in line for line in lines)
-    assert not any("made up" in line for line in lines)
+    # Nor where the request is wrong before the model is looked for.
+    with pytest.raises(grpc.RpcError) as caught:
+        prediction.Predict(_predict("name: 'made up' version_label: 'x'", x=[2.0]))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "made up" not in calls.metrics.text().decode()
 
 
 def test_reloads_that_wait_hold_nothing_up(calls, tmp_path) -> None:

@@ -182,6 +182,19 @@ def test_a_surprising_error_ends_the_version_not_the_server(versions, loader, mo
     assert "MemoryError: no room" in str(versions.statuses()[0].error)
 
 
+def test_nothing_more_is_loaded_after_the_stop(loader) -> None:
+    versions = Versions("m", LoadPolicy(loader, 0, 0.0))  # type: ignore[arg-type]
+    loader.gate.clear()
+    versions.aspire(_paths(1, 2, 3))
+    with versions._changed:
+        assert versions._changed.wait_for(lambda: len(versions.statuses()) == 3, PATIENCE)
+    assert not versions.stop(timeout=0)
+    loader.gate.set()
+    assert versions.stop(PATIENCE)
+    assert loader.order == ["3"]
+    assert {status.state for status in versions.statuses()} == {State.END}
+
+
 def test_stopping_unloads_everything(loader) -> None:
     versions = Versions("m", LoadPolicy(loader, 0, 0.0))
     versions.aspire(_paths(1, 2))
