@@ -40,7 +40,7 @@ def test_fields_are_brought_to_one_form(tmp_path):
         ("eta", -1, "flag --eta=-1: -1.0 is not a non-negative number"),
         ("epochs", 1.5, "flag --epochs=1.5: invalid literal for int.*"),
         ("epochs", 0, "flag --epochs=0: 0 is not a positive integer"),
-        ("momentum", 1.5, r"flag --momentum=1.5: 1.5 is not a number in the range \[0(.0)?, 1(.0)?\]"),
+        ("momentum", 1.5, r"flag --momentum=1.5: 1.5 is not a number in the range \[0.*, 1.*\]"),
         ("attack", "fgsm", "flag --attack=fgsm: value should be one of <pgd|ddn>"),
         ("jit", "perhaps", "flag --jit=perhaps: .*"),
         ("lr_decay_epochs", ["5", "x"], "--lr_decay_epochs must be positive integers, got '5,x'"),
