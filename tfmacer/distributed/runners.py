@@ -33,8 +33,6 @@ _DEFAULTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 _QUIET = "default_sdk_harness_log_level"
 # What Beam does not know by a short name.
 _CLASSES = {"dask": "apache_beam.runners.dask.dask_runner.DaskRunner"}
-
-
 _LOOK_EVERY = 1.0
 
 

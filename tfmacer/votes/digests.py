@@ -54,9 +54,8 @@ def weights_digest(model: Any) -> str:
 
     For any other callable, and where the code of a layer is not Keras' own, it has a vocabulary or
     an operation takes functions, these do not tell what it computes, and the answer is
-    `UNKNOWN_MODEL`. Names that Keras gives
-    count the layers that the process has made before; they enter as if the model had been the
-    first.
+    `UNKNOWN_MODEL`. Names that Keras gives count the layers that the process has made before; they
+    enter as if the model had been the first.
     """
     import keras
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from hosts import HERE, MISSING, hosts
+from small_training import MODULE
 
 from tfmacer.records.logs import read_log
 
@@ -235,24 +236,6 @@ def test_a_killed_worker_of_dask_changes_nothing(pair, tiny_run, alone, tmp_path
             scheduler.wait()
     assert command.returncode == 0, error[-3000:]
     assert rows(out) == rows(alone)
-
-
-MODULE = """
-import keras
-import numpy as np
-
-def digits(split):
-    rng = np.random.default_rng(split == "test")
-    labels = rng.integers(0, 3, 40)
-    images = rng.integers(0, 100, (40, 4, 4, 1)).astype(np.uint8)
-    images[np.arange(40), labels, labels] = 255
-    return images, labels, 3
-
-def network(shape, num_classes):
-    return keras.Sequential([keras.Input(shape), keras.layers.Flatten(),
-                             keras.layers.BatchNormalization(),
-                             keras.layers.Dense(num_classes)])
-"""
 
 
 def start_training(made, folder: Path, *flags: str) -> list[subprocess.Popen[str]]:

@@ -14,6 +14,7 @@ import sys
 import time
 
 import pytest
+from small_training import MODULE
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -241,23 +242,6 @@ assert train.main(flags) == 0
 from tfmacer.votes import local
 assert local.from_run(f"{sys.argv[1]}/run").logits(np.zeros((2, 4, 4, 1), "f")).shape == (2, 3)
 print("equal")
-"""
-
-MODULE = """
-import keras
-import numpy as np
-
-def digits(split):
-    rng = np.random.default_rng(split == "test")
-    labels = rng.integers(0, 3, 40)
-    images = rng.integers(0, 100, (40, 4, 4, 1)).astype(np.uint8)
-    images[np.arange(40), labels, labels] = 255
-    return images, labels, 3
-
-def network(shape, num_classes):
-    return keras.Sequential([keras.Input(shape), keras.layers.Flatten(),
-                             keras.layers.BatchNormalization(),
-                             keras.layers.Dense(num_classes)])
 """
 
 
