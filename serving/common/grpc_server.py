@@ -5,7 +5,7 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -50,31 +50,12 @@ class Drain(Interceptor):
     ) -> Any:
         """Wraps a call's handler."""
         handler = continuation(handler_call_details)
-        if handler is None or handler_call_details.method.startswith("/grpc.health."):
+        health = handler_call_details.method.startswith("/grpc.health.")
+        if handler is None or handler.request_streaming or health:
             return handler
-        coders = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
-        if handler.unary_unary:
-            one = handler.unary_unary
+        return _wrapped(handler, self._enter, handler.request_deserializer)
 
-            def answer(request: Any, context: grpc.ServicerContext) -> Any:
-                self._enter(context)
-                return one(request, context)
-
-            return grpc.unary_unary_rpc_method_handler(answer, **coders)
-        if handler.unary_stream:
-            many = handler.unary_stream
-
-            def answers(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-                self._enter(context)
-                yield from many(request, context)
-
-            return grpc.unary_stream_rpc_method_handler(answers, **coders)
-        return handler
-
-    def _enter(self, context: grpc.ServicerContext) -> None:
+    def _enter(self, request: Any, context: grpc.ServicerContext) -> Any:
         with self._changed:
             draining = self._draining
             self._inside += not draining
@@ -82,6 +63,7 @@ class Drain(Interceptor):
             context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
         if not context.add_callback(self._leave):
             self._leave()
+        return request
 
     def _leave(self) -> None:
         with self._changed:
@@ -96,11 +78,7 @@ class Parsing(Interceptor):
     """
 
     def __init__(self, on_broken: Callable[[str], None]) -> None:
-        """Wraps no handler yet.
-
-        Args:
-          on_broken: called with the full name of the method.
-        """
+        """Calls `on_broken` with the full name of a method that was asked so."""
         self._on_broken = on_broken
 
     def intercept_service(
@@ -126,22 +104,27 @@ class Parsing(Interceptor):
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request cannot be parsed")
             return request
 
-        streamed = "stream" if handler.request_streaming else "unary"
-        kind = f"{streamed}_{'stream' if handler.response_streaming else 'unary'}"
-        behavior = getattr(handler, kind)
+        return _wrapped(handler, check, parse_or_note)
 
-        # With it come the marks of handlers that need no thread, who take one argument more.
-        @functools.wraps(behavior)
-        def answer(request: Any, context: grpc.ServicerContext, *more: Any) -> Any:
-            if handler.request_streaming:
-                return behavior((check(each, context) for each in request), context, *more)
-            return behavior(check(request, context), context, *more)
 
-        return getattr(grpc, f"{kind}_rpc_method_handler")(
-            answer,
-            request_deserializer=parse_or_note,
-            response_serializer=handler.response_serializer,
-        )
+def _wrapped(
+    handler: Any, before: Callable[[Any, grpc.ServicerContext], Any], parse: Callable[[bytes], Any]
+) -> Any:
+    """The handler of requests that `parse` reads and `before` passes on, or aborts."""
+    streamed = "stream" if handler.request_streaming else "unary"
+    kind = f"{streamed}_{'stream' if handler.response_streaming else 'unary'}"
+    behavior = getattr(handler, kind)
+
+    # Copies the marks of handlers that need no thread, which take one argument more.
+    @functools.wraps(behavior)
+    def answer(request: Any, context: grpc.ServicerContext, *more: Any) -> Any:
+        if handler.request_streaming:
+            return behavior((before(each, context) for each in request), context, *more)
+        return behavior(before(request, context), context, *more)
+
+    return getattr(grpc, f"{kind}_rpc_method_handler")(
+        answer, request_deserializer=parse, response_serializer=handler.response_serializer
+    )
 
 
 def make_server(

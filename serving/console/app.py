@@ -1,6 +1,7 @@
 """The web application: the page, the JSON endpoint and its OpenAPI document."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib.resources
 import logging
@@ -65,13 +66,7 @@ _STREAM_ANSWER: dict[int | str, dict[str, Any]] = {
 
 
 def make_app(bridge: Bridge, limits: Limits, *, max_body_bytes: int) -> ASGIApp:
-    """The ASGI application; to be wrapped in a `Guard`.
-
-    Args:
-      bridge: to the service that answers.
-      limits: on one request, for the page to show.
-      max_body_bytes: largest body, for the page to show.
-    """
+    """The ASGI application, to be wrapped in a `Guard`; the page shows the limits."""
     app = FastAPI(
         title="tfmacer certification",
         version=__version__,
@@ -83,10 +78,7 @@ def make_app(bridge: Bridge, limits: Limits, *, max_body_bytes: int) -> ASGIApp:
     app.state.bridge = bridge
     app.state.decoders = anyio.CapacityLimiter(DECODERS)
     app.state.limits = messages.Limits(
-        max_n0=limits.max_n0,
-        max_n=limits.max_n,
-        min_alpha=limits.min_alpha,
-        max_seconds=limits.max_seconds,
+        **dataclasses.asdict(limits),
         max_body_bytes=max_body_bytes,
         max_image_pixels=images.MAX_PIXELS,
         image_formats=list(images.FORMATS),
@@ -115,14 +107,14 @@ async def model(request: Request) -> messages.Described:
 async def predict(request: Request, body: messages.PredictRequest) -> messages.Prediction:
     """The smoothed class, or -1 where the votes are too close to tell; no radius."""
     pixels, became = await _pixels(request, body)
-    answer = await request.app.state.bridge.predict(request, body.message(pixels))
+    answer = await request.app.state.bridge.answer(request, "Predict", body.message(pixels))
     return messages.Prediction.of(answer, pixels=became)
 
 
 async def certify(request: Request, body: messages.CertifyRequest) -> messages.Certificate:
     """One certificate, when the draws have ended."""
     pixels, became = await _pixels(request, body)
-    answer = await request.app.state.bridge.certify(request, body.message(pixels))
+    answer = await request.app.state.bridge.answer(request, "Certify", body.message(pixels))
     return messages.Certificate.of(answer, pixels=became)
 
 

@@ -8,12 +8,13 @@ import asyncio
 import contextlib
 import ipaddress
 from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import anyio
 import anyio.to_thread
 import grpc
+from google.protobuf.message import Message
 from starlette.requests import Request
 
 from serving import certification_pb2 as pb
@@ -23,14 +24,6 @@ from serving.common.logs import REQUEST_ID
 from serving.sidecar.calls import FORWARDED_CLIENT
 
 T = TypeVar("T")
-Answer = TypeVar("Answer", covariant=True)
-
-
-class _Future(Protocol[Answer]):
-    """A call under way, as the stubs' types leave it out."""
-
-    def result(self) -> Answer:
-        """Blocks until the answer is there."""
 
 
 class RefusedError(Exception):
@@ -51,29 +44,20 @@ class Bridge:
     """Calls the service. Belongs to one event loop."""
 
     def __init__(self, channel: grpc.Channel, *, threads: int) -> None:
-        """Sends nothing yet.
-
-        Args:
-          channel: to the service.
-          threads: calls that may be waited for at once.
-        """
+        """Up to `threads` calls may be waited for at once."""
         self._stub = CertifierStub(channel)
         self._limiter = anyio.CapacityLimiter(threads)
 
+    async def answer(self, request: Request, method: str, message: Message) -> Any:
+        """What `Certifier` answers by a method that does not stream."""
+        call = getattr(self._stub, method).future(message, metadata=_metadata(request))
+        with _cancelled_on_disconnect(request, call):
+            return await self._wait(call, call.result)
+
     async def model(self, request: Request) -> pb.Model:
         """See `Certifier.GetModel`."""
-        call = self._stub.GetModel.future(pb.GetModelRequest(), metadata=_metadata(request))
-        return await self._result(request, call)
-
-    async def predict(self, request: Request, message: pb.PredictRequest) -> pb.Prediction:
-        """See `Certifier.Predict`."""
-        call = self._stub.Predict.future(message, metadata=_metadata(request))
-        return await self._result(request, call)
-
-    async def certify(self, request: Request, message: pb.CertifyRequest) -> pb.Certificate:
-        """See `Certifier.Certify`."""
-        call = self._stub.Certify.future(message, metadata=_metadata(request))
-        return await self._result(request, call)
+        found: pb.Model = await self.answer(request, "GetModel", pb.GetModelRequest())
+        return found
 
     async def certify_stream(
         self, request: Request, message: pb.CertifyRequest
@@ -96,10 +80,6 @@ class Bridge:
                 call.cancel()
 
         return certificates()
-
-    async def _result(self, request: Request, call: "_Future[T]") -> T:
-        with _cancelled_on_disconnect(request, call):
-            return await self._wait(call, call.result)
 
     async def _wait(self, call: Any, blocking: Callable[[], T]) -> T:
         """Runs `blocking` on a thread; cancellation ends the call, and with it the thread."""

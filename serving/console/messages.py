@@ -69,11 +69,9 @@ class Pixels(_Request):
         Raises:
           UserError: no base64.
         """
-        if self.uint8 is not None:
-            return pb.Pixels(shape=self.shape, uint8=from_base64("pixels.uint8", self.uint8))
-        return pb.Pixels(
-            shape=self.shape, float32=from_base64("pixels.float32", self.float32 or "")
-        )
+        kind = "float32" if self.uint8 is None else "uint8"
+        values: Any = {kind: from_base64(f"pixels.{kind}", getattr(self, kind))}
+        return pb.Pixels(shape=self.shape, **values)
 
 
 class _ImageRequest(_Request):

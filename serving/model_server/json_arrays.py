@@ -17,16 +17,7 @@ Array = npt.NDArray[Any]
 
 MAX_RANK = 32  # TensorFlow knows no ops for more, NumPy no arrays beyond 64
 
-_INT32 = (-(2**31), 2**31 - 1)
-_INTEGERS = {
-    tf.int8: _INT32,
-    tf.int16: _INT32,
-    tf.int32: _INT32,
-    tf.uint8: _INT32,
-    tf.int64: (-(2**63), 2**63 - 1),
-    tf.uint32: (0, 2**32 - 1),
-    tf.uint64: (0, 2**64 - 1),
-}
+_INTEGERS = (tf.int8, tf.int16, tf.int32, tf.uint8, tf.int64, tf.uint32, tf.uint64)
 _FLOATS = (tf.float32, tf.float64)
 _JSON_NAMES = {bool: "Bool", str: "String", list: "Array", dict: "Object", type(None): "Null"}
 
@@ -70,34 +61,24 @@ def _flatten(value: Any, level: int, shape: list[int], dtype: Any, leaves: list[
 
 
 def _leaf(value: Any, dtype: Any) -> Any:
-    if isinstance(value, dict):
-        if dtype != tf.string:
-            raise _type_error(value, dtype)
-        return _from_base64(value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if dtype in _FLOATS:
-        if not number:
-            raise _type_error(value, dtype)
-        return _float(value)
-    if dtype in _INTEGERS:
-        low, high = _INTEGERS[dtype]
-        if not number or not isinstance(value, int) or not low <= value <= high:
-            raise _type_error(value, dtype)
-        limits = np.iinfo(dtype.as_numpy_dtype)
-        if not limits.min <= value <= limits.max:  # narrower than the JSON reader's own check
-            raise _type_error(value, dtype)
-        return value
-    if dtype == tf.bool:
-        if not isinstance(value, bool):
-            raise _type_error(value, dtype)
-        return value
-    if dtype == tf.string:
-        if not isinstance(value, str):
-            raise _type_error(value, dtype)
+    if dtype == tf.string and isinstance(value, dict):
+        return _from_base64(value)
+    if dtype == tf.string and isinstance(value, str):
         try:
             return value.encode()
         except UnicodeEncodeError as error:  # half of a pair of surrogates, as an escape
             raise invalid(f"JSON Value: {quoted(value)} is no Unicode text") from error
+    if dtype in _FLOATS and number:
+        return _float(value)
+    if dtype in _INTEGERS and number and isinstance(value, int):
+        limits = np.iinfo(dtype.as_numpy_dtype)
+        if limits.min <= value <= limits.max:
+            return value
+    if dtype == tf.bool and isinstance(value, bool):
+        return value
+    if isinstance(value, dict) or dtype in (*_FLOATS, *_INTEGERS, tf.bool, tf.string):
+        raise _type_error(value, dtype)
     raise StatusError(
         grpc.StatusCode.UNIMPLEMENTED,
         f"Conversion of JSON Value: {quoted(value)} to type: {_name(dtype)}",

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import grpc
@@ -133,12 +133,9 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
         """See `Calls.predict`; the caller's deadline aborts the run."""
         remaining = _remaining(context) if self._enforce_timeout else None
         timeout_ms = 0 if remaining is None else max(1, int(1000 * remaining))
-        return _measured(
-            self._calls,
-            request.model_spec.name,
-            "Predict",
-            context,
-            lambda: self._calls.predict(request, timeout_ms=timeout_ms),
+        measured = self._calls.measured(request.model_spec.name, "Predict", "GRPC")
+        return _answer(
+            context, lambda: self._calls.predict(request, timeout_ms=timeout_ms), measured
         )
 
     @override
@@ -175,18 +172,13 @@ def _remaining(context: grpc.ServicerContext) -> float | None:
     return None if remaining is None or remaining > MAX_SECONDS else remaining
 
 
-def _answer(context: grpc.ServicerContext, call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except StatusError as error:
-        abort(context, error)
-
-
-def _measured(
-    calls: Calls, model: str, api: str, context: grpc.ServicerContext, call: Callable[[], Any]
+def _answer(
+    context: grpc.ServicerContext,
+    call: Callable[[], Any],
+    within: AbstractContextManager[None] | None = None,
 ) -> Any:
     try:
-        with calls.measured(model, api, "GRPC"):
+        with within or nullcontext():
             return call()
     except StatusError as error:
         abort(context, error)

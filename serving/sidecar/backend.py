@@ -3,17 +3,15 @@
 from typing import Any
 
 import grpc
-import numpy as np
-import numpy.typing as npt
 from typing_extensions import override
 
 from serving.sidecar.calls import Call
 from serving.sidecar.limits import FairSlots
 from serving.sidecar.metrics import Metrics
-from serving.sidecar.models import Certifiable, Models
-from tfmacer.votes.endpoint import BackendError, Endpoint
+from serving.sidecar.models import Models
+from tfmacer.votes.endpoint import BackendError, Endpoint, ServedModel
 from tfmacer.votes.remote import RemoteVotes
-from tfmacer.votes.source import Images, Seeds, Votes
+from tfmacer.votes.source import Votes
 
 
 class Backend:
@@ -29,16 +27,7 @@ class Backend:
         parallelism: int,
         timeout: float,
     ) -> None:
-        """Opens nothing yet.
-
-        Args:
-          endpoint: who serves the model.
-          models: told to look for a new version where the one drawn from has gone.
-          slots: for requests in flight.
-          metrics: where draws are counted.
-          parallelism: requests in flight for one call.
-          timeout: seconds that one answer may take, retries included.
-        """
+        """Each call has up to `parallelism` requests in flight; one may take `timeout` seconds."""
         self._endpoint = endpoint
         self._models = models
         self._slots = slots
@@ -46,13 +35,13 @@ class Backend:
         self._parallelism = parallelism
         self._timeout = timeout
 
-    def votes(self, target: Certifiable, call: Call, context: grpc.ServicerContext) -> RemoteVotes:
+    def votes(self, model: ServedModel, call: Call, context: grpc.ServicerContext) -> RemoteVotes:
         """Votes that end with the call: at its deadline, or when its caller has gone."""
         votes = _CallVotes(
             self._models,
             self._metrics,
             self._endpoint,
-            target.model,
+            model,
             parallelism=self._parallelism,
             timeout=self._timeout,
             slots=self._slots.of(call.client),
@@ -72,21 +61,12 @@ class _CallVotes(RemoteVotes):
         self._metrics = metrics
 
     @override
-    def sample(
-        self,
-        images: Images,
-        seeds: Seeds,
-        offsets: npt.NDArray[np.int32],
-        num_samples: npt.NDArray[np.int32],
-        *,
-        beta: float = 1.0,
-    ) -> Votes:
-        """See `RemoteVotes.sample`."""
+    def sample(self, *rows: Any, **options: Any) -> Votes:
         try:
-            votes = super().sample(images, seeds, offsets, num_samples, beta=beta)
+            votes = super().sample(*rows, **options)
         except BackendError as error:
             if error.code is grpc.StatusCode.ABORTED:
                 self._models.look_now()
             raise
-        self._metrics.draws.inc(int(num_samples.sum()))
+        self._metrics.draws.inc(int(votes.counts.sum()))
         return votes

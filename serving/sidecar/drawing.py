@@ -12,7 +12,6 @@ import numpy as np
 from serving.sidecar.calls import Call
 from serving.sidecar.requests import Image
 from tfmacer.guarantee.certificate import Certificate, certify
-from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.guarantee.rule import Rule
 from tfmacer.votes.driver import Progress, Task, draw_certificates
 from tfmacer.votes.endpoint import BackendError
@@ -35,7 +34,6 @@ def looks(
     votes: RemoteVotes,
     task: Task,
     rule: Rule,
-    distribution: NoiseDistribution,
     call: Call,
     *,
     every: bool,
@@ -48,7 +46,6 @@ def looks(
       votes: of the model.
       task: image and seeds.
       rule: sampling plan, bound and stop rule.
-      distribution: of the model's noise.
       call: whose deadline ends the draws with the best certificate so far.
       every: yield at every look of the plan, a radius that never falls; otherwise only the last.
       check: raises BackendError where the model at the backend is another one by now; called
@@ -59,6 +56,16 @@ def looks(
       BackendError: of `check` or of the backend; DEADLINE_EXCEEDED where the deadline came before
         the first look.
     """
+
+    def certificates(progress: Progress) -> Iterator[Certificate]:
+        """Those of a round: of the last look that it reached, or of every one."""
+        for counts in progress.looks[:-1] if every else ():
+            with bound():
+                certificate = certify(counts, rule, votes.smoothing.distribution)
+            yield certificate
+        if progress.looks and progress.certificate is not None:
+            yield progress.certificate
+
     best: Certificate | None = None
     drawn, checked = 0, -math.inf
     try:
@@ -70,7 +77,7 @@ def looks(
                 continue
             check()
             checked = progress.seconds
-            for found in _certificates(progress, rule, distribution, bound, every=every):
+            for found in certificates(progress):
                 # All looks hold together, so the largest radius among them does.
                 best = found if best is None or found.radius >= best.radius else best
                 if every:
@@ -87,23 +94,6 @@ def looks(
                 f"answered in time: {error}",
             ) from error
         yield Look(best, drawn)
-
-
-def _certificates(
-    progress: Progress,
-    rule: Rule,
-    distribution: NoiseDistribution,
-    bound: Callable[[], AbstractContextManager[object]],
-    *,
-    every: bool,
-) -> Iterator[Certificate]:
-    """The certificates of a round: of the last look it reached, or of every one."""
-    for counts in progress.looks[:-1] if every else ():
-        with bound():
-            certificate = certify(counts, rule, distribution)
-        yield certificate
-    if progress.looks and progress.certificate is not None:
-        yield progress.certificate
 
 
 def draw_counts(votes: RemoteVotes, image: Image, seed: Seeds, n: int) -> tuple[int, ...]:

@@ -1,6 +1,5 @@
 """Follows which version of the model the backend serves."""
 
-import dataclasses
 import logging
 import threading
 from collections.abc import Callable
@@ -8,21 +7,12 @@ from collections.abc import Callable
 import grpc
 
 from tfmacer.common.errors import UserError
-from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.votes.endpoint import BackendError, Endpoint, ServedModel, check_served, served_model
 
 logger = logging.getLogger(__name__)
 
 # Time limit of one request about the model, in seconds: short, since it is sent again soon.
 POLL_TIMEOUT = 5.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Certifiable:
-    """A served model together with the distribution of its noise."""
-
-    model: ServedModel
-    distribution: NoiseDistribution
 
 
 class Models:
@@ -52,13 +42,13 @@ class Models:
         self._model_name = model_name
         self._digest = digest
         self._on_health = on_health
-        self._current: Certifiable | None = None
+        self._current: ServedModel | None = None
         self._error: BackendError | None = None
         self._look = threading.Event()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def current(self) -> Certifiable:
+    def current(self) -> ServedModel:
         """The version to use now.
 
         Raises:
@@ -72,7 +62,7 @@ class Models:
 
     def available(self) -> ServedModel | None:
         """The version that certificates are drawn from; None where the last look failed."""
-        return self._current.model if self._current and self._error is None else None
+        return self._current if self._error is None else None
 
     def refresh(self, timeout: float = POLL_TIMEOUT) -> None:
         """Asks the backend once; each of the two requests may take `timeout` seconds.
@@ -106,17 +96,9 @@ class Models:
         finally:
             self._on_health(self._error is None)
 
-    def check_unchanged(self, used: Certifiable, *, timeout: float = POLL_TIMEOUT) -> None:
-        """Asks the backend whether a version number still names the model that was used.
-
-        Args:
-          used: what votes were drawn from.
-          timeout: seconds to wait for the answer; what is left of the call's own.
-
-        Raises:
-          BackendError: ABORTED, it does not; or the backend cannot be asked.
-        """
-        check_served(self._endpoint, used.model, timeout=timeout)
+    def check_unchanged(self, used: ServedModel, *, timeout: float = POLL_TIMEOUT) -> None:
+        """See `check_served`."""
+        check_served(self._endpoint, used, timeout=timeout)
 
     def start(self, poll_seconds: float) -> None:
         """Polls the backend on a thread of its own."""
@@ -155,7 +137,7 @@ class Models:
         if self._thread is not None:
             self._thread.join(2 * POLL_TIMEOUT)
 
-    def _describe(self, version: int, timeout: float) -> Certifiable:
+    def _describe(self, version: int, timeout: float) -> ServedModel:
         model = served_model(self._endpoint, self._model_name, version=version, timeout=timeout)
         found = model.smoothing
         origin = f"backend {self._endpoint.target}: model {model.name} version {version}"
@@ -165,7 +147,7 @@ class Models:
                 f"{origin} has digest {found.model_digest}, --model_digest is {self._digest}",
             )
         try:
-            distribution = found.distribution
+            _ = found.distribution  # made here, once, or refused
         except UserError as error:
             raise BackendError(grpc.StatusCode.FAILED_PRECONDITION, f"{origin}: {error}") from error
-        return Certifiable(model, distribution)
+        return model

@@ -10,9 +10,9 @@ from serving import certification_pb2 as pb
 from serving.sidecar.limits import Limits
 from tfmacer.common.errors import UserError
 from tfmacer.common.text import LONGEST_VALUE, cut
-from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.guarantee.rule import Rule
 from tfmacer.guarantee.stopping import StopRule
+from tfmacer.records.runs import Smoothing
 from tfmacer.records.sealing import pixels_digest
 
 DEFAULT_N0 = 100
@@ -39,25 +39,18 @@ class Image:
     sha256: str
 
 
-def read_image(
-    pixels: pb.Pixels, input_shape: tuple[int, int, int], distribution: NoiseDistribution
-) -> Image:
-    """The image that answers to `Pixels` are about.
-
-    Args:
-      pixels: as sent.
-      input_shape: the model's.
-      distribution: of its noise; under one of whole steps, the image is that of the steps.
+def read_image(pixels: pb.Pixels, smoothing: Smoothing) -> Image:
+    """The image that answers to `Pixels` are about; see `NoiseDistribution.pixels`.
 
     Raises:
       UserError: no values, another shape than the model's, a length that does not fit it, a value
         outside [0, 1], or one that the distribution is not about.
     """
-    if tuple(pixels.shape) != input_shape:
+    shape = smoothing.input_shape
+    if tuple(pixels.shape) != shape:
         # A few compressed bytes may be millions of numbers: the first ones are enough.
         found = cut(str(list(pixels.shape[:LONGEST_VALUE])))
-        raise UserError(f"pixels.shape is {found}, the model takes {list(input_shape)}")
-    shape = input_shape
+        raise UserError(f"pixels.shape is {found}, the model takes {list(shape)}")
     kind = pixels.WhichOneof("values")
     if kind is None:
         raise UserError("pixels.values is missing: give uint8 or float32")
@@ -76,7 +69,7 @@ def read_image(
             f"pixels.float32 has {values[tuple(where)]} at {where.tolist()}, "
             "values must lie in [0, 1]"
         )
-    values = distribution.pixels(values.astype(np.float32))
+    values = smoothing.distribution.pixels(values.astype(np.float32))
     return Image(values, pixels_digest(values))
 
 

@@ -70,7 +70,7 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
     def GetModel(self, request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.Model:
         """What is served."""
         with self._calls.open(context, "GetModel", draws=False) as call:
-            message = model_message(self._models.current().model)
+            message = model_message(self._models.current())
             call.outcome = "described"
         return message
 
@@ -78,14 +78,12 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
     def Predict(self, request: pb.PredictRequest, context: grpc.ServicerContext) -> pb.Prediction:
         """The smoothed classifier's class, or abstention."""
         with self._calls.open(context, "Predict") as call:
-            target = self._models.current()
+            model = self._models.current()
             n, alpha = read_prediction(request, self._limits)
-            image = read_image(
-                request.pixels, target.model.smoothing.input_shape, target.distribution
-            )
-            votes = self._backend.votes(target, call, context)
+            image = read_image(request.pixels, model.smoothing)
+            votes = self._backend.votes(model, call, context)
             counts = draw_counts(votes, image, self._task(image).select_seed, n)
-            self._models.check_unchanged(target, timeout=call.remaining())
+            self._models.check_unchanged(model, timeout=call.remaining())
             prediction = predict(counts, alpha)
             call.outcome = "abstain" if prediction.predict < 0 else "predicted"
             message = pb.Prediction(
@@ -94,7 +92,7 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
                 alpha=alpha,
                 n=n,
                 counts=counts,
-                model=model_message(target.model),
+                model=model_message(model),
                 pixels_sha256=image.sha256,
             )
         return message
@@ -118,13 +116,13 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
         self, request: pb.CertifyRequest, context: grpc.ServicerContext, call: Call, *, every: bool
     ) -> Iterator[pb.Certificate]:
         """The whole way of one image: the last certificate, or one at every look."""
-        target = self._models.current()
-        smoothing, distribution = target.model.smoothing, target.distribution
+        model = self._models.current()
+        smoothing = model.smoothing
         rule = read_rule(request, self._limits, block_size=smoothing.block_size, anytime=every)
-        check_reachable(rule, distribution)
-        image = read_image(request.pixels, smoothing.input_shape, distribution)
+        check_reachable(rule, smoothing.distribution)
+        image = read_image(request.pixels, smoothing)
         task = self._task(image)
-        votes = self._backend.votes(target, call, context)
+        votes = self._backend.votes(model, call, context)
         certificate_id = uuid.uuid4().hex
         look: Look | None = None
         try:
@@ -132,15 +130,14 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
                 votes,
                 task,
                 rule,
-                distribution,
                 call,
                 every=every,
-                check=lambda: self._models.check_unchanged(target, timeout=call.remaining()),
+                check=lambda: self._models.check_unchanged(model, timeout=call.remaining()),
                 bound=self._tracing.bound,
             ):
                 yield certificate_message(
                     look.certificate,
-                    target.model,
+                    model,
                     certificate_id=certificate_id,
                     sha256=image.sha256,
                     drawn=look.drawn,
@@ -160,9 +157,9 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
                     client=call.client,
                     pixels_sha256=image.sha256,
                     pixels=image.values,
-                    model_name=target.model.name,
-                    model_version=target.model.version,
-                    smoothing=target.model.smoothing,
+                    model_name=model.name,
+                    model_version=model.version,
+                    smoothing=smoothing,
                     select_seed=task.select_seed,
                     estimate_seed=task.estimate_seed,
                     certificate=given,

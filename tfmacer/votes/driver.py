@@ -19,7 +19,7 @@ from tfmacer.guarantee.certificate import Certificate, certify, decided
 from tfmacer.guarantee.counts import Counts
 from tfmacer.guarantee.distribution import NoiseDistribution
 from tfmacer.guarantee.rule import Rule
-from tfmacer.votes.source import ESTIMATE, SELECT, Seeds, Votes, VoteSource, row_seed
+from tfmacer.votes.source import ESTIMATE, SELECT, Seeds, Votes, VoteSource, counts_of, row_seed
 
 # A round of requests is sized to take about this long: short enough to stop, report and meet a
 # deadline in time, long enough that its start and end cost nothing against it.
@@ -166,26 +166,13 @@ class _Stream:
         reached: list[Counts] = []
         while self.estimate.reached:
             self.n, self.seen = self.estimate.reached.pop(0)
-            reached.append(self.counts(rule))
+            reached.append(counts_of(self.select.votes, self.seen, rule, self.n))
         with around_certify():
             self.certificate = certify(reached[-1], rule, distribution)
             stops = self.n == rule.n or decided(reached[-1], rule, distribution)
         if not stops and self.n == self.estimate.target:
             self.estimate.target = self.estimate.next_look()
         return reached, stops
-
-    def counts(self, rule: Rule) -> Counts:
-        """What a rule sees at the latest look."""
-        select, estimate = self.select.votes, self.seen
-        return Counts(
-            select_counts=tuple(select.counts.tolist()),
-            counts=tuple(estimate.counts.tolist()),
-            n0=rule.n0,
-            n=self.n,
-            select_sums=tuple(select.sums.tolist()) if rule.soft else None,
-            sums=tuple(estimate.sums.tolist()) if rule.soft else None,
-            square_sums=tuple(estimate.square_sums.tolist()) if rule.soft else None,
-        )
 
 
 def draw_certificates(
@@ -268,10 +255,11 @@ def draw_certificates(
                 certificate=stream.certificate,
                 looks=tuple(reached),
                 extra_certificates=tuple(
-                    certify(stream.counts(r), r, distribution) for r in extra_rules
-                )
-                if done
-                else (),
+                    certify(
+                        counts_of(stream.select.votes, stream.seen, r, stream.n), r, distribution
+                    )
+                    for r in (extra_rules if done else ())
+                ),
                 done=done,
                 seconds=now - stream.started,
             )

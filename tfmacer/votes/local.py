@@ -15,7 +15,7 @@ from tfmacer.records.runs import Smoothing
 from tfmacer.votes.admission import check_saved_model
 from tfmacer.votes.counting import count_votes, inference
 from tfmacer.votes.models import load_run
-from tfmacer.votes.source import Images, Seeds, Votes
+from tfmacer.votes.source import Images, Ints, Seeds, Votes
 
 
 class _LocalVotes:
@@ -75,13 +75,7 @@ class NetworkVotes(_LocalVotes):
         return replicas if replicas > 1 else super().parallelism
 
     def sample(
-        self,
-        images: Images,
-        seeds: Seeds,
-        offsets: npt.NDArray[np.int32],
-        num_samples: npt.NDArray[np.int32],
-        *,
-        beta: float = 1.0,
+        self, images: Images, seeds: Seeds, offsets: Ints, num_samples: Ints, *, beta: float = 1.0
     ) -> Votes:
         """See `VoteSource.sample`."""
         count = len(images)
@@ -140,13 +134,7 @@ class SavedModelVotes(_LocalVotes):
         super().__init__(Smoothing.from_json(text, origin=str(self._directory)))
 
     def sample(
-        self,
-        images: Images,
-        seeds: Seeds,
-        offsets: npt.NDArray[np.int32],
-        num_samples: npt.NDArray[np.int32],
-        *,
-        beta: float = 1.0,
+        self, images: Images, seeds: Seeds, offsets: Ints, num_samples: Ints, *, beta: float = 1.0
     ) -> Votes:
         """See `VoteSource.sample`."""
         answer = self._model.signatures["sample_under_noise"](

@@ -23,7 +23,7 @@ from tfmacer.votes.endpoint import (
     predict_request,
     served_model,
 )
-from tfmacer.votes.source import Images, Seeds, Votes
+from tfmacer.votes.source import Images, Ints, Seeds, Votes
 from tfmacer.wire import serving_pb2, tensors
 from tfmacer.wire.channel import DIRECT, Transport
 
@@ -115,13 +115,7 @@ class RemoteVotes:
         return self.model.smoothing
 
     def sample(
-        self,
-        images: Images,
-        seeds: Seeds,
-        offsets: npt.NDArray[np.int32],
-        num_samples: npt.NDArray[np.int32],
-        *,
-        beta: float = 1.0,
+        self, images: Images, seeds: Seeds, offsets: Ints, num_samples: Ints, *, beta: float = 1.0
     ) -> Votes:
         """See `VoteSource.sample`.
 

@@ -15,7 +15,7 @@ from tfmacer.records.runs import LARGEST_REQUEST, UNKNOWN_MODEL, SmoothedClassif
 from tfmacer.records.sealing import pixels_digest
 from tfmacer.records.settings import LogSettings
 from tfmacer.records.verification import Replay, Replayed
-from tfmacer.votes.source import ESTIMATE, SELECT, Seeds, Votes, VoteSource, row_seed
+from tfmacer.votes.source import ESTIMATE, SELECT, Seeds, Votes, VoteSource, counts_of, row_seed
 
 # See `VoteSource.sample`.
 _LONGEST_STREAM = 2_000_000_000
@@ -112,18 +112,7 @@ def _votes(
         for row, (stage, _, _) in enumerate(some):
             drawn[stage] = drawn[stage].plus(votes.row(row))
     select, estimate = drawn
-    soft = {
-        "select_sums": tuple(select.sums.tolist()),
-        "sums": tuple(estimate.sums.tolist()),
-        "square_sums": tuple(estimate.square_sums.tolist()),
-    }
-    return Counts(
-        select_counts=tuple(select.counts.tolist()),
-        counts=tuple(estimate.counts.tolist()),
-        n0=rule.n0,
-        n=n,
-        **(soft if rule.soft else {}),
-    )
+    return counts_of(select, estimate, rule, n)
 
 
 def _check_source(source: VoteSource, classifier: SmoothedClassifier) -> None:

@@ -11,10 +11,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tfmacer.guarantee.counts import Counts
+from tfmacer.guarantee.rule import Rule
 from tfmacer.records.runs import Smoothing
 
 Images = npt.NDArray[np.float32]
-Seeds = npt.NDArray[np.int32]
+Ints = npt.NDArray[np.int32]
+Seeds = Ints
 
 SELECT = "select"
 ESTIMATE = "estimate"
@@ -69,13 +72,7 @@ class VoteSource(Protocol):
         ...
 
     def sample(
-        self,
-        images: Images,
-        seeds: Seeds,
-        offsets: npt.NDArray[np.int32],
-        num_samples: npt.NDArray[np.int32],
-        *,
-        beta: float = 1.0,
+        self, images: Images, seeds: Seeds, offsets: Ints, num_samples: Ints, *, beta: float = 1.0
     ) -> Votes:
         """Counts the draws `offsets[i] <= j < offsets[i] + num_samples[i]` of each row i.
 
@@ -93,6 +90,21 @@ class VoteSource(Protocol):
         ...
 
 
+def counts_of(select: Votes, estimate: Votes, rule: Rule, n: int) -> Counts:
+    """What a rule sees of the votes `[K]` of its n0 selection draws and of n estimation draws."""
+    sums = (
+        {
+            "select_sums": tuple(select.sums.tolist()),
+            "sums": tuple(estimate.sums.tolist()),
+            "square_sums": tuple(estimate.square_sums.tolist()),
+        }
+        if rule.soft
+        else {}
+    )
+    select_counts, counts = tuple(select.counts.tolist()), tuple(estimate.counts.tolist())
+    return Counts(select_counts=select_counts, counts=counts, n0=rule.n0, n=n, **sums)
+
+
 def row_seed(seed: int, stage: str, index: int) -> Seeds:
     """Seed of one image's stream: int32 `[2]`.
 
@@ -102,6 +114,4 @@ def row_seed(seed: int, stage: str, index: int) -> Seeds:
       index: the image's position in the split as stored.
     """
     text = f"tfmacer/1|{seed}|{stage}|{index}"
-    return np.frombuffer(hashlib.sha256(text.encode("ascii")).digest()[:8], dtype="<i4").astype(
-        np.int32
-    )
+    return np.frombuffer(hashlib.sha256(text.encode()).digest()[:8], "<i4").astype(np.int32)
