@@ -58,14 +58,7 @@ class Guard:
         max_body_bytes: int,
         refusal: Refusal = described,
     ) -> None:
-        """Guards an application.
-
-        Args:
-          app: the application.
-          names: host names under which this server may be asked, besides any IP address.
-          max_body_bytes: larger bodies are refused, unread where they announce their size.
-          refusal: the JSON of a refusal.
-        """
+        """Lets requests to these host names, or to any IP address, through to the application."""
         self._described = refusal
         self._app = app
         self._max_body_bytes = max_body_bytes

@@ -37,15 +37,6 @@ class Console:
     ) -> None:
         """Binds both addresses; the service must not have been started yet.
 
-        Args:
-          service: the sidecar's gRPC server.
-          host: address to listen on for HTTP.
-          port: TCP port.
-          limits: on one request.
-          max_body_bytes: largest HTTP body.
-          names: see `HttpServer`.
-          tls: for HTTPS.
-
         Raises:
           UserError: the address is taken or cannot be used.
         """

@@ -34,14 +34,7 @@ class Registry:
         versions_always_present: bool = False,
         labels_for_unavailable: bool = False,
     ) -> None:
-        """Serves nothing yet; see `configure`.
-
-        Args:
-          policy: how versions are loaded.
-          poll_seconds: between looks at the base paths; 0 looks once, at `configure`.
-          versions_always_present: keep what is loaded when a base path turns empty.
-          labels_for_unavailable: allow a new label to name a version that is not available.
-        """
+        """Serves nothing yet. With `poll_seconds` 0, only `configure` reads base paths."""
         self._policy = policy
         self._poll_seconds = poll_seconds
         self._versions_always_present = versions_always_present

@@ -43,13 +43,7 @@ _GET = re.compile(rf"/v1/models(?:/(?P<name>[^/:]+))?{_VERSION}(?P<metadata>/met
 
 
 def make_app(calls: Calls, *, timeout_ms: int, metrics_path: str | None) -> Starlette:
-    """The ASGI application.
-
-    Args:
-      calls: what the paths do.
-      timeout_ms: limit of one run of the graph.
-      metrics_path: of Prometheus metrics; None for none.
-    """
+    """The ASGI application; one run of a graph may take `timeout_ms`."""
     large = anyio.CapacityLimiter(LARGE_BODIES)
 
     async def metrics(request: Request) -> Response:

@@ -57,12 +57,6 @@ class Servable:
     ) -> None:
         """Loads the SavedModel's `serve` graph, restores its variables and runs its init op.
 
-        Args:
-          path: the version directory.
-          threads: of the session.
-          any_ops: whether the graph may do more than compute, such as read and write files.
-          check_method_name: answer only signatures whose method is predict, classify or regress.
-
         Raises:
           StatusError: FAILED_PRECONDITION, it would do more than compute, or cannot be read; or
             TensorFlow refuses it.

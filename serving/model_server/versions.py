@@ -69,14 +69,7 @@ class Versions:
     def __init__(
         self, name: str, policy: LoadPolicy, predecessor: "Versions | None" = None
     ) -> None:
-        """Serves nothing yet; see `aspire`.
-
-        Args:
-          name: of the model.
-          policy: how its versions are loaded.
-          predecessor: the same model's at another base path; they answer until the first of these
-            is available, and are then unloaded.
-        """
+        """Serves nothing yet; a predecessor, at another base path, answers until these can."""
         self.name = name
         self._policy = policy
         self._predecessor = predecessor

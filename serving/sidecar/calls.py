@@ -73,13 +73,7 @@ class Calls:
     def open(
         self, context: grpc.ServicerContext, method: str, *, draws: bool = True
     ) -> Iterator[Call]:
-        """Runs the body as one call; what it raises becomes a gRPC status.
-
-        Args:
-          context: the call's.
-          method: its name.
-          draws: whether it needs the backend, and so to be admitted.
-        """
+        """Runs the body as one call, admitted if it draws; what it raises becomes a gRPC status."""
         started = time.monotonic()
         remaining = context.time_remaining()
         seconds = self._max_seconds

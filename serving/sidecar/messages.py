@@ -26,15 +26,7 @@ def model_message(model: ServedModel) -> pb.Model:
 def certificate_message(
     certificate: Certificate, model: ServedModel, *, certificate_id: str, sha256: str, drawn: int
 ) -> pb.Certificate:
-    """A certificate as it is handed out.
-
-    Args:
-      certificate: the library's.
-      model: whose votes were counted.
-      certificate_id: its name in the audit log.
-      sha256: of the pixels.
-      drawn: estimation draws so far.
-    """
+    """A certificate as it is handed out, with `drawn` estimation draws so far."""
     draws, rule = certificate.draws, certificate.rule
     return pb.Certificate(
         predict=certificate.predict,

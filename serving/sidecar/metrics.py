@@ -34,13 +34,6 @@ class Metrics:
         waiting: Callable[[], int],
         model: Callable[[], ServedModel | None],
     ) -> None:
-        """Registers everything.
-
-        Args:
-          inside: calls under way.
-          waiting: requests that wait for a slot at the backend.
-          model: what is certified now; None where nothing can be.
-        """
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.registry.register(_ModelGauges(model))
@@ -97,11 +90,7 @@ class Metrics:
         return make_asgi_app(self.registry)
 
     def follow_audit(self, head: Callable[[], Link]) -> None:
-        """Adds gauges of the audit log's newest entry.
-
-        Args:
-          head: returns it.
-        """
+        """Adds gauges of the audit log's newest entry, which `head` returns."""
         self.registry.register(_AuditGauges(head))
 
 

@@ -30,14 +30,7 @@ class Models:
         digest: str = "",
         on_health: Callable[[bool], None] = lambda healthy: None,
     ) -> None:
-        """Asks nothing yet; see `refresh`.
-
-        Args:
-          endpoint: who serves the model.
-          model_name: under which name.
-          digest: the only model digest accepted; empty accepts any.
-          on_health: called after every poll with whether certificates can be given.
-        """
+        """Asks nothing yet. An empty `digest` accepts any; `on_health` is told after every poll."""
         self._endpoint = endpoint
         self._model_name = model_name
         self._digest = digest

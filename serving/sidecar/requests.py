@@ -78,12 +78,6 @@ def read_rule(
 ) -> Rule:
     """The sampling plan that a request asks for.
 
-    Args:
-      request: from the caller.
-      limits: what is allowed.
-      block_size: of the model's noise stream.
-      anytime: whether every look is answered, not only the last.
-
     Raises:
       UserError: a field outside its limits, or values that do not go together.
     """

@@ -44,19 +44,7 @@ class Certifier(certification_pb2_grpc.CertifierServicer):
         seed: int | None = None,
         tracing: Tracing = OFF,
     ) -> None:
-        """Takes what calls need.
-
-        Args:
-          models: which version to certify.
-          backend: where votes come from.
-          calls: opens and ends calls.
-          metrics: what is counted.
-          limits: on one request.
-          audit: records the seeds; None for no log.
-          seed: fixes every request's noise to that of image 0 of a run with this seed. For tests
-            only: whoever knows it can look for images on which the noise is lucky.
-          tracing: records the time that bounds take.
-        """
+        """A `seed` is for tests only: whoever knows it can look for images with lucky noise."""
         self._models = models
         self._backend = backend
         self._calls = calls

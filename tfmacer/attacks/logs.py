@@ -105,10 +105,6 @@ def falsify_log(
 def conclude(found: Falsification, log: Path) -> None:
     """Prints what was found.
 
-    Args:
-      found: the findings.
-      log: the certification log that was attacked.
-
     Raises:
       UserError: more certificates are false than alpha allows.
     """

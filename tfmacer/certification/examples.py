@@ -65,11 +65,6 @@ def examples_of(split: "Split", distribution: NoiseDistribution) -> Examples:
 def check_images(path: Path | str, records: Sequence[Record], examples: Iterable[Example]) -> None:
     """Checks that records are of the images at hand: their names, pixels and labels.
 
-    Args:
-      path: of the log or the parts, for the error message.
-      records: their rows. Those of format version 1 do not name their pixels.
-      examples: the image of each row, in any order.
-
     Raises:
       UserError: a record is of another image, name or label; names the first.
     """

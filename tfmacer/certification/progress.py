@@ -17,12 +17,7 @@ class CertificationProgress:
     """Images done, certified accuracy so far with its 95 % interval, draws a second, time left."""
 
     def __init__(self, total: int, done: Sequence[Record]) -> None:
-        """Starts the display.
-
-        Args:
-          total: how many images there are in all.
-          done: the records that exist already.
-        """
+        """Starts the display; `done` are the records that exist already."""
         self._shown = Progress(total, "images", done=len(done))
         self._labelled = sum(record.label >= 0 for record in done)
         self._right = sum(record.correct for record in done)

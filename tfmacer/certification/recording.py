@@ -103,11 +103,6 @@ def prepare_logs(
 ) -> tuple[list[int], float]:
     """Checks everything before images are certified into logs.
 
-    Args:
-      source: where votes come from.
-      examples: the images.
-      writers: the logs.
-
     Returns:
       Indices that some log lacks, ascending; and draws per second, 0 where nothing is to be drawn.
 

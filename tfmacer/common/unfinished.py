@@ -37,12 +37,7 @@ def held(make: Callable[[], Path]) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Removes what killed processes have left, files or whole folders.
-
-    Args:
-      folder: where it is.
-      pattern: of the names, as `Path.glob` takes it.
-    """
+    """Removes the files and folders, named as `Path.glob` takes it, that killed processes left."""
     for path in folder.glob(pattern):
         # Another process may remove it first, or may not have left it yet.
         with contextlib.suppress(OSError):

@@ -31,9 +31,6 @@ class PartialResults:
     def __init__(self, job: Job) -> None:
         """Makes the directory of the parts, or takes up the one of an earlier run.
 
-        Args:
-          job: whose parts.
-
         Raises:
           UserError: the directory holds parts of other settings, or cannot be used.
         """

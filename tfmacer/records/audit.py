@@ -90,11 +90,7 @@ class Trail:
     """
 
     def __init__(self, head: str | None = None) -> None:
-        """An empty log.
-
-        Args:
-          head: the newest digest that is known, see `Chain`.
-        """
+        """An empty log; for `head`, see `Chain`."""
         self.entries = 0
         self.chain = Chain(head)
         self._certificates: dict[str, str] = {}

@@ -53,15 +53,7 @@ class Place:
 
 
 def to_line(fields: Mapping[str, Any], last: Link) -> tuple[str, Link]:
-    """The next line of a chain, without its newline.
-
-    Args:
-      fields: as JSON has them; `entry`, `previous` and `digest` are added.
-      last: the link that it follows.
-
-    Returns:
-      The line, and its link.
-    """
+    """The line of these fields, without its newline, that follows `last`; and its own link."""
     number = last.number + 1
     text = json.dumps({**fields, "entry": number, "previous": last.digest}, allow_nan=False)
     digest = _digest(text[:-1])
@@ -102,11 +94,7 @@ class Chain:
     """
 
     def __init__(self, head: str | None = None) -> None:
-        """An empty chain.
-
-        Args:
-          head: digest of the newest link that is known; None where none is.
-        """
+        """An empty chain; `head` is the newest digest that is known, if any is."""
         self.plain = 0
         self.first: Link | None = None
         self.last: Link | None = None
@@ -148,12 +136,7 @@ class Chain:
 
 
 def rotated_name(path: Path, last: Link) -> Path:
-    """What a file is renamed to when the next one begins; names sort as their entries do.
-
-    Args:
-      path: of the file.
-      last: its last link.
-    """
+    """What a file with this last link is renamed to; names sort as their entries do."""
     return path.with_name(f"{path.name}.{last.number:0{_DIGITS}d}")
 
 

@@ -44,12 +44,6 @@ class ImageFlags:
     ) -> Callable[[], "ImageFlags"]:
         """Defines the three flags.
 
-        Args:
-          flag_values: where.
-          dataset: help of `--dataset`.
-          split: help of `--split`.
-          split_default: of `--split`.
-
         Returns:
           What reads them, once they are parsed.
         """
@@ -104,10 +98,6 @@ class ImageFlags:
     def split_of(self, recorded: str | None, *, origin: str) -> str:
         """The split to read: the one given, or else the one recorded.
 
-        Args:
-          recorded: what the record names.
-          origin: as in `dataset_of`.
-
         Raises:
           UserError: none is given, and the record names none, or no name of a split.
         """
@@ -123,10 +113,6 @@ class ImageFlags:
 
     def of_log(self, log: Log, *, run: RunDirectory | None) -> tuple[str, str]:
         """Dataset and split of a log's images; says where others are given than are recorded.
-
-        Args:
-          log: with settings.
-          run: as in `dataset_of`.
 
         Raises:
           UserError: as in `dataset_of` and `split_of`.

@@ -31,10 +31,6 @@ class LockedTable(Generic[RowT]):
     def __init__(self, path: Path, settings: Settings[RowT]) -> None:
         """Locks the table and makes it ready for the next row.
 
-        Args:
-          path: of the table; its folder is made where it is missing.
-          settings: that rows are to be appended under.
-
         Raises:
           UserError: another process writes the table, it was made with other settings, a complete
             line of it is corrupt or was altered, or it cannot be written.

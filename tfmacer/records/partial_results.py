@@ -55,11 +55,6 @@ class PartialResult(_Origin):
     ) -> "PartialResult":
         """Reads what `to_text` wrote.
 
-        Args:
-          text: of the part.
-          indices: the images that it must hold.
-          settings: of each log.
-
         Raises:
           ValueError: it is torn or altered, or holds other images, or rows of other settings.
         """

@@ -132,13 +132,7 @@ def names(kind: Any) -> list[str]:
 def differences(
     mine: Mapping[str, Any], other: Mapping[str, Any], *, ignoring: Sequence[str] = ()
 ) -> list[str]:
-    """Names and both values of the fields in which two mappings differ.
-
-    Args:
-      mine: one of them, as `plain` gives it.
-      other: the other.
-      ignoring: fields that may differ.
-    """
+    """Names and both values of the fields in which two mappings differ."""
     # Through JSON, where a tuple and a list are the same.
     ours, others = (_flat(json.loads(json.dumps(each))) for each in (mine, other))
     return [

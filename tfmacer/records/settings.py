@@ -126,12 +126,6 @@ class LogSettings(Settings[Record]):
     ) -> "LogSettings":
         """The settings of a new log.
 
-        Args:
-          smoothing: what is certified.
-          rule: how.
-          images: which images.
-          **others: the other fields.
-
         Raises:
           UserError: the rule is for another block size than the model's, or nothing tells which
             model it is.

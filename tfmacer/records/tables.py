@@ -129,10 +129,6 @@ class Settings(abc.ABC, Generic[RowT]):
     def from_json(cls, text: str, *, origin: str) -> Self:
         """Reads what `to_json` wrote, in this format version or an earlier one.
 
-        Args:
-          text: the JSON.
-          origin: the file, for the error message.
-
         Raises:
           UserError: not JSON, altered by hand, of an unknown format version, or with a field
             missing, unknown, of another type or out of range.

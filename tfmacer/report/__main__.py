@@ -140,14 +140,7 @@ def write_report(
     *,
     beside_published: bool = False,
 ) -> None:
-    """Writes every file of the report and prints what a terminal has room for.
-
-    Args:
-      runs: what is reported.
-      out_dir: where; made where it is missing.
-      radii: of the tables' columns; empty for round ones up to the largest.
-      beside_published: whether a table puts what papers report beside the runs.
-    """
+    """Writes every file of the report, and prints what a terminal has room for."""
     pairs = []
     shown: list[Table] = []
     columns: set[float] = set()

@@ -189,16 +189,7 @@ def radius_label(norm: str) -> str:
 
 
 def steps(axes: matplotlib.axes.Axes, run: Run, **line: Any) -> tuple[float, float]:
-    """Draws certified accuracy against radius.
-
-    Args:
-      axes: where.
-      run: whose; it has images and answers for all radii.
-      **line: how the line looks.
-
-    Returns:
-      The end of the line, for its label: the largest radius certified and the accuracy (%) there.
-    """
+    """Draws certified accuracy against radius; returns the end of the line, for its label."""
     radii = np.sort(run.radii[run.correct])
     shares = 100 * np.arange(len(radii), -1, -1) / len(run.radii)
     last = float(radii[-1]) if len(radii) else 0.0

@@ -27,14 +27,7 @@ class _Figure:
 def page(
     runs: Sequence[Run], tables: Sequence[Table], plots: Sequence[Plot], warnings: Sequence[str]
 ) -> str:
-    """The report as HTML.
-
-    Args:
-      runs: what is reported.
-      tables: in the order of the page.
-      plots: likewise; those with curves show their values under the pointer.
-      warnings: shown above everything else.
-    """
+    """The report as HTML; plots with curves show their values under the pointer."""
     originals = [run for run in runs if not run.converted]
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, finalize=_visible

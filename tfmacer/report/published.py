@@ -211,12 +211,7 @@ def _of_file_name(run: Run, dataset: str) -> dict[str, str]:
 
 
 def table(runs: Sequence[Run], radii: Sequence[float]) -> Table:
-    """Each run, and below it the published rows that belong beside it.
-
-    Args:
-      runs: of the report.
-      radii: of the columns.
-    """
+    """Each run, and below it the published rows that belong beside it."""
     whole = tables.results(runs, radii)
     shown, notes = [], _Notes()
     for run, cells in zip(runs, whole.rows, strict=True):

@@ -191,11 +191,6 @@ def served_model(
 def check_served(endpoint: Endpoint, model: ServedModel, *, timeout: float = INFO_SECONDS) -> None:
     """Asks whether a version number still means the model that votes were drawn from.
 
-    Args:
-      endpoint: who served it.
-      model: what was used.
-      timeout: seconds to wait for the answer, retries included.
-
     Raises:
       BackendError: ABORTED, it does not; or the endpoint cannot be asked.
     """

@@ -95,13 +95,6 @@ class RemoteVotes:
     ) -> "RemoteVotes":
         """Votes of the version that `target` (HOST:PORT) serves now, and of no other model.
 
-        Args:
-          target: where the server is.
-          model_name: the model's name there.
-          transport: how to go there; in plain text and directly.
-          parallelism: as in `__init__`.
-          timeout: as in `__init__`.
-
         Raises:
           BackendError: see `served_model`.
         """

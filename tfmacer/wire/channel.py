@@ -44,13 +44,7 @@ WARNING_SECONDS = 7 * 24 * 3600
 def open_channel(
     target: str, transport: Transport = DIRECT, options: Sequence[tuple[str, Any]] = ()
 ) -> grpc.Channel:
-    """A channel to a server; it connects when it is first asked.
-
-    Args:
-      target: a gRPC target (HOST:PORT, unix:PATH, ipv4:HOST:PORT).
-      transport: how to go there.
-      options: of gRPC, besides.
-    """
+    """A channel to a gRPC target; it connects when it is first asked."""
     options = [*options, *proxy_options(target, transport.use_proxy)]
     if transport.credentials is not None:
         return grpc.secure_channel(target, transport.credentials, options)
@@ -74,14 +68,7 @@ class ChannelFlags:
     def __init__(
         self, prefix: str, server: str, flag_values: flags.FlagValues, *, allow: str
     ) -> None:
-        """Defines them.
-
-        Args:
-          prefix: what their names begin with.
-          server: whom the channel leads to, for the help.
-          flag_values: where.
-          allow: name of the flag that lets plain text leave this machine.
-        """
+        """Defines them for a channel to `server`; `allow` is the flag that allows plain text."""
         self._prefix = prefix
 
         def file(suffix: str, what: str) -> flags.FlagHolder[str]:
