@@ -9,7 +9,6 @@ the sidecar lets in, so some calls are refused; any other failure is counted as 
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import hashlib
 import subprocess
@@ -28,7 +27,7 @@ import psutil
 from absl import flags
 from scipy import stats
 
-from benchmarks.serving_overhead import SHAPE, export
+from benchmarks.serving_overhead import SHAPE, export, serving
 from serving import certification_pb2 as pb
 from serving.certification_pb2_grpc import CertifierStub
 from tfmacer.common import commandline
@@ -267,22 +266,6 @@ def tell(results: Sequence[Result], memory: Memory, names: Sequence[str]) -> Ite
     yield f"{len(results)} calls, {wrong} ended as none should"
 
 
-@contextlib.contextmanager
-def serving(module: str, *arguments: str) -> Iterator[int]:
-    """The process id of a server of ours, from its line `ready` on; its log lines go nowhere."""
-    command = [sys.executable, "-m", module, *arguments]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None
-        try:
-            if not any(line.strip() == "ready" for line in process.stdout):
-                raise RuntimeError(f"{module} did not start")
-            yield process.pid
-        finally:
-            process.terminate()
-
-
 def sidecar_flags(model_port: int, port: int) -> list[str]:
     """A sidecar that lets fewer calls in than there are clients."""
     return [
@@ -300,11 +283,10 @@ def _main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         export(Path(folder))
         server = (f"--model_base_path={folder}", "--model_name=m", f"--port={model_port}")
+        sidecar = (*sidecar_flags(model_port, port), "--metrics_port=0")
         with (
-            serving("serving.model_server", *server) as first,
-            serving(
-                "serving.sidecar", *sidecar_flags(model_port, port), "--metrics_port=0"
-            ) as second,
+            serving("serving.model_server", *server, stderr=subprocess.DEVNULL) as first,
+            serving("serving.sidecar", *sidecar, stderr=subprocess.DEVNULL) as second,
             Memory({"model server": first, "sidecar": second}) as memory,
         ):
             results = load(

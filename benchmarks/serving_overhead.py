@@ -41,15 +41,15 @@ WARM_UP = 2
 
 
 @contextlib.contextmanager
-def serving(module: str, *arguments: str) -> Iterator[None]:
-    """A server of ours, from its line `ready` on."""
+def serving(module: str, *arguments: str, stderr: int | None = None) -> Iterator[int]:
+    """The process id of a server of ours, from its line `ready` on."""
     command = [sys.executable, "-m", module, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
         assert process.stdout is not None
         try:
             if not any(line.strip() == "ready" for line in process.stdout):
                 raise RuntimeError(f"{module} did not start")
-            yield
+            yield process.pid
         finally:
             process.terminate()
 
@@ -86,10 +86,7 @@ def in_process(folder: Path, image: npt.NDArray[np.float32]) -> Iterator[tuple[f
     rule = Rule(n0=100, n=_N.value, block_size=source.smoothing.block_size)
     while True:
         started, spent = time.perf_counter(), time.process_time()
-        deque(
-            draw_certificates(source, [Task.seeded(1, 0, image)], rule),
-            maxlen=0,
-        )
+        deque(draw_certificates(source, [Task.seeded(1, 0, image)], rule), maxlen=0)
         yield time.perf_counter() - started, time.process_time() - spent
 
 

@@ -13,8 +13,8 @@ They are pure functions that share these arguments:
   images: float32 `[B, H, W, C]` in [0, 1].
   labels: int `[B]`.
   noise: float32 `[B, k, H, W, C]`.
-  epsilon: bound on the norm of the change, l2 but where the name says otherwise, in units of
-    pixels in [0, 1]; a scalar, 0 or more.
+  epsilon: bound on the norm of the change, l2 unless `norm` says otherwise, in units of pixels in
+    [0, 1]; a scalar, 0 or more.
   steps: forward and backward passes of the k copies; a Python integer.
   seed: int64 `[2]`, of the directions taken where the gradient is 0.
   clip: whether pixels stay in [0, 1], as those of real images do; certificates cover all.
@@ -43,6 +43,7 @@ def pgd(
     steps: int,
     seed: tf.Tensor,
     clip: bool = True,
+    norm: str = "l2",
     clip_first: bool = False,
     damped: bool = False,
 ) -> tf.Tensor:
@@ -50,8 +51,10 @@ def pgd(
 
     Salman et al.'s first attack. In their code steps are of full length and pixels are clipped
     before the change is projected; in Jeong and Shin's steps are damped, and pixels are clipped
-    after it.
+    after it. In the l-infinity norm steps are along the gradient's signs (Madry et al., ICLR 2018);
+    there, too, their length lets a pixel cross the whole ball.
 
+    `norm`: `l2` or `linf`, that of epsilon; the other options are for l2.
     `clip_first`: whether pixels are clipped before the change is projected, not after it.
     `damped`: the gradient of the cross-entropy, averaged over the images, is divided by its
     norm + 1e-8; where the classifier is so sure that the gradient is of that size, steps are
@@ -61,38 +64,15 @@ def pgd(
 
     def step(i: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor]:
         _, gradient, factor = _input_gradient(network, x, labels, noise)
+        if norm == "linf":
+            x += 2 * epsilon / steps * tf.sign(_unit(gradient, seed, i))
+            return (_in_range(tf.clip_by_value(x, images - epsilon, images + epsilon), clip),)
         factor /= tf.cast(tf.shape(x)[0], x.dtype)
         direction = _damped(gradient, factor) if damped else _unit(gradient, seed, i)
         x += 2 * epsilon / steps * direction
         if clip_first:
             x = _in_range(x, clip)
         return (project(x, images, epsilon, clip=clip and not clip_first),)
-
-    return tf.stop_gradient(_repeat(step, steps, images)[0])
-
-
-def pgd_linf(
-    network: Network,
-    images: tf.Tensor,
-    labels: tf.Tensor,
-    noise: tf.Tensor,
-    *,
-    epsilon: tf.Tensor | float,
-    steps: int,
-    seed: tf.Tensor,
-    clip: bool = True,
-) -> tf.Tensor:
-    """`pgd` in the l-infinity norm: steps along the gradient's signs (Madry et al., ICLR 2018).
-
-    Their length, 2 epsilon / steps, lets a pixel cross the whole ball, as in `pgd`.
-    """
-    epsilon = tf.cast(epsilon, images.dtype)
-
-    def step(i: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor]:
-        _, gradient, _ = _input_gradient(network, x, labels, noise)
-        x += 2 * epsilon / steps * tf.sign(_unit(gradient, seed, i))
-        x = tf.clip_by_value(x, images - epsilon, images + epsilon)
-        return (_in_range(x, clip),)
 
     return tf.stop_gradient(_repeat(step, steps, images)[0])
 
@@ -238,9 +218,4 @@ def _damped(gradient: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 def _norm(x: tf.Tensor) -> tf.Tensor:
     """l2 norm of each image, `[B, 1, 1, 1]`."""
-    return tf.sqrt(tf.reduce_sum(x * x, axis=_pixels(x), keepdims=True))
-
-
-def _pixels(x: tf.Tensor) -> list[int]:
-    """The axes within an image."""
-    return list(range(1, len(x.shape)))
+    return tf.sqrt(tf.reduce_sum(x * x, axis=list(range(1, len(x.shape))), keepdims=True))

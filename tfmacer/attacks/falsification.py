@@ -245,10 +245,11 @@ def _graph(
     """(image, class, epsilon, seed) to the image attacked, as one graph."""
     infer = inference(network)
     draw = training_noise(smoothing.noise_family)
-    options: dict[str, Any] = {"steps": plan.steps, "clip": plan.clip}
-    find: Callable[..., tf.Tensor] = adversarial.pgd if norm == "l2" else adversarial.pgd_linf
-    if plan.attack == "ddn":
-        find, options["levels"] = adversarial.ddn, None
+    attacks: dict[str, tuple[Callable[..., tf.Tensor], dict[str, Any]]] = {
+        "pgd": (adversarial.pgd, {"norm": norm}),
+        "ddn": (adversarial.ddn, {"levels": None}),
+    }
+    find, options = attacks[plan.attack]
 
     def attack(image: tf.Tensor, label: tf.Tensor, epsilon: tf.Tensor, seed: tf.Tensor) -> Any:
         noise_seed, direction_seed = tf.unstack(tf.random.split(seed, 2, alg="philox"))
@@ -265,6 +266,8 @@ def _graph(
             copies[tf.newaxis],
             epsilon=epsilon,
             seed=direction_seed,
+            steps=plan.steps,
+            clip=plan.clip,
             **options,
         )
         return found[0]

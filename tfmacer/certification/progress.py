@@ -13,17 +13,16 @@ if TYPE_CHECKING:
     from tfmacer.votes import driver
 
 
-class CertificationProgress:
+class CertificationProgress(Progress):
     """Images done, certified accuracy so far with its 95 % interval, draws a second, time left."""
 
     def __init__(self, total: int, done: Sequence[Record]) -> None:
         """Starts the display; `done` are the records that exist already."""
-        self._shown = Progress(total, "images", done=len(done))
+        super().__init__(total, "images", done=len(done))
         self._labelled = sum(record.label >= 0 for record in done)
         self._right = sum(record.correct for record in done)
         self._draws = 0
         self._last: dict[int, int] = {}
-        self._started = time.monotonic()
 
     def drawn(self, progress: "driver.Progress") -> None:
         """Counts draws made for an image."""
@@ -36,7 +35,7 @@ class CertificationProgress:
         self._draws += draws
         self._labelled += record.label >= 0
         self._right += record.correct
-        self._shown.advance(self._summary())
+        self.advance(self._summary())
 
     def _summary(self) -> str:
         speed = self._draws / max(time.monotonic() - self._started, 1e-9)
@@ -48,10 +47,3 @@ class CertificationProgress:
             ends = f"{down(low, 1, times=100)}%, {up(high, 1, times=100)}%"
             text = f"certified {share:.1%} [{ends}], {text}"
         return text
-
-    def __enter__(self) -> "CertificationProgress":
-        self._shown.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._shown.__exit__(*error)

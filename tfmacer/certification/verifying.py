@@ -19,7 +19,7 @@ from tfmacer.records.audit_entries import AuditEntry
 from tfmacer.records.logs import Log, read_log
 from tfmacer.records.rows import Record
 from tfmacer.records.settings import NO_PIXELS, LogSettings
-from tfmacer.records.verification import Replay, Replayed, verify_log
+from tfmacer.records.verification import Replayed, verify_log
 from tfmacer.votes.remote import RemoteVotes
 from tfmacer.votes.replay import replay_from, replay_served
 from tfmacer.votes.source import VoteSource
@@ -104,8 +104,14 @@ class LogVerifier:
             return example.image, example.label
 
         replay = replay_from(source, image_of)
+
+        def counted(settings: LogSettings, record: Record) -> Replayed:
+            replayed = replay(settings, record)
+            progress.advance()
+            return replayed
+
         with Progress(len(log.records), "images", name=visible(log.path.name)) as progress:
-            return verify_log(log, _counted(replay, progress))
+            return verify_log(log, counted)
 
 
 def verify_audit_log(
@@ -151,17 +157,6 @@ def _follow(path: Path, head: str | None, replay: Callable[[AuditEntry], Counts]
                 raise UserError(f"{entry.where}: certificate {entry.certificate_id}: {wrong}")
             progress.advance()
     return trail
-
-
-def _counted(replay: Replay, progress: Progress) -> Replay:
-    """The same, which counts the images."""
-
-    def counted(settings: LogSettings, record: Record) -> Replayed:
-        replayed = replay(settings, record)
-        progress.advance()
-        return replayed
-
-    return counted
 
 
 def _environments(settings: LogSettings) -> Sequence[Mapping[str, Any]]:

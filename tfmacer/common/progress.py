@@ -3,7 +3,7 @@
 import datetime
 import sys
 import time
-from typing import TextIO
+from typing import Self, TextIO
 
 import rich.console
 import rich.progress
@@ -87,7 +87,7 @@ class Progress:
         """Prints a line above the bar."""
         self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 

@@ -1,7 +1,10 @@
 """What is to be done, as every worker knows it, and where its parts are."""
 
+import contextlib
 import dataclasses
+import threading
 import uuid
+from collections.abc import Callable, Iterator
 
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
@@ -22,6 +25,24 @@ def write_file(path: str, text: str) -> None:
     with FileSystems.create(temporary) as file:
         file.write(text.encode())
     FileSystems.rename([temporary], [path])
+
+
+@contextlib.contextmanager
+def repeating(action: Callable[[], None]) -> Iterator[None]:
+    """Calls a function every second meanwhile, on a thread of its own."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(1.0):
+            action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,9 @@ def certify_logs(
       runner: `direct`, `flink`, `spark`, `dataflow`, or another that Beam knows.
       options: of the pipeline, as `NAME=VALUE` or `NAME`.
       examples: the images as they are here; workers read their own.
-      part_timeout: see `make_parts`.
+      part_timeout: seconds in which at least one part must appear, or the pipeline is cancelled
+        and what is missing begun again, by other runners than the direct one; None waits as long
+        as the runner does.
 
     Raises:
       UserError: a log or the parts were made with other settings or of other images; the pipeline
@@ -81,16 +83,7 @@ def make_parts(
     options: Sequence[str],
     part_timeout: float | None = None,
 ) -> None:
-    """Makes the missing parts of a job.
-
-    Args:
-      job: what is certified.
-      parts: of the job.
-      runner: `direct`, `flink`, `spark`, `dataflow`, or another that Beam knows.
-      options: of the pipeline, as `NAME=VALUE` or `NAME`.
-      part_timeout: seconds in which at least one part must appear, or the pipeline is cancelled
-        and what is missing begun again, by other runners than the direct one; None waits as long
-        as the runner does.
+    """Makes the missing parts of a job; the arguments are those of `certify_logs`.
 
     Raises:
       UserError: the pipeline fails, or workers are lost without anything coming of it.

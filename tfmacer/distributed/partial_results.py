@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -10,11 +9,9 @@ from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
 from tfmacer.common.errors import UserError
-from tfmacer.distributed.job import Block, Job, write_file
+from tfmacer.distributed.job import Block, Job, repeating, write_file
 from tfmacer.records.partial_results import PartialResult
 from tfmacer.records.settings import LogSettings
-
-_LOOK_EVERY = 1.0
 
 
 class PartialResults:
@@ -81,20 +78,11 @@ class PartialResults:
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Looks again and again meanwhile, and a last time afterwards."""
-        over = threading.Event()
         self._appeared = time.monotonic()
-
-        def watch() -> None:
-            while not over.wait(_LOOK_EVERY):
-                self.look()
-
-        thread = threading.Thread(target=watch, name="parts", daemon=True)
-        thread.start()
         try:
-            yield
+            with repeating(self.look):
+                yield
         finally:
-            over.set()
-            thread.join()
             self.look()
 
     def remove(self) -> None:

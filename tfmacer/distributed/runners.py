@@ -19,7 +19,7 @@ from apache_beam.runners.portability.portable_runner import JobServiceHandle
 from apache_beam.runners.runner import PipelineResult, PipelineState, create_runner
 
 from tfmacer.common.errors import UserError
-from tfmacer.distributed.job import Block, Job
+from tfmacer.distributed.job import Block, Job, repeating
 from tfmacer.distributed.worker import CertifyBlock
 
 # What runners are told unless the user says otherwise. The direct one: a process for each core.
@@ -33,7 +33,6 @@ _DEFAULTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 _QUIET = "default_sdk_harness_log_level"
 # What Beam does not know by a short name.
 _CLASSES = {"dask": "apache_beam.runners.dask.dask_runner.DaskRunner"}
-_LOOK_EVERY = 1.0
 
 
 class WorkerLostError(Exception):
@@ -149,22 +148,14 @@ def _cancelled(
     result: PipelineResult, lost: Callable[[], str | None], losses: list[str]
 ) -> Iterator[None]:
     """Cancels a running pipeline when `lost` has an answer, which becomes the entry of `losses`."""
-    over = threading.Event()
 
-    def watch() -> None:
-        while not over.wait(_LOOK_EVERY):
-            if (reason := lost()) is not None:
-                losses.append(reason)
-                result.cancel()
-                return
+    def look() -> None:
+        if not losses and (reason := lost()) is not None:
+            losses.append(reason)
+            result.cancel()
 
-    thread = threading.Thread(target=watch, name="lost", daemon=True)
-    thread.start()
-    try:
+    with repeating(look):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 @contextlib.contextmanager

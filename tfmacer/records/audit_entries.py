@@ -35,14 +35,20 @@ ID = "[0-9A-Za-z_.-]{1,64}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Fields:
-    """The names and types of an entry as JSON."""
+class _Call:
+    """What an entry and its JSON have alike."""
 
     certificate_id: str
     time: str
     request_id: str
     client: str
     pixels_sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Fields(_Call):
+    """The names and types of an entry as JSON."""
+
     shape: tuple[int, int, int]
     model: Mapping[str, Any]
     rule: Mapping[str, Any]
@@ -69,7 +75,7 @@ class _Conclusion:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class AuditEntry:
+class AuditEntry(_Call):
     """One served certificate and its noise.
 
     Attributes:
@@ -90,11 +96,6 @@ class AuditEntry:
       place: in the chain; None before it is written, and in logs of older versions, without one.
     """
 
-    certificate_id: str
-    time: str
-    request_id: str
-    client: str
-    pixels_sha256: str
     pixels: npt.NDArray[np.float32] | None
     model_name: str
     model_version: int
@@ -114,11 +115,7 @@ class AuditEntry:
             without it only its digest is kept, and drawing again needs the image from elsewhere.
         """
         fields = {
-            "certificate_id": self.certificate_id,
-            "time": self.time,
-            "request_id": self.request_id,
-            "client": self.client,
-            "pixels_sha256": self.pixels_sha256,
+            **_call(self),
             "shape": list(self.smoothing.input_shape),
             "model": {
                 "name": self.model_name,
@@ -160,11 +157,7 @@ class AuditEntry:
             known = {"dimension": math.prod(smoothing.input_shape), "generator": generators.PHILOX}
             certificate = {**known, **certificate}
         return cls(
-            certificate_id=fields.certificate_id,
-            time=fields.time,
-            request_id=fields.request_id,
-            client=fields.client,
-            pixels_sha256=fields.pixels_sha256,
+            **_call(fields),
             pixels=_pixels(fields),
             model_name=model.name,
             model_version=model.version,
@@ -176,6 +169,10 @@ class AuditEntry:
             where=where,
             place=place,
         )
+
+
+def _call(fields: _Call) -> dict[str, Any]:
+    return {name: getattr(fields, name) for name in names(_Call)}
 
 
 def _certificate_fields(certificate: Certificate) -> dict[str, Any]:

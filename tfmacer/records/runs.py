@@ -186,46 +186,29 @@ def model_digest(config_json: str, variables: Iterable[tuple[str, npt.NDArray[An
     return digest.hexdigest()
 
 
-@dataclasses.dataclass(frozen=True)
 class RunDirectory:
-    """The layout of one training run on disk. Creating the object touches nothing."""
+    """The layout of one training run on disk. Creating the object touches nothing.
 
-    root: Path
+    Attributes:
+      root: the directory.
+      flags: every flag of the run; usable as `--flagfile`.
+      model: the base network alone, as Keras saves it.
+      smoothing: what a certificate must know of the classifier.
+      metrics: one row per epoch.
+      checkpoints: folder of checkpoints for resuming.
+      tensorboard: folder of event files.
+      certify: folder of certification logs.
+    """
 
-    @property
-    def flags(self) -> Path:
-        """Every flag of the run; usable as `--flagfile`."""
-        return self.root / "flags.txt"
-
-    @property
-    def model(self) -> Path:
-        """The base network alone, as Keras saves it."""
-        return self.root / "model.keras"
-
-    @property
-    def smoothing(self) -> Path:
-        """What a certificate must know of the classifier."""
-        return self.root / "smoothing.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One row per epoch."""
-        return self.root / "metrics.csv"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of checkpoints for resuming."""
-        return self.root / "checkpoints"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Folder of event files."""
-        return self.root / "tensorboard"
-
-    @property
-    def certify(self) -> Path:
-        """Folder of certification logs."""
-        return self.root / "certify"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.flags = root / "flags.txt"
+        self.model = root / "model.keras"
+        self.smoothing = root / "smoothing.json"
+        self.metrics = root / "metrics.csv"
+        self.checkpoints = root / "checkpoints"
+        self.tensorboard = root / "tensorboard"
+        self.certify = root / "certify"
 
     def read_smoothing(self) -> Smoothing:
         """Reads `smoothing.json`.

@@ -74,9 +74,7 @@ def _ends_shown(
 
 def acr_cell(estimate: Estimate | None) -> Cell:
     """An average certified radius and its interval."""
-    if estimate is None:
-        return Cell(ABSENT)
-    return _estimate(estimate, 3)
+    return Cell(ABSENT) if estimate is None else _estimate(estimate, 3)
 
 
 def percent_cell(estimate: Estimate | None) -> Cell:

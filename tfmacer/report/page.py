@@ -1,7 +1,6 @@
 """One HTML page with all of a report; nothing on it is fetched from elsewhere."""
 
 import base64
-import dataclasses
 import importlib.resources
 import json
 from collections.abc import Sequence
@@ -14,14 +13,6 @@ from tfmacer.common.text import visible
 from tfmacer.report.cells import Table
 from tfmacer.report.drawing import Plot, colour
 from tfmacer.report.summary import NORMS, Run
-
-
-@dataclasses.dataclass(frozen=True)
-class _Figure:
-    title: str
-    note: str
-    svg: str
-    hover: str
 
 
 def page(
@@ -80,9 +71,10 @@ def _names(runs: Sequence[Run]) -> str:
     return ", ".join(run.name for run in runs[:4]) + more
 
 
-def _figure(plot: Plot) -> _Figure:
+def _figure(plot: Plot) -> dict[str, str]:
     svg = base64.b64encode(plot.image("svg")).decode("ascii")
-    return _Figure(plot.title, plot.note, svg, _hover(plot) if plot.curves else "")
+    hover = _hover(plot) if plot.curves else ""
+    return {"title": plot.title, "note": plot.note, "svg": svg, "hover": hover}
 
 
 def _hover(plot: Plot) -> str:

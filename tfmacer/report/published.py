@@ -213,7 +213,8 @@ def _of_file_name(run: Run, dataset: str) -> dict[str, str]:
 def table(runs: Sequence[Run], radii: Sequence[float]) -> Table:
     """Each run, and below it the published rows that belong beside it."""
     whole = tables.results(runs, radii)
-    shown, notes = [], _Notes()
+    notes: dict[str, int] = {}  # with their numbers
+    shown = []
     for run, cells in zip(runs, whole.rows, strict=True):
         shown.append((*cells[:3], *cells[4 : 4 + len(radii)]))
         subject = subject_of(run)
@@ -222,32 +223,15 @@ def table(runs: Sequence[Run], radii: Sequence[float]) -> Table:
         "Beside published results",
         "Each run, then what papers report for its dataset, sigma, network and method, with "
         "n = 100,000 and alpha = 0.001 where they say it; a dash is what they do not report. "
-        + notes.text,
+        + " ".join(f"[{number}] {note}." for note, number in notes.items()),
         (*whole.header[:3], *whole.header[4 : 4 + len(radii)]),
         tuple(shown),
     )
 
 
-class _Notes:
-    """Notes numbered as they come, each once."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-
-    def mark(self, note: str) -> str:
-        """What refers to a note; nothing where there is none."""
-        if not note:
-            return ""
-        return f" [{self._numbers.setdefault(note, len(self._numbers) + 1)}]"
-
-    @property
-    def text(self) -> str:
-        """All of them."""
-        return " ".join(f"[{number}] {note}." for note, number in self._numbers.items())
-
-
-def _cells(row: PublishedRow, radii: Sequence[float], notes: _Notes) -> tuple[Cell, ...]:
-    name = row.name + notes.mark(row.note)
+def _cells(row: PublishedRow, radii: Sequence[float], notes: dict[str, int]) -> tuple[Cell, ...]:
+    mark = f" [{notes.setdefault(row.note, len(notes) + 1)}]" if row.note else ""
+    name = row.name + mark
     spread = f"± {row.acr_sd:.4f}" if row.acr_sd is not None else ""
     decimals = 4 if spread else 3
     acr = Cell(ABSENT) if row.acr is None else Cell(f"{row.acr:.{decimals}f}", spread, row.acr)

@@ -79,7 +79,7 @@ def results(runs: Sequence[Run], radii: Sequence[float]) -> Table:
             "images",
             "ACR",
             "s.e.",
-            *(f"r={radius:.{_decimals(radii)}f}" for radius in radii),
+            *_columns(radii),
             "abstains",
             "clean",
             "draws",
@@ -106,13 +106,7 @@ def differences(pairs: Sequence[Difference], radii: Sequence[float]) -> Table:
         "accuracy in percentage points. A paired 95 % interval (Student's with two further values "
         "for ACR, which holds from 200 images on, Tango's score interval for shares) without 0 is "
         "a difference that the choice of images does not explain.",
-        (
-            "run",
-            "minus",
-            "images",
-            "ACR",
-            *(f"r={radius:.{_decimals(radii)}f}" for radius in radii),
-        ),
+        ("run", "minus", "images", "ACR", *_columns(radii)),
         tuple(rows),
     )
 
@@ -136,7 +130,7 @@ def groups(found: Sequence[Group], radii: Sequence[float]) -> Table:
     return Table(
         "Over seeds",
         "Mean ± standard deviation over the runs that differ only in their seed.",
-        ("runs named", "seeds", "ACR", *(f"r={radius:.{_decimals(radii)}f}" for radius in radii)),
+        ("runs named", "seeds", "ACR", *_columns(radii)),
         tuple(rows),
     )
 
@@ -160,12 +154,7 @@ def dataset_bounds(runs: Sequence[Run], radii: Sequence[float], risk: float = RI
         "Each certificate is wrong with probability at most alpha. With probability "
         f"{1 - risk:.1%} over the noise, the smoothed classifier's certified accuracy (%) on "
         "exactly these images is at least this, rounded down.",
-        (
-            "run",
-            "images",
-            "alpha",
-            *(f"r={radius:.{_decimals(radii)}f}" for radius in radii),
-        ),
+        ("run", "images", "alpha", *_columns(radii)),
         tuple(rows),
     )
 
@@ -217,9 +206,11 @@ def attacks(runs: Sequence[Run]) -> Table:
     )
 
 
-def _decimals(radii: Sequence[float]) -> int:
-    """Decimals that tell the radii apart, two at least."""
-    return next((d for d in range(2, 9) if all(abs(round(r, d) - r) < 1e-9 for r in radii)), 9)
+def _columns(radii: Sequence[float]) -> list[str]:
+    """A column's name for each radius, with decimals that tell them apart, two at least."""
+    exact = (d for d in range(2, 9) if all(abs(round(r, d) - r) < 1e-9 for r in radii))
+    decimals = next(exact, 9)
+    return [f"r={radius:.{decimals}f}" for radius in radii]
 
 
 def _median(values: Sequence[float | None]) -> float | None:
