@@ -21,10 +21,6 @@ _SAVER_FUNCTION = re.compile(r"^__inference__traced_(save|restore)_")
 def lint(directory: Path, num_variables: int) -> list[str]:
     """Lists what is wrong with a SavedModel; nothing is loaded.
 
-    Args:
-      directory: holds `saved_model.pb`.
-      num_variables: how many variables the network has.
-
     Returns:
       One line for each finding, none for a model that is fit to be served.
     """

@@ -126,11 +126,6 @@ def export(
 def describe(network: Any, path: Path, sigma: float) -> Smoothing:
     """The smoothing of a Keras model that was not trained here.
 
-    Args:
-      network: the loaded model.
-      path: its `.keras` file.
-      sigma: scale of the Gaussian noise.
-
     Raises:
       UserError: its shapes are not those of an image classifier that returns logits.
     """

@@ -18,13 +18,7 @@ FILE_NAME = "tf_serving_warmup_requests"
 
 
 def write_warmup(folder: Path, smoothing: Smoothing, *, model_name: str = "tfmacer") -> None:
-    """Writes one request for each signature that takes numbers.
-
-    Args:
-      folder: the export's `assets.extra`.
-      smoothing: gives the shapes.
-      model_name: named in the requests; the server that loads the model does not read it.
-    """
+    """Writes a request for each signature that takes numbers, below `assets.extra`."""
     image = np.full((1, *smoothing.input_shape), 0.5, np.float32)
     row = np.zeros(1, np.int32)
     requests: dict[str, dict[str, npt.NDArray[Any]]] = {

@@ -174,11 +174,7 @@ def _print(certificate: pb.Certificate) -> None:
 
 
 def confidence(alpha: float) -> str:
-    """1 - alpha in per cent, rounded down; alpha is the decimal that it is written as.
-
-    Raises:
-      UserError: alpha is not in (0, 1).
-    """
+    """1 - alpha, as it is written, in per cent, rounded down; alpha must lie in (0, 1)."""
     if not 0 < alpha < 1:
         raise UserError(f"{_TARGET.value}: the certificate has alpha {alpha}, not in (0, 1)")
     share = down(1 - fractions.Fraction(repr(alpha)), 10, times=100)

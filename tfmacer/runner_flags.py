@@ -71,12 +71,6 @@ class RunnerFlags:
     def check(self, stop: StopRule, out: Path, *, server: str | None, shard: str | None) -> None:
         """Checks the flags, with those that do not go with a runner.
 
-        Args:
-          stop: value of `--stop`.
-          out: value of `--out`.
-          server: value of `--server`.
-          shard: value of `--shard`.
-
         Raises:
           UserError: they do not go together, are not accepted, or Beam is not installed.
         """

@@ -64,11 +64,7 @@ class Pixels(_Request):
         return cls(shape=list(values.shape), uint8=base64.b64encode(values.tobytes()).decode())
 
     def message(self) -> pb.Pixels:
-        """The proto of this.
-
-        Raises:
-          UserError: no base64.
-        """
+        """The proto of this; raises UserError where the values are not base64."""
         kind = "float32" if self.uint8 is None else "uint8"
         values: Any = {kind: from_base64(f"pixels.{kind}", getattr(self, kind))}
         return pb.Pixels(shape=self.shape, **values)
@@ -227,11 +223,7 @@ class Refusal(BaseModel):
 
 
 def from_base64(field: str, text: str) -> bytes:
-    """The bytes.
-
-    Raises:
-      UserError: it is no base64; the message names `field`.
-    """
+    """The bytes; raises UserError, naming `field`, where the text is not base64."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:

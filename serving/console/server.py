@@ -35,11 +35,7 @@ class Console:
         names: Collection[str] = (),
         tls: Tls | None = None,
     ) -> None:
-        """Binds both addresses; the service must not have been started yet.
-
-        Raises:
-          UserError: the address is taken or cannot be used.
-        """
+        """Binds both addresses, or raises UserError; the service must not have been started yet."""
         # Only this user can enter the folder, so only this process connects through it.
         self._folder = tempfile.TemporaryDirectory(prefix="tfmacer-")
         address = f"unix:{Path(self._folder.name) / 'grpc'}"

@@ -61,11 +61,7 @@ def read_config_file(path: Path) -> Any:
 
 
 def models(config: Any) -> dict[str, Model]:
-    """The models of a ModelServerConfig by name.
-
-    Raises:
-      StatusError: INVALID_ARGUMENT, the configuration contradicts itself.
-    """
+    """The models of a ModelServerConfig by name; raises StatusError where it contradicts itself."""
     if config.WhichOneof("config") not in (None, "model_config_list"):
         raise invalid("custom_model_config is not supported, only model_config_list")
     found: dict[str, Model] = {}

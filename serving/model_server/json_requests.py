@@ -124,11 +124,7 @@ class _Stack:
         self._rows += 1
 
     def whole(self) -> Array:
-        """All rows.
-
-        Raises:
-          StatusError: they are not of one shape.
-        """
+        """All rows; raises StatusError where they are not of one shape."""
         shape = self._shape or ()
         if (other := self._other) is not None:
             size = math.prod(shape)

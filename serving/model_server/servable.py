@@ -95,11 +95,7 @@ class Servable:
         self._session.close()
 
     def signature(self, name: str) -> Any:
-        """The SignatureDef of that name; an empty name is `serving_default`.
-
-        Raises:
-          StatusError: FAILED_PRECONDITION, there is none.
-        """
+        """The signature of that name, `serving_default` for ""; raises StatusError without it."""
         name = name or DEFAULT_SIGNATURE
         if name not in self.signature_defs:
             raise StatusError(

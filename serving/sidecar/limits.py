@@ -41,11 +41,7 @@ class Admission:
 
     @contextmanager
     def enter(self, client: str) -> Iterator[None]:
-        """Counts one call while it runs.
-
-        Raises:
-          TooManyError: the limit is reached.
-        """
+        """Counts one call while it runs; raises TooManyError where the limit is reached."""
         with self._lock:
             for inside, limit, what in (
                 (self._inside[client], self._per_client, "of this client"),

@@ -42,11 +42,7 @@ class Models:
         self._thread: threading.Thread | None = None
 
     def current(self) -> ServedModel:
-        """The version to use now.
-
-        Raises:
-          BackendError: none could be found yet, or what is served cannot be certified.
-        """
+        """The version to use now; raises BackendError where none can be certified."""
         if self._current is None:
             raise self._error or BackendError(
                 grpc.StatusCode.UNAVAILABLE, f"backend {self._endpoint.target}: not asked yet"

@@ -97,11 +97,7 @@ def read_rule(
 
 
 def read_prediction(request: pb.PredictRequest, limits: Limits) -> tuple[int, float]:
-    """Draws and alpha of a prediction.
-
-    Raises:
-      UserError: a field outside its limits.
-    """
+    """Draws and alpha of a prediction; raises UserError for a field outside its limits."""
     n = request.n if request.HasField("n") else min(DEFAULT_PREDICT_N, limits.max_n)
     return int(_between("n", n, 1, limits.max_n)), _alpha(request, limits)
 

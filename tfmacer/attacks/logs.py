@@ -103,11 +103,7 @@ def falsify_log(
 
 
 def conclude(found: Falsification, log: Path) -> None:
-    """Prints what was found.
-
-    Raises:
-      UserError: more certificates are false than alpha allows.
-    """
+    """Prints what was found; raises UserError where more is false than alpha allows."""
     rows, settings = found.rows, found.settings
     named = ", ".join(
         f"idx {row.idx} (certified {row.predict} within {down(row.radius, 4)}, answers "

@@ -126,17 +126,7 @@ def record_examples(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_record: Callable[[Record], None] = lambda record: None,
 ) -> None:
-    """Certifies examples into logs, one for each rule; a row is on disk before the next image's.
-
-    Args:
-      source: where votes come from, which passed `preflight`.
-      examples: the images; a log that holds one already does not get it again.
-      rules: as in `certify_examples`.
-      writers: the logs, in the order of the rules.
-      seed: of the noise.
-      on_progress: called after each round with how far each image has come.
-      on_record: called with each finished image's record by the first rule.
-    """
+    """Certifies examples into logs, one for each rule; a row is on disk before the next image's."""
     missing = [set(writer.missing) for writer in writers]
     for done in certify_examples(source, examples, rules, seed=seed, on_progress=on_progress):
         for writer, record, wanted in zip(writers, done.records, missing, strict=True):

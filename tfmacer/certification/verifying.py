@@ -119,11 +119,6 @@ def verify_audit_log(
 ) -> None:
     """Verifies the certificates that a sidecar has served, and prints that they are right.
 
-    Args:
-      path: of its audit log.
-      head: the newest digest that is known, which an entry must have; None where none is.
-      open_source: as in `LogVerifier`.
-
     Raises:
       UserError: an entry is wrong, or does not follow the one before it; names the certificate.
     """

@@ -63,12 +63,7 @@ class Progress:
         self.show(self._done + 1, note)
 
     def show(self, done: int, note: str = "") -> None:
-        """Says how much is done.
-
-        Args:
-          done: in all, what was done before included.
-          note: what else there is to say; the last one is printed at the end as well.
-        """
+        """Says how much is done in all; the last note is printed at the end as well."""
         self._done, self._note = done, note
         left = self.left()
         self._bar.update(self._task, completed=done, note=note, left=left)

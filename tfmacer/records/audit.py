@@ -36,9 +36,6 @@ def read_audit_log(path: Path) -> Iterator[AuditEntry]:
 
     A torn last line is left out; a `Notice` says so.
 
-    Args:
-      path: of the file that the sidecar writes, or of one that it was rotated to.
-
     Raises:
       UserError: a file cannot be read, or a line is not an entry; names the line.
     """
@@ -115,10 +112,6 @@ def verify_entry(
     entry: AuditEntry, replay: Callable[[AuditEntry], Counts] | None = None
 ) -> str | None:
     """Computes a served certificate again.
-
-    Args:
-      entry: from the audit log.
-      replay: draws the votes again; None trusts the recorded ones.
 
     Returns:
       What is wrong with the entry; None where nothing is.

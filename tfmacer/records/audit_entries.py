@@ -135,11 +135,7 @@ class AuditEntry(_Call):
 
     @classmethod
     def from_line(cls, line: str, *, where: str = "") -> "AuditEntry":
-        """Reads one line.
-
-        Raises:
-          ValueError: it is not such a line, or was altered after it was written.
-        """
+        """Reads one line; raises ValueError where it is none, or was altered."""
         read, place = chain.from_line(line)
         fields = build(_Fields, read)
         if not re.fullmatch(ID, fields.certificate_id):

@@ -25,12 +25,7 @@ _ROTATED = re.compile(rf"\.[0-9]{{{_DIGITS}}}")
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """One entry of a chain.
-
-    Attributes:
-      number: from 1; 0 before the first entry.
-      digest: 64 hex digits; zeros before the first entry.
-    """
+    """An entry's number, from 1, and its digest of 64 hex digits; zeros before the first."""
 
     number: int
     digest: str
@@ -41,12 +36,7 @@ BEGINNING = Link(0, "0" * 64)
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """The position of a line in a chain.
-
-    Attributes:
-      before: the link that it claims to follow.
-      link: the line itself.
-    """
+    """A line's own link in a chain, and the link that it claims to follow."""
 
     before: Link
     link: Link
@@ -141,11 +131,7 @@ def rotated_name(path: Path, last: Link) -> Path:
 
 
 def rotated(path: Path) -> list[Path]:
-    """The files that `path` was rotated to and that are still there, the oldest first.
-
-    Raises:
-      OSError: the folder cannot be read.
-    """
+    """The files that `path` was rotated to and that are still there, the oldest first."""
     return sorted(
         each
         for each in path.parent.iterdir()

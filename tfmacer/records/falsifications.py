@@ -89,11 +89,7 @@ def log_digest(log: Log) -> str:
 
 
 def attacked_log(log: Log) -> dict[str, Any]:
-    """What the settings of a falsification say of the log whose certificates are attacked.
-
-    Raises:
-      UserError: it is another project's, which does not say of which model it is.
-    """
+    """What an attack's settings say of a log; raises UserError for another project's log."""
     if log.settings is None:
         raise UserError(f"{log.path}: not a log of tfmacer: nothing tells which model it is of")
     classifier = log.settings.classifier

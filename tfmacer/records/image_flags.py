@@ -112,11 +112,7 @@ class ImageFlags:
         return recorded
 
     def of_log(self, log: Log, *, run: RunDirectory | None) -> tuple[str, str]:
-        """Dataset and split of a log's images; says where others are given than are recorded.
-
-        Raises:
-          UserError: as in `dataset_of` and `split_of`.
-        """
+        """Dataset and split of a log's images; says where others are given than are recorded."""
         origin = str(log.path)
         images = log.settings.images if log.settings is not None else None
         recorded = (images.dataset, images.split) if images is not None else (None, None)

@@ -116,11 +116,7 @@ class LockedFile:
         self.open()
 
     def check(self) -> None:
-        """Checks that the file at the path is still the one that was written.
-
-        Raises:
-          UserError: the file was removed, replaced or written to by another program.
-        """
+        """Raises UserError where another program removed, replaced or wrote to the file."""
         if self._file is None:
             return
         opened = os.fstat(self._file)

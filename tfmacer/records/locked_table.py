@@ -73,11 +73,7 @@ class LockedTable(Generic[RowT]):
         del self._missing[row.idx]
 
     def check(self) -> None:
-        """Checks that the table and its settings are still the files that were written.
-
-        Raises:
-          UserError: the table or its settings were removed, replaced or changed meanwhile.
-        """
+        """Raises UserError where the table or its settings were removed, replaced or changed."""
         self._file.check()
         if read_text(settings_path(self.path)) != self._text:
             raise UserError(

@@ -61,11 +61,7 @@ class Log:
         return None if self.settings is None else altered(self.settings, self.records)
 
     def check(self) -> None:
-        """Refuses a log in which a row was altered; names the first.
-
-        Raises:
-          UserError: see `altered`.
-        """
+        """Raises UserError where a row was altered; names the first, see `altered`."""
         if self.settings is not None:
             check_rows(self.path, self.settings, self.records)
 

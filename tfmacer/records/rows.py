@@ -99,12 +99,7 @@ class Record:
 
 
 def columns(*, soft: bool, images: bool) -> tuple[str, ...]:
-    """Names of the columns of our logs, the digest last.
-
-    Args:
-      soft: whether the bound is on class probabilities, whose sums are then kept.
-      images: whether rows name their image, since format version 2.
-    """
+    """Names of the columns of our logs, the digest last."""
     return (
         *HARD_COLUMNS,
         *(SOFT_COLUMNS if soft else ()),

@@ -67,11 +67,7 @@ class SmoothedClassifier:
 
     @functools.cached_property
     def distribution(self) -> NoiseDistribution:
-        """The distribution of the noise.
-
-        Raises:
-          UserError: the family is unknown, or a parameter is out of range.
-        """
+        """The distribution of the noise; raises UserError where there is none such."""
         return noise_distribution(
             self.noise_family,
             sigma=self.sigma,
@@ -120,10 +116,6 @@ class Smoothing(SmoothedClassifier):
         """Reads what `to_json` wrote, in this version or an earlier one.
 
         A text of version 1 has no digest; a `Notice` says so.
-
-        Args:
-          text: the JSON.
-          origin: file or server it came from, for messages.
 
         Raises:
           UserError: not JSON, altered by hand, of an unknown format version, or with a field
@@ -211,11 +203,7 @@ class RunDirectory:
         self.certify = root / "certify"
 
     def read_smoothing(self) -> Smoothing:
-        """Reads `smoothing.json`.
-
-        Raises:
-          UserError: there is no finished run here, or the file cannot be used.
-        """
+        """Reads `smoothing.json`; raises UserError where no finished run is here."""
         for path in (self.smoothing, self.model):
             if not path.is_file():
                 raise UserError(

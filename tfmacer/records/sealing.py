@@ -50,11 +50,7 @@ def seal(fields: Mapping[str, Any], *, indent: int | None = 2) -> str:
 
 
 def unseal(text: str | bytes) -> dict[str, Any]:
-    """The fields of JSON that `seal` wrote, whatever its layout.
-
-    Raises:
-      ValueError: it is no such JSON, or was altered.
-    """
+    """The fields of JSON that `seal` wrote; raises ValueError where it is none, or was altered."""
     fields = json_object(text)
     if "digest" not in fields:
         raise ValueError("its digest is missing")

@@ -186,11 +186,7 @@ def rule_of(fields: Mapping[str, Any]) -> Rule:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Reads `i/N`, 0 <= i < N.
-
-    Raises:
-      UserError: it is anything else.
-    """
+    """Reads `i/N`, 0 <= i < N; raises UserError where it is anything else."""
     i, slash, n = text.partition("/")
     if not (slash and i.isdecimal() and n.isdecimal() and int(i) < int(n)):
         raise UserError(f"shard must be i/N with 0 <= i < N, got {text!r}")

@@ -102,11 +102,7 @@ class Settings(abc.ABC, Generic[RowT]):
         return "\t".join([*(cells[name] for name in self.columns[:-1]), row.digest or ABSENT])
 
     def from_line(self, line: str) -> RowT:
-        """Reads a line; its digest is not compared, see `sealed`.
-
-        Raises:
-          ValueError: it is not exactly what `to_line` writes.
-        """
+        """Reads a line, but for its digest; raises ValueError for what `to_line` does not write."""
         found = line.split("\t")
         if len(found) != len(self.columns):
             raise ValueError(f"{len(found)} columns, not {len(self.columns)}")
@@ -153,11 +149,7 @@ def settings_path(path: Path) -> Path:
 
 
 def read_settings(path: Path, kind: type[SettingsT]) -> SettingsT:
-    """Reads the settings of the table `path`.
-
-    Raises:
-      UserError: it is missing or cannot be used.
-    """
+    """Reads the settings of the table `path`; raises UserError where they cannot be used."""
     settings = settings_path(path)
     return kind.from_json(read_text(settings), origin=str(settings))
 
@@ -219,11 +211,7 @@ def altered(settings: Settings[RowT], rows: Iterable[RowT]) -> RowT | None:
 
 
 def check_rows(path: Path, settings: Settings[RowT], rows: Iterable[RowT]) -> None:
-    """Refuses a table in which a row was altered; names the first.
-
-    Raises:
-      UserError: see `altered`.
-    """
+    """Raises UserError where a row was altered; names the first, see `altered`."""
     if (row := altered(settings, rows)) is not None:
         raise UserError(
             f"{path}: the row of idx {row.idx} is corrupt or was altered: "

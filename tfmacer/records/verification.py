@@ -45,10 +45,6 @@ Replay = Callable[[LogSettings, Record], Replayed]
 def verify_log(log: Log, replay: Replay | None = None) -> str | None:
     """Computes every record of a log again.
 
-    Args:
-      log: of this project; its settings and the form of its rows were checked in reading.
-      replay: draws an image's votes again; None trusts the recorded ones.
-
     Returns:
       The idx of the first wrong record and what is wrong with it; None where all are right.
 

@@ -29,14 +29,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table before it has a format.
-
-    Attributes:
-      title: one line.
-      note: how to read it.
-      header: names of the columns.
-      rows: as many cells each.
-    """
+    """A table before it has a format."""
 
     title: str
     note: str

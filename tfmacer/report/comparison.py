@@ -169,12 +169,7 @@ def same_split(first: Run, second: Run) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs that differ only in their seed.
-
-    Attributes:
-      name: their common name.
-      runs: two or more.
-    """
+    """Two or more runs that differ only in their seed, and their common name."""
 
     name: str
     runs: tuple[Run, ...]

@@ -18,13 +18,7 @@ _FEWEST_EQUAL = 20
 
 @dataclasses.dataclass(frozen=True)
 class Repetition:
-    """A run whose certificates another one holds as well.
-
-    Attributes:
-      run: that repeats.
-      of: the run before it.
-      images: on how many they agree.
-    """
+    """A run that repeats `images` certificates of a run before it."""
 
     run: Run
     of: Run

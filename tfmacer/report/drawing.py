@@ -208,13 +208,6 @@ def label_ends(
     """Writes each curve's name beside its end, in its colour, names kept apart.
 
     Where colours come again, a sample of each line is beside its name instead.
-
-    Args:
-      axes: whose limits are set, and whose first lines are the curves.
-      ends: of the curves.
-      names: of each.
-      colours: of each.
-      inches: height of the axes; None where they fill the figure.
     """
     labels = [label(name) for name in names]
     if len(names) > len(COLOURS):
@@ -253,14 +246,7 @@ def label_ends(
 
 
 def _apart(values: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
-    """Ascending values moved as little as needed for what lies around them to fit between the ends.
-
-    Args:
-      values: where the middles are to be.
-      sizes: of what lies around each.
-      low: lower end.
-      high: upper end; passed where there is not room enough below it.
-    """
+    """Ascending middles moved as little as needed for their `sizes` to fit, from `low` upward."""
     placed: list[float] = []
     least = low
     for value, size in zip(values, sizes, strict=True):

@@ -60,11 +60,7 @@ def check_saved_model(directory: Path) -> None:
 
 
 def objections(directory: Path) -> list[str]:
-    """What keeps a SavedModel from being loaded, one line for each; none where it may be.
-
-    Raises:
-      UserError: it cannot be read.
-    """
+    """What keeps a SavedModel from being loaded, a line each; raises UserError if unreadable."""
     if stray := list(_stray_files(directory)):
         return stray  # unread: a pipe or a device may never end
     path = directory / FILE_NAME

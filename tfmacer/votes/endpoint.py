@@ -67,13 +67,7 @@ class Endpoint:
         transport: Transport = DIRECT,
         wrap: Callable[[grpc.Channel], grpc.Channel] = lambda channel: channel,
     ) -> None:
-        """Connects when it is first asked.
-
-        Args:
-          target: HOST:PORT, or another gRPC target.
-          transport: how to go there; in plain text and directly.
-          wrap: puts interceptors in front of the channel.
-        """
+        """Connects when it is first asked; `wrap` puts interceptors in front of the channel."""
         self.target = target
         options = [
             ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
@@ -154,12 +148,6 @@ def served_model(
     timeout: float = INFO_SECONDS,
 ) -> ServedModel:
     """Asks a model for its own description, through its signature `tfmacer_info`.
-
-    Args:
-      endpoint: who serves it.
-      model_name: under which name.
-      version: which version; None takes the one that the server answers with.
-      timeout: seconds to wait for the answer, retries included.
 
     Raises:
       BackendError: no answer, no such model, or a model that does not describe itself.

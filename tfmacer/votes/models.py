@@ -83,10 +83,6 @@ def _unregistered(path: Path) -> str:
 def check_saved(network: Any, *, what: str) -> None:
     """Refuses a Keras network that cannot be saved and loaded again.
 
-    Args:
-      network: with one input `[B, H, W, C]`.
-      what: the network, for the error message.
-
     Raises:
       UserError: it cannot be saved, or loaded in safe mode, or then answers differently.
     """

@@ -112,11 +112,7 @@ class SourceFlags:
         return self.run.read_smoothing() if self.run else None
 
     def load_tensorflow(self) -> None:
-        """Imports TensorFlow, and then the modules of `--import`.
-
-        Raises:
-          UserError: one of them cannot be imported.
-        """
+        """Imports TensorFlow, and then the modules of `--import`; see there."""
         commandline.load_tensorflow(self.modules)
 
     def open(self, *, intra_op_threads: int, distribution: str = "none") -> VoteSource:

@@ -180,11 +180,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def check_together(**values: str) -> None:
-    """Takes the values of flags that are given all or none.
-
-    Raises:
-      UserError: one is given and another is not.
-    """
+    """Raises UserError where one of some flags is given and another is not."""
     given = [name for name, value in values.items() if value]
     missing = [name for name, value in values.items() if not value]
     if given and missing:
@@ -222,11 +218,7 @@ def _check_expiry(flag: str, cert: Path) -> None:
 
 
 def load_authorities(context: ssl.SSLContext, flag: str, path: Path) -> None:
-    """Reads the certificates of authorities, the value of a flag.
-
-    Raises:
-      UserError: they cannot be used; names the flag.
-    """
+    """Reads certificates of authorities; raises UserError, naming the flag, if it cannot."""
     _check_readable(flag, path)
     try:
         context.load_verify_locations(path)
